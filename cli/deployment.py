@@ -133,7 +133,7 @@ def export(
 ) -> None:
     """Export a trained ticket for other programs, check its outputs there, and report its size."""
     EXPORTS.check(to)
-    from lthfunc.deployment.export.exportable import dense_sizes, exportable_of
+    from lthfunc.deployment.export.exportable import EXAMPLES, Exported, dense_sizes, exportable_of
     from lthfunc.runs import safe_files
     from lthfunc.runs.tickets import tickets_of_run
     from lthfunc.trees.atomic_io import safe_file_name
@@ -153,16 +153,22 @@ def export(
         raise invalid("--out", str(path), f"a file in an existing folder, which {str(path.parent)!r} is not")
     subject = exportable_of(found.model, found.ticket, found.data.shape)
     with aside().status(f"writing {path.name}"):
-        others = exporter(subject, path)
+        written = exporter(subject, path)
+        others = written.beside if isinstance(written, Exported) else list(written or ())
         rows = [*dense_sizes(found.ticket), (f"{path.name} ({to})", _size(path, others))]
+    difference = written.difference if isinstance(written, Exported) else None  # a user's own is not checked
     if json:
         about = {"file": str(path), "beside": [str(each) for each in others], "round": found.number}
-        about |= {"seed": found.seed, "trained": found.trained, "bytes": dict(rows)}
+        about |= {"seed": found.seed, "trained": found.trained, "bytes": dict(rows), "difference": difference}
         put_json(about)
         return
     from lthfunc.reports.program_tables import size_table
 
     screen().print(headline(found), "", size_table(rows), "", sep="\n", highlight=False)
+    if difference is not None:
+        apart = f"differ from the masked network's by at most {difference:.1e} of the largest"
+        same = "are the masked network's, bit for bit"
+        put(f"its outputs for {EXAMPLES} random inputs {apart if difference else same}")
     if subject.why_not_compacted:
         screen().print(subject.why_not_compacted, style="dim", highlight=False)
     for written in (path, *others):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch.nn.utils import prune as torch_prune
 
 import lthfunc as lf
 from lthfunc.catalog.deployment import EXPORTS
+from lthfunc.deployment.accuracy import difference
+from lthfunc.deployment.export import exportable
 from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.sparse.kernels.build import why_no_kernels
 
@@ -134,12 +137,34 @@ def test_export_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
         assert main(["export", str(run), "--to", target, "--round", "2"]) == 0
         shown = capsys.readouterr().out
         assert "under gzip" in shown
+        assert re.search(
+            r"its outputs for 5 random inputs (are|differ from) the masked network's(, bit| by at most \d\.\de)", shown
+        )
         path = run / f"lenet300-round02-{target}{EXPORTS[target].suffix}"
         assert str(path) in shown
         assert path.exists()
     back = torch.load(run / "lenet300-round02-state-dict.pt", weights_only=True)
     trained, _ = lf.load_tree(run / "seed0" / "round02" / "params.safetensors")
     assert lf.same_bits(back, trained["params"])
+
+
+@pytest.mark.parametrize("target", ["torch-export", "module", "state-dict", "prune", "scipy"])
+def test_an_export_with_other_outputs_is_not_written(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = difference
+    apart: list[float] = []
+
+    def noted(got: Any, wanted: Any) -> float:
+        apart.append(read(got, wanted))
+        return 1.0
+
+    monkeypatch.setattr(exportable, "difference", noted)
+    with pytest.raises(RuntimeError, match=f"{target}: outputs differ from the network's by 1.0e\\+00 of the largest"):
+        exported(target, "lenet5", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(apart) == 1
+    assert apart[0] < 1e-5  # it was what is written that was compared
 
 
 @pytest.mark.parametrize(

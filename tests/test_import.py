@@ -110,6 +110,9 @@ def test_nothing_else_unpickles_files() -> None:
                 if call == "np.load":
                     assert "allow_pickle=False" in ast.unparse(node)
     assert found == {
+        "lthfunc/deployment/export/state_dicts.py": [
+            "torch.load(io.BytesIO(payload), weights_only=True)"
+        ],  # just saved
         "lthfunc/models/checkpoint_reader.py": ["torch.load(path, map_location='cpu', weights_only=True)"],
         "lthfunc/scheduling/ray.py": ["pickle.loads(payload)", "pickle.loads(self._ray.get(ref))"],
         "lthfunc/scheduling/processes.py": ["pickle.loads(self.pipe.recv_bytes())"],

@@ -57,7 +57,7 @@ FORMATS = Registry("formats", "--format", {
     "int8": FormatEntry(".deployment.formats:INT8", "8-bit integers by torchao, which rounds", rounds=True),
 }, own=False, auto="measures all and takes the fastest; dense wins ties")  # fmt: skip
 
-#: (Exportable, path) -> the other files that it has written.
+#: (Exportable, path) -> an Exported; a user's may return the other files that it has written, or nothing.
 EXPORTS = Registry("exports", "--to", {
     "onnx": ExportEntry(
         ".deployment.export.graphs:onnx", "ONNX file, with sparse initialisers where smaller", suffix=".onnx"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
@@ -61,6 +63,16 @@ class Exportable(NamedTuple):
         return torch.randn(examples, *self.shape, generator=draw)
 
 
+class Exported(NamedTuple):
+    """What an export has written. beside: other files than the one that was named.
+
+    difference: of its outputs from the masked network's, relative to the largest output.
+    """
+
+    beside: list[Path]
+    difference: float
+
+
 class _Plain(nn.Module):
     """A network whose outputs are of other classes."""
 
@@ -89,12 +101,21 @@ def dense_sizes(ticket: Ticket) -> list[tuple[str, int]]:
     return [("dense, safetensors", len(payload)), ("the same under gzip", len(gzip.compress(payload)))]
 
 
+#: Inputs on which outputs are compared; another number than graphs are traced with.
+EXAMPLES = 5
 #: Largest difference between an export's outputs and the masked network's, relative to the largest output.
 TOLERANCE = 1e-4
 
 
-def check_outputs(what: str, got: Any, wanted: Any) -> None:
-    """Raise RuntimeError where outputs differ by more than TOLERANCE."""
-    found = difference(got, wanted)
+def compared(subject: Exportable, what: str, run: Callable[[Tensor], Any]) -> float:
+    """The difference of a program's outputs from the masked network's, relative to the largest output.
+
+    run: the program as it was read back from what is exported. Raises RuntimeError where they differ by more than
+    TOLERANCE.
+    """
+    x = subject.inputs(EXAMPLES)
+    with torch.no_grad():
+        found = difference(run(x.clone()), subject.outputs(x))
     if not found <= TOLERANCE:
         raise RuntimeError(f"{what}: outputs differ from the network's by {found:.1e} of the largest")
+    return found

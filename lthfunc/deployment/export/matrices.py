@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from lthfunc.trees.leaf_names import first_names
@@ -23,6 +24,13 @@ def matrices(module: nn.Module, params: Params, masks: Masks) -> Iterator[tuple[
             both = (params[first].detach().cpu(), masks[first].cpu())
             values, mask = (_matrix(layer, name, each) for each in both)
             yield name, values, mask
+
+
+def as_parameter(module: nn.Module, name: str, params: Params, matrix: Tensor) -> Tensor:
+    """A parameter as its layer stores it, from its matrix."""
+    leaf = params[first_names(module)[name]]
+    places = _matrix(module.get_submodule(_owner(name)), name, torch.arange(leaf.numel()).view(leaf.shape))
+    return torch.empty(leaf.numel(), dtype=matrix.dtype).scatter(0, places.flatten(), matrix.flatten()).view(leaf.shape)
 
 
 def _owner(name: str) -> str:

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from lthfunc.deployment.compaction.graph_outputs import BuildOutput
 from lthfunc.deployment.compaction.liveness import args_of
-from lthfunc.deployment.export.exportable import Exportable
+from lthfunc.deployment.export.exportable import Exportable, Exported, compared
 from lthfunc.errors import UserError
 from lthfunc.trees.atomic_io import write_atomically
 
@@ -41,7 +41,7 @@ class Network(nn.Module):
 '''
 
 
-def module(subject: Exportable, path: Path) -> list[Path]:
+def module(subject: Exportable, path: Path) -> Exported:
     """The compacted network as a plain ``nn.Module``: a Python file and a safetensors file of weights beside it."""
     if subject.compacted is None:
         raise UserError(f"--to: module takes a compacted network, and {subject.why_not_compacted}")
@@ -53,9 +53,20 @@ def module(subject: Exportable, path: Path) -> list[Path]:
     source = _SOURCE.format(
         title=title, weights=weights.name, layers="\n".join(_layers(network)), forward=_forward(network)
     )
-    write_atomically(weights, safetensors.torch.save(state))
+    payload = safetensors.torch.save(state)
+    found = compared(subject, "module", _made(source, payload))
+    write_atomically(weights, payload)
     write_atomically(path, source.encode())
-    return [weights]
+    return Exported([weights], found)
+
+
+def _made(source: str, payload: bytes) -> nn.Module:
+    """The network of a source that this module has written, with its weights."""
+    names: dict[str, Any] = {}
+    exec(source, names)
+    network: nn.Module = names["Network"]().eval()
+    network.load_state_dict(safetensors.torch.load(payload))
+    return network
 
 
 def _flat(network: nn.Module) -> GraphModule:

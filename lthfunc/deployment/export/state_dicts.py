@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lthfunc.deployment.export.exportable import Exportable
-from lthfunc.deployment.export.matrices import matrices
+from lthfunc.deployment.export.exportable import Exportable, Exported, compared
+from lthfunc.deployment.export.matrices import as_parameter, matrices
 from lthfunc.trees.atomic_io import safe_file_name, write_atomically
-from lthfunc.trees.leaf_names import first_names
+from lthfunc.trees.leaf_names import first_names, put_values
 from lthfunc.trees.ops import apply_masks
 
 
-def state_dict(subject: Exportable, path: Path) -> list[Path]:
+def state_dict(subject: Exportable, path: Path) -> Exported:
     """The masked weights for ``module.load_state_dict(torch.load(path, weights_only=True))``.
 
     It has the keys of the module's own state dict: both names of a shared weight, and only persistent buffers.
     """
-    _save(subject.masked.state_dict(), path)
-    return []
+    payload = _saved(subject.masked.state_dict())
+    found = compared(subject, "state-dict", _with_state(subject.masked, _loaded(payload)))
+    write_atomically(path, payload)
+    return Exported([], found)
 
 
-def prune(subject: Exportable, path: Path) -> list[Path]:
+def prune(subject: Exportable, path: Path) -> Exported:
     """A state dict with ``weight_orig`` and ``weight_mask``, as torch.nn.utils.prune makes them.
 
     A shared weight is pruned under each of its names.
@@ -38,11 +42,18 @@ def prune(subject: Exportable, path: Path) -> list[Path]:
             state[name] = leaf
         else:
             state[f"{name}_orig"], state[f"{name}_mask"] = leaf, mask.to(leaf)
-    _save(state, path)
-    return []
+    payload = _saved(state)
+    read = _loaded(payload)
+    whole = {
+        name: read[name] if name in read else read[f"{name}_orig"] * read[f"{name}_mask"]
+        for name in subject.masked.state_dict()
+    }
+    found = compared(subject, "prune", _with_state(subject.masked, whole))
+    write_atomically(path, payload)
+    return Exported([], found)
 
 
-def scipy(subject: Exportable, path: Path) -> list[Path]:
+def scipy(subject: Exportable, path: Path) -> Exported:
     """A folder with a CSR matrix (outputs, inputs) per layer for ``scipy.sparse.load_npz``, and the rest.
 
     The inputs of a convolution, transposed or not, are the kernel positions of its input channels, channel by channel;
@@ -53,19 +64,26 @@ def scipy(subject: Exportable, path: Path) -> list[Path]:
     import numpy as np
     from scipy import sparse
 
-    ticket = subject.ticket
+    ticket, network = subject.ticket, subject.model.evaluating
     params = apply_masks(ticket.params, ticket.masks)
-    path.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, values, mask in matrices(subject.model.evaluating, params, ticket.masks):
+    files, read = dict[Path, bytes](), dict[str, Tensor]()
+    for name, values, mask in matrices(network, params, ticket.masks):
         rows, columns = mask.numpy().nonzero()
         kept = _array(values)[rows, columns]  # including survivors that happen to be zero
-        found = sparse.csr_matrix((kept, (rows, columns)), shape=tuple(mask.shape))
-        written.append(path / f"{safe_file_name(name)}.npz")
-        _write(written[-1], lambda file, found=found: sparse.save_npz(file, found))
+        matrix = sparse.csr_matrix((kept, (rows, columns)), shape=tuple(mask.shape))
+        files[path / f"{safe_file_name(name)}.npz"] = payload = _written(partial(sparse.save_npz, matrix=matrix))
+        again = torch.from_numpy(sparse.load_npz(io.BytesIO(payload)).toarray())
+        read[first_names(network)[name]] = as_parameter(network, name, params, again)
     rest = {name: _array(leaf) for name, leaf in {**params, **ticket.buffers}.items() if name not in ticket.masks}
-    _write(path / "rest.npz", lambda file: np.savez(file, **rest))
-    return written
+    files[path / "rest.npz"] = _written(lambda file: np.savez(file, **rest))
+    read |= {name: torch.from_numpy(each) for name, each in rest.items()}
+    leaves = {**params, **ticket.buffers}
+    module = put_values(subject.masked, {name: leaf.to(leaves[name].dtype) for name, leaf in read.items()})
+    found = compared(subject, "scipy", module)
+    path.mkdir(parents=True, exist_ok=True)
+    for file, payload in files.items():
+        write_atomically(file, payload)
+    return Exported([file for file in files if file.name != "rest.npz"], found)
 
 
 def _array(leaf: Tensor) -> Any:
@@ -74,12 +92,23 @@ def _array(leaf: Tensor) -> Any:
     return (leaf.float() if leaf.dtype == torch.bfloat16 else leaf).numpy()
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
+def _saved(state: Mapping[str, Any]) -> bytes:
     plain = {name: leaf.contiguous() if isinstance(leaf, Tensor) else leaf for name, leaf in state.items()}
-    _write(path, lambda file: torch.save(plain, file))
+    return _written(lambda file: torch.save(plain, file))
 
 
-def _write(path: Path, save: Any) -> None:
+def _loaded(payload: bytes) -> dict[str, Any]:
+    """A state dict that was just saved, as its users read it."""
+    found: dict[str, Any] = torch.load(io.BytesIO(payload), weights_only=True)
+    return found
+
+
+def _with_state(module: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+    module.load_state_dict(state)
+    return module
+
+
+def _written(write: Callable[[io.BytesIO], Any]) -> bytes:
     file = io.BytesIO()
-    save(file)
-    write_atomically(path, file.getvalue())
+    write(file)
+    return file.getvalue()
