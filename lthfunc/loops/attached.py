@@ -234,9 +234,11 @@ class Attached:
                     leaf.copy_(theirs[name])
         put_state(self._loop.optimizers, self._loop.params, new.opt, self._fresh)
         self._set_masks(new.masks)
+        self.round += 1
         if step != self.step:
             self.step, self._rewound_to = step, step
-        self.round += 1
+            if self._loop.schedulers:
+                self._return_schedule(step)
 
     def _set_masks(self, masks: Masks) -> None:
         self._held.set(masks)
@@ -268,21 +270,23 @@ class Attached:
             self._changed(state := self.state, change, state)
 
     def _follow_schedule(self) -> None:
-        """Before a step: note the schedule of the steps that may be returned to, and return to it after rewinding.
+        """Before a step: note the schedule where it may return to, and return to it after rewinding.
 
-        A loop advances its schedule between two steps, before or after a round begins.
+        A round has done so already, but a loop may advance its schedule after a round begins.
         """
-        optimizers, schedulers = self._loop.optimizers, self._loop.schedulers
         if self._rewound_to is not None:
-            saved = copy.deepcopy(self._schedules[self._rewound_to])
-            for scheduler, state in zip(schedulers, saved["schedulers"], strict=True):
-                scheduler.load_state_dict(state)
-            for group, values in zip(groups(optimizers), saved["groups"], strict=True):
-                group.update(values)
+            self._return_schedule(self._rewound_to)
             self._rewound_to = None
         elif self.step in (0, self._anchor_step) and self.step not in self._schedules:
-            states = [copy.deepcopy(scheduler.state_dict()) for scheduler in schedulers]
-            self._schedules[self.step] = {"schedulers": states, "groups": hyperparameters(optimizers)}
+            states = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._loop.schedulers]
+            self._schedules[self.step] = {"schedulers": states, "groups": hyperparameters(self._loop.optimizers)}
+
+    def _return_schedule(self, step: int) -> None:
+        saved = copy.deepcopy(self._schedules[step])
+        for scheduler, state in zip(self._loop.schedulers, saved["schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        for group, values in zip(groups(self._loop.optimizers), saved["groups"], strict=True):
+            group.update(values)
 
 
 def takes_gradient(change: Change) -> bool:
