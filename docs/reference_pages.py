@@ -1,7 +1,7 @@
 """Parts of pages that are made when the site is built: commands by Typer, names and examples by the library.
 
-They replace lines like ``<!-- commands of lthfunc -->``, ``<!-- names of PACKAGE, first MODULE … -->`` and
-``<!-- cells of SCRIPT -->``.
+They replace lines like ``<!-- commands of lthfunc -->``, ``<!-- names of PACKAGE, first MODULE … -->``,
+``<!-- module of MODULE -->`` and ``<!-- cells of SCRIPT -->``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def made(app: Sphinx, env: BuildEnvironment, *changes: set[str]) -> list[str]:
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
     """Put what is made into a page's text."""
-    makers = {"commands": commands, "names": names, "cells": cells}
+    makers = {"commands": commands, "names": names, "module": module, "cells": cells}
     before, *rest = _MADE.split(source[0])
     for maker, subject, first, after in zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True):
         before += "\n".join(makers[maker](subject, *first.split())) + after
@@ -62,6 +62,15 @@ def names(package: str, *first: str) -> Iterator[str]:
             yield from (_described(name, getattr(exporter, name), home) for name in homes if homes[name] == home)
 
 
+def module(home: str) -> Iterator[str]:
+    """The public names of a module that no package exports."""
+    found = importlib.import_module(home)
+    yield f"```{{py:currentmodule}} {home}\n```\n\n{_markdown(inspect.getdoc(found))}"
+    for name, each in vars(found).items():
+        if getattr(each, "__module__", None) == home and not name.startswith("_"):
+            yield _described(name, each, home)
+
+
 def _homes(package: ModuleType) -> dict[str, str]:
     """name -> the module that it lies in, of all names that a package exports but for its submodules."""
     imports = [node for node in ast.walk(ast.parse(inspect.getsource(package))) if isinstance(node, ast.ImportFrom)]
@@ -73,7 +82,7 @@ def _homes(package: ModuleType) -> dict[str, str]:
 def _described(name: str, found: Any, home: str) -> str:
     """A directive for a function, a class with its methods, or an alias of a type."""
     if inspect.isfunction(found):
-        return _directive("function", f"{name}{inspect.signature(found)}", _markdown(inspect.getdoc(found)))
+        return _directive("function", f"{name}{_signature(found)}", _markdown(inspect.getdoc(found)))
     if not inspect.isclass(found):
         analyzer = ModuleAnalyzer.for_module(home)
         value = re.search(rf"^{name} = (.+)$", analyzer.code, re.MULTILINE)
@@ -81,14 +90,19 @@ def _described(name: str, found: Any, home: str) -> str:
         comment = " ".join(analyzer.find_attr_docs().get(("", name), []))
         return _directive("type", f"{name}\n:canonical: {value[1]}", _markdown(comment))
     methods = [
-        _directive("method", f"{key}{inspect.signature(member)}".replace("(self, ", "(").replace("(self)", "()"),
+        _directive("method", f"{key}{_signature(member)}".replace("(self, ", "(").replace("(self)", "()"),
                    _markdown(inspect.getdoc(member)), depth=6)
         for key, member in vars(found).items()
         if inspect.isfunction(member) and not key.startswith("_") and member.__doc__
     ]  # fmt: skip
     kind = "exception" if issubclass(found, Exception) else "class"
-    arguments = "" if kind == "exception" else str(inspect.signature(found)).partition(" -> ")[0]
+    arguments = "" if kind == "exception" else _signature(found).partition(" -> ")[0]
     return _directive(kind, f"{name}{arguments}", "\n".join([_markdown(inspect.getdoc(found)), *methods]))
+
+
+def _signature(function: Any) -> str:
+    """As it is written, without quotes around annotations."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
 
 
 def _directive(kind: str, head: str, text: str, depth: int = 8) -> str:

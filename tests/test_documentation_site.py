@@ -13,6 +13,7 @@ from conftest import ROOT, until
 from test_report_in_a_browser import browser  # noqa: F401
 
 import lthfunc as lf
+from lthfunc.sparse import functional
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (site / "reference" / "api").glob("*.html"))
     described = {*re.findall(r'id="(lthfunc\.[\w.]+)"', pages)}
     public = {f"{package.__name__}.{name}" for package in (lf, lf.data, lf.models) for name in package.__all__}
+    public |= {f"{functional.__name__}.{name}" for name in ("to_tiles", "from_tiles", "sparse_conv2d", "conv_pattern")}
     assert public - {"lthfunc.data", "lthfunc.models"} <= described
 
 
