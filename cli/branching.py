@@ -22,9 +22,10 @@ def branch(
     layers: o.Layers = False,
     json: o.Json = False,
 ) -> None:
-    """Continue from a round of a finished run with another rewinding, score, structure or schedule.
+    """Continue from a round of a finished run with other settings, e.g. another rewinding, score or schedule.
 
-    The run is not changed; the branch is a new run, with the shared rounds copied into it.
+    Rewinding: from which weights a pruned network is retrained; score: by what weights are kept. The run is not
+    changed; the branch is a new run, with the shared rounds copied into it.
     """
     from .running import branch_run
 
@@ -40,7 +41,7 @@ def transfer(
     layers: o.Layers = False,
     json: o.Json = False,
 ) -> None:
-    """Train a run's tickets, masks and initial weights, on another data set (Morcos et al. 2019).
+    """Train a run's tickets, i.e. their masks and initial weights, on another data set (Morcos et al. 2019).
 
     An output layer of another size is newly initialised, and dense.
     """

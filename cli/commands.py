@@ -139,17 +139,19 @@ class GroupedCommands(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the groups of commands, a line each."""
-        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
+
+        from .console import screen
 
         table = Table.grid(padding=(0, 2))
         for group, commands in COMMANDS.items():
-            for name, about in commands.items():
-                first = name == next(iter(commands))
-                table.add_row(f"[dim]{group}[/]" if first else "", f"[bold cyan]{name}[/]", about.line)
+            for number, (name, about) in enumerate(commands.items()):
+                table.add_row(Text("" if number else group, "dim"), Text(name, "bold cyan"), about.line)
             table.add_row()
-        console = Console(highlight=False)
-        console.print("[yellow]Usage:[/] lthfunc COMMAND …", "", self.help, "", table, sep="\n")
-        console.print("[bold cyan]lthfunc COMMAND --help[/]  explains a command, with examples.")
-        console.print(f"[dim]Before a command:[/] {', '.join(each.opts[0] for each in self.get_params(ctx))}.")
-        console.print(self.epilog)
+        before = ", ".join(each.opts[0] for each in self.get_params(ctx))
+        screen().print(
+            Text("Usage: lthfunc COMMAND …", "yellow"), "", self.help, "", table,
+            Text.assemble(("lthfunc COMMAND --help", "bold cyan"), "  explains a command, with examples."),
+            f"Before a command: {before}.", self.epilog, sep="\n", highlight=False,
+        )  # fmt: skip

@@ -29,9 +29,10 @@ def connectivity(
     plot: o.Plot = None,
     json: o.Json = False,
 ) -> None:
-    """Train two copies from step K with different data orders, and measure the error on the line between them.
+    """Find the step from which training is stable: two orders of the data then lead to one solution.
 
-    Without an error barrier on that line, the network is stable from step K on (Frankle et al. 2020).
+    Two copies are trained from step K with different orders of the data, and the error is measured on the line between
+    them. Where it doesn't rise there (has no barrier), training is stable from step K on (Frankle et al. 2020).
     """
     if points < 3:
         raise invalid("--points", points, "a whole number of at least 3")

@@ -35,7 +35,10 @@ def methods(
     plot: o.Plot = None,
     json: o.Json = False,
 ) -> None:
-    """Prune and train a network to one density by each published method, and compare them in one table."""
+    """Prune and train a network by each published method, and compare them in one table.
+
+    All reach one density, the share of the weights that remain.
+    """
     if list_:
         from .listings import listing
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -167,7 +166,9 @@ def with_settings(command: str) -> Callable[[Callable[..., None]], Callable[...,
     """Replace a function's parameter `given` or `sources`, for Typer, by an option for each of a command's settings."""
 
     def decorated(function: Callable[..., None]) -> Callable[..., None]:
-        taken = {each.name: each for setting in settings_of(SETTINGS, command) for each in _parameters(setting)}
+        taken = {
+            each.name: each for setting in settings_of(SETTINGS, command) for each in _parameters(setting, command)
+        }
         own = inspect.signature(function, eval_str=True).parameters
         parameters: list[inspect.Parameter] = []
         for each in own.values():
@@ -203,49 +204,43 @@ def _given_of(values: Mapping[str, Any]) -> Given:
 
 
 @functools.cache
-def _parameters(setting: Setting) -> list[inspect.Parameter]:
+def _parameters(setting: Setting, command: str) -> list[inspect.Parameter]:
     """The option of a setting, and hidden ones by its former names.
 
-    None means "not given": a configuration file or a default then decides.
+    None means "not given": a configuration file, the run that a command continues, or a default then decides.
     """
     kind: Any = str if setting.holds is dict else setting.item
     if setting.holds is not None:
         kind = list[kind]
-    default = setting.shown_default
+    of_run = command in ("resume", "branch") or (command == "transfer" and not setting.follows_data)
+    default = "the run's" if of_run else setting.shown_default
     offered = setting.choices or setting.offers
-
-    def option(flags: str, *, hidden: bool) -> Any:
-        return typer.Option(
-            flags,
+    flags = {setting.name: setting.flags, **{name: f"--{name.replace('_', '-')}" for name in setting.former_names}}
+    options = {
+        name: typer.Option(
+            each,
             parser=None if setting.holds is dict else _PARSERS.get(setting.item),
             metavar=setting.shown_metavar,
             help=setting.help if default is None else f"{setting.help} \\[default: {default}]",
             autocompletion=setting.names.complete if setting.names else names(*offered) if offered else None,
             rich_help_panel=setting.panel,
-            hidden=hidden,
+            hidden=name != setting.name,
         )
-
-    options = {setting.name: option(setting.flags, hidden=False)}
-    options |= {former: option(f"--{former.replace('_', '-')}", hidden=True) for former in setting.former_names}
+        for name, each in flags.items()
+    }
     return [_option(name, Annotated[kind | None, each]) for name, each in options.items()]
 
 
 def _table(setting: Setting, texts: list[str]) -> dict[str, Any]:
     """NAME=VALUE each, or PATTERN=NUMBER. Raises UserError."""
-    read = _number_of if setting.item is float else _text_of
-    return dict(read(setting.option, text) for text in texts)
-
-
-def _text_of(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise invalid(option, text, "NAME=VALUE, e.g. width=2")
-    return name, value
-
-
-def _number_of(option: str, text: str) -> tuple[str, float]:
-    pattern, _, rate = text.rpartition("=")
-    with suppress(ValueError):
-        if pattern:
-            return pattern, float(rate)
-    raise invalid(option, text, "PATTERN=RATE, e.g. 'conv*=0.1'")
+    numbers, found = setting.item is float, {}
+    for text in texts:
+        name, equals, value = text.rpartition("=") if numbers else text.partition("=")
+        try:
+            if not equals or not (name if numbers else name.isidentifier()):
+                raise ValueError
+            found[name] = float(value) if numbers else value
+        except ValueError:
+            expected = "PATTERN=RATE, e.g. 'conv*=0.1'" if numbers else "NAME=VALUE, e.g. width=2"
+            raise invalid(setting.option, text, expected) from None
+    return found

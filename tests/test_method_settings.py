@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,10 +62,10 @@ def test_which_methods_mean_something(setting: MethodContext) -> None:
 def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(
         dataset="digits", density=0.25, rounds=3, steps=12, eval_every=5, momentum=0.5, weight_decay=0.125, lr=0.5,
-        schedule="step", milestone=(4,), cycles=2, batch_size=40, loss="auto", metric="top-2", on_nonfinite="skip",
+        schedule="step", milestone=(4,), batch_size=40, loss="auto", metric="top-2", on_nonfinite="skip",
         synflow_rounds=7, engine="eager", threads=3, augment=True,
     )  # fmt: skip
-    config, found = method_context(given)
+    config, found = method_context(replace(given, cycles=2))
     assert (config.engine, config.threads) == ("eager", 3)
     assert (found.steps, found.eval_every, found.rounds, found.density) == (12, 5, 3, 0.25)
     assert (found.device, found.synflow_rounds, found.shape) == ("cpu", 7, (1, 8, 8))

@@ -83,9 +83,9 @@ def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch)
         chosen(engine="sparse", sparse=False)
     with pytest.raises(UserError, match=r"^--engine: invalid value 'sparse' .*eager or compile with --precision bf16"):
         chosen(engine="sparse", precision="bf16")
-    with pytest.raises(UserError, match=r"^--engine: invalid value 'sparse' .*eager or compile with --device mps"):
-        chosen(engine="sparse", device="mps")
-    assert chosen(rounds=2, device="mps") == ("compile", None)
+    with pytest.raises(UserError, match=r"^--engine: invalid value 'sparse' .*eager or compile with --device cuda"):
+        chosen(engine="sparse", device="cuda")
+    assert chosen(rounds=2, device="cuda") == ("compile", None)
 
 
 def test_threads_are_for_large_networks_and_the_sparse_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from lthfunc.energy.amounts import Metered
 from lthfunc.energy.phases import Phases
 from lthfunc.experiments.config import Interval, parse_interval
 from lthfunc.experiments.iterative import Progress
-from lthfunc.runs.checkpoints import Checkpoint, checkpoints, load_checkpoint, save_checkpoint, step_of
+from lthfunc.runs.checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
 from lthfunc.runs.folder import training_folder
-from lthfunc.scheduling.queue import Beginning, Execution, TrainingCost
+from lthfunc.scheduling.queue import Execution, TrainingCost
 from lthfunc.scheduling.ranks import broadcast_training, check_same_networks, naming_lost_ranks
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Checkpointer, Observers
@@ -54,8 +54,10 @@ def train_with_checkpoints(
     saved = [each for each in found if each is not None]
     if len(saved) < count or len({int(each.progress.fit.state.step) for each in saved}) > 1:
         saved = []  # one of them is damaged: all trainings of this program start again
-    if run.config.compact and saved and not _compacted_alike(context, beginnings[0], saved[0]):
-        saved = []
+    if run.config.compact and saved:
+        now = saved[0].progress.fit.state
+        # A unit may have died since the start; with other units removed, sums would be in another order.
+        saved = saved if same_cuts(context.model, beginnings[0].start, now, trainer.data.shape) else []
     before = sum(each.seconds for each in saved) / count
 
     def seconds() -> float:
@@ -89,14 +91,6 @@ def _metered(checkpointer: Checkpointer[Progress], phases: Phases) -> Checkpoint
         return end if other is None else min(end, other)
 
     return replace(checkpointer, next_check=pause, on_phase=phases.next)
-
-
-def _compacted_alike(context: Any, beginning: Beginning, saved: Checkpoint) -> bool:
-    """Whether compaction removes what it did when the training started; otherwise its sums would be in another order.
-
-    A unit may have died since then.
-    """
-    return same_cuts(context.model, beginning.start, saved.progress.fit.state, context.trainer.data.shape)
 
 
 class _CheckpointWriter:
