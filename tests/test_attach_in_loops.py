@@ -243,6 +243,11 @@ def test_what_cannot_work_is_refused_in_one_line() -> None:
     assert "a list of (step, transformation), not 0.5" in refused(module, optimizer, 0.5)
     assert "steps of at least 0" in refused(module, optimizer, [(-1, HALVED)])
     assert "round 2 begins at step 0" in refused(module, optimizer, [(0, HALVED), (0, HALVED)])
+    late = {"rewind": lf.rewound, "anchor_step": 5}
+    assert "round 2 begins at step 5, but round 1 continues at 5" in refused(
+        module, optimizer, [(5, HALVED)] * 2, **late
+    )
+    assert "round 2 begins at step 3, but round 1 continues at 3" in refused(module, optimizer, [(3, HALVED)] * 2)
     assert "needs steps" in refused(module, optimizer, lambda state, gradient: state)
     assert "expected a TrainState" in refused(module, optimizer, lambda state: 3)
     assert "another network" in refused(module, optimizer, lambda state: state._replace(params={}))

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from lthfunc.argument_hints import described
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.loops.held_masks import HeldMasks
+from lthfunc.loops.schedules import Schedules
 from lthfunc.loops.torch_optimizers import (
     fresh_state,
-    groups,
-    hyperparameters,
     mixes,
     put_state,
     state_tree,
@@ -69,8 +68,7 @@ class Attached:
         self.anchor: TrainState | None = None
         self._held = HeldMasks(loop.params, loop.prunable)
         self._fresh, self._mixes = fresh_state(loop.optimizers, loop.params), any(map(mixes, loop.optimizers))
-        self._schedules: dict[int, Any] = {}
-        self._rewound_to: int | None = None
+        self._schedules = Schedules(loop.schedulers, loop.optimizers)
         self._handles = [
             loop.optimizers[0].register_step_pre_hook(self._before_step),
             loop.optimizers[-1].register_step_post_hook(self._after_step),
@@ -126,8 +124,8 @@ class Attached:
             "round": self.round,
             "masks": self.masks,
             "anchor": None if self.anchor is None else self.anchor._asdict(),
-            "schedules": copy.deepcopy(self._schedules),
-            "rewound_to": self._rewound_to,
+            "schedules": copy.deepcopy(self._schedules.noted),
+            "schedule_due": self._schedules.due,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -146,7 +144,8 @@ class Attached:
         anchor = state_dict["anchor"]
         self.step, self.round = state_dict["step"], state_dict["round"]
         self.anchor = None if anchor is None else tree_map(self._to_device, TrainState(**anchor))
-        self._schedules, self._rewound_to = copy.deepcopy(state_dict["schedules"]), state_dict["rewound_to"]
+        self._schedules.noted = copy.deepcopy(state_dict["schedules"])
+        self._schedules.due = state_dict["schedule_due"]
         self._set_masks(state_dict["masks"])
         self._look_ahead()
 
@@ -189,7 +188,7 @@ class Attached:
         if within_step(optimizer):
             return
         if self._loop.schedulers:
-            self._follow_schedule()
+            self._schedules.before_step(self.step, note=self.step in (0, self._anchor_step))
         if self._held.waits:
             if any(map(callable, (*args, *kwargs.values()))):
                 raise UserError("plan: a change that takes the gradient doesn't work with optimizer.step(closure)")
@@ -217,8 +216,7 @@ class Attached:
     def _look_ahead(self) -> None:
         """Check that the next round can be reached, and whether it needs the gradient of the next step."""
         step, change = self._next()
-        if step is not None and step <= self.step:
-            raise UserError(f"plan: round {self.round + 1} begins at step {step}, but step {self.step} comes before it")
+        self._check_order(self.round, self.step)
         self._held.waits = change is not None and step == self.step + 1 and takes_gradient(change)
 
     def _begin(self, change: Change) -> None:
@@ -226,8 +224,8 @@ class Attached:
             raise UserError(f"rewind: round {self.round + 1} begins before step {self._anchor_step} of the anchor")
         new = self._changed(self._now(), change, self.anchor)
         step = int(new.step)
-        if self._loop.schedulers and step != self.step and step not in self._schedules:
-            raise UserError(f"scheduler: its state at step {step} is unknown (known: {[*self._schedules]})")
+        if step != self.step:
+            self._schedules.check(step)
         with torch.no_grad():
             for leaves, theirs in ((self._loop.params, new.params), (self._loop.buffers(), new.buffers)):
                 for name, leaf in leaves.items():
@@ -236,9 +234,8 @@ class Attached:
         self._set_masks(new.masks)
         self.round += 1
         if step != self.step:
-            self.step, self._rewound_to = step, step
-            if self._loop.schedulers:
-                self._return_schedule(step)
+            self.step = step
+            self._schedules.rewind(step)
 
     def _set_masks(self, masks: Masks) -> None:
         self._held.set(masks)
@@ -267,26 +264,15 @@ class Attached:
         step, change = self._next()
         self._gradient = self._held.whole_gradients()
         if change is not None and step != self.step:
-            self._changed(state := self.state, change, state)
+            now = self.state
+            at = [now._replace(step=torch.full_like(now.step, each)) for each in (step or 0, self._anchor_step)]
+            self._check_order(1, int(self._changed(at[0], change, at[1]).step))
 
-    def _follow_schedule(self) -> None:
-        """Before a step: note the schedule where it may return to, and return to it after rewinding.
-
-        A round has done so already, but a loop may advance its schedule after a round begins.
-        """
-        if self._rewound_to is not None:
-            self._return_schedule(self._rewound_to)
-            self._rewound_to = None
-        elif self.step in (0, self._anchor_step) and self.step not in self._schedules:
-            states = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._loop.schedulers]
-            self._schedules[self.step] = {"schedulers": states, "groups": hyperparameters(self._loop.optimizers)}
-
-    def _return_schedule(self, step: int) -> None:
-        saved = copy.deepcopy(self._schedules[step])
-        for scheduler, state in zip(self._loop.schedulers, saved["schedulers"], strict=True):
-            scheduler.load_state_dict(state)
-        for group, values in zip(groups(self._loop.optimizers), saved["groups"], strict=True):
-            group.update(values)
+    def _check_order(self, rounds: int, step: int) -> None:
+        """Raise UserError where the round after so many begins at a step that has passed."""
+        if not callable(self._plan) and rounds < len(self._plan) and self._plan[rounds][0] <= step:
+            begins = self._plan[rounds][0]
+            raise UserError(f"plan: round {rounds + 1} begins at step {begins}, but round {rounds} continues at {step}")
 
 
 def takes_gradient(change: Change) -> bool:
