@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from lthfunc.experiments.records import Record, Spread, spread
-from lthfunc.reports.charts import Chart, Series, ordered
+from lthfunc.reports.charts import MARKERS, Chart, Series, ordered
 from lthfunc.reports.tables import percent, plain_table
 
 
@@ -50,7 +50,8 @@ def barrier_charts(records: Sequence[Record]) -> list[Chart]:
     for number, row in enumerate(rows):
         group = [item for item in records if item["k"] == row.k]
         error = [100 * statistics.fmean(values) for values in zip(*(item["error"] for item in group), strict=True)]
-        lines.append(Series(f"from step {row.k:,}", group[0]["alphas"], error, None, *ordered(number, len(rows))))
+        look = (*ordered(number, len(rows)), MARKERS[number % len(MARKERS)])
+        lines.append(Series(f"from step {row.k:,}", group[0]["alphas"], error, None, *look))
     barrier = Series(
         "barrier", [row.k for row in rows], [100 * row.barrier.mean for row in rows],
         [100 * row.barrier.std for row in rows],
@@ -61,6 +62,6 @@ def barrier_charts(records: Sequence[Record]) -> list[Chart]:
         ),
         Chart(
             "barrier", "Connectivity barrier", "step at which the copies part", "barrier (% of the test set)",
-            [barrier], across=[(0.0, "none")],
+            [barrier], across=[(0.0, "no barrier")],
         ),
     ]  # fmt: skip
