@@ -36,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what the pages' reader has: files of own code, a checkpoint, photographs, a text."""
+    """A working directory with what the pages' reader has: files of own code, a checkpoint, a text."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(blocks("docs/how-to/own-code.md", "python")[0])
     Path("rings.py").write_text(blocks("docs/how-to/data.md", "python")[-1])
@@ -46,12 +46,16 @@ def place(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     names: dict[str, Any] = {}
     exec(compile(network, "net.py", "exec"), names)
     torch.save(names["Net"]().state_dict(), "net.pth")
+    return tmp_path
+
+
+def take_photographs(folder: Path) -> None:
+    """Noise, of two classes."""
     for label in ("cats", "dogs"):
-        (tmp_path / "photos" / label).mkdir(parents=True)
+        (folder / label).mkdir(parents=True)
         for number in range(20):
             picture = torch.randint(0, 256, (30, 34, 3), dtype=torch.uint8).numpy()
-            Image.fromarray(picture).save(tmp_path / "photos" / label / f"{number}.png")
-    return tmp_path
+            Image.fromarray(picture).save(folder / label / f"{number}.png")
 
 
 @pytest.mark.parametrize("command", to_run("README.md", *(f"docs/{page}.md" for page in RUN)))
@@ -66,6 +70,7 @@ def test_each_command_runs(
         monkeypatch.setattr(f"{module}._QUICK_SECONDS", 0.02, raising=False)
         monkeypatch.setattr(f"{module}._QUICK_REPEATS", 1, raising=False)
     if "folder:photos" in words:
+        take_photographs(place / "photos")
         monkeypatch.setenv("LTHFUNC_CACHE", str(place / "cache"))
     if "mnist" in words:
         words += ["--data-dir", str(request.getfixturevalue("mnist_dir"))]
@@ -224,7 +229,7 @@ def test_a_folder_of_images_is_read_as_printed(place: Path) -> None:
     """The reader that measured Conv-2, on photographs: fewer, and of two classes."""
     (code,) = blocks("docs/results/methods.md", "python")
     for part in ("train", "test"):
-        shutil.copytree("photos", f"cifar/{part}")
+        take_photographs(place / "cifar" / part)
     assert "val=1000, classes=10" in code
     code = code.replace("val=1000, classes=10", "val=8, classes=2")
     names: dict[str, Any] = {}
