@@ -137,12 +137,13 @@ def _headline(prepared: PreparedPlan, command: str, folder: Path) -> Iterator[st
 
 
 def _rounds(config: Config, command: str) -> str:
+    dense = "the dense network" + (", which is trained already" if config.from_trained else "")
     if command == TRAIN or not config.rounds:
-        return "the dense network"
+        return dense
     per_round = f"{100 * config.rate:g} % of the remaining weights" if config.densities is None else "weights"
     controls = f", and controls: {', '.join(config.control)}" if config.control else ""
     return (
-        f"the dense network, then {counted(config.rounds, 'round')} that each prune {per_round} by {config.score}, "
+        f"{dense}, then {counted(config.rounds, 'round')} that each prune {per_round} by {config.score}, "
         f"{config.allocate} ({ALLOCATIONS.about(config.allocate)}){_until(config)}{controls}"
     )
 

@@ -169,7 +169,8 @@ def prepared(folder: Path) -> Path:
     append_lines(folder / "measured.jsonl", [
         {"kind": "execution", "time": "now", "machine": machine, "round": 1, "seed": 0, "form": "dense",
          "bytes": {"dense": 4000, "program": 2000}, "compression_ratio": 1.2, "theoretical_speedup": 1.3,
-         "batch_size": 64, "seconds_a_batch": {"dense": 2e-4, "sparse": 1e-4}},
+         "batch_size": 64, "seconds_a_batch": {"dense": 2e-4, "sparse": 1e-4}, "program": "sparse",
+         "turns": {"dense": [2e-4, 2e-4], "sparse": [1e-4, 1e-4]}},
         {"kind": "energy", "time": "now", "machine": machine, "round": 1, "seed": 0, "device": "cpu", "samples": 100,
          "repeats": 2, "batch_size": 50, "form": "dense", "source": "a meter", "country": "USA", "assumed": True,
          "formats": {name: dict.fromkeys(amounts, spread) for name in ("dense", "masked", "specialised")}},

@@ -143,6 +143,9 @@ def test_every_batch_size_is_in_the_picture() -> None:
     assert picture.labels == ["layers of the whole", "dense"]
     assert picture.groups[1][1] == [1e6 / 64, 2e6 / 64]
     assert "the chosen program is 2.0 (batches of 64) times as fast" in picture.caption  # of the other none can be told
+    old = {**measured[2], "turns": None, "program": None}  # before turns were kept
+    picture, *_ = measured_pictures("RUN", RECORDS, [old])
+    assert picture.caption == "Medians of turns, round 1 on CPU."
     picture, *_ = measured_pictures("RUN", RECORDS, measured)
     assert isinstance(picture, Bars)
     assert [name for name, *_ in picture.groups] == ["batches of 8"]  # of that round

@@ -66,7 +66,7 @@ def run_costs(
         how = f"{item['source']}, electricity of {item['country']}"
     elif timed:
         item, times = timed[-1]
-        programs = {"dense": "dense", "specialised": item.get("program", item["form"])}
+        programs = {"dense": "dense", "specialised": item.get("program") or item["form"]}
         costs = {name: {"seconds": [seconds / times.batch for seconds in times.turns[program]]}
                 for name, program in programs.items() if program in times.turns}  # fmt: skip
         how = "timed by specialize"

@@ -36,7 +36,7 @@ def measurements(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def timings_of(item: Mapping[str, Any]) -> Timings | None:
     """The times of a measurement of kind "execution"; None where nothing was timed."""
-    if not item.get("seconds_a_batch"):
+    if not item.get("seconds_a_batch") or not item.get("batch_size"):
         return None
     turns = item.get("turns") or {name: [seconds] * 2 for name, seconds in item["seconds_a_batch"].items()}
     return Timings(turns, item["batch_size"])

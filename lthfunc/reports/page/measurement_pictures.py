@@ -94,8 +94,11 @@ def _speed(measured: Sequence[Mapping[str, Any]]) -> list[Picture]:
         (f"batches of {batch}", [1e6 * found.seconds[name] / batch for name in names], None)
         for batch, (_, found) in latest.items()
     ]
-    ratios = {batch: found.speedup(item.get("program", item["form"])) for batch, (item, found) in latest.items()}
-    told = [f"{times:.1f} (batches of {batch})" for batch, times in ratios.items() if times is not None]
+    told = [
+        f"{times:.1f} (batches of {batch})"
+        for batch, (item, found) in latest.items()
+        if (program := item.get("program") or item["form"]) in found.turns and (times := found.speedup(program))
+    ]
     where = about["machine"]["gpu"] or about["machine"]["processor"]
     words = f": the chosen program is {', '.join(told)} times as fast as the dense network" if told else ""
     caption = f"Medians of turns, round {about['round']} on {where}{words}."
