@@ -160,7 +160,7 @@ def test_a_loop_of_ones_own_is_pruned_in_thirty_lines(
     assert "range(10)" in loop
     names: dict[str, Any] = {}
     exec(compile(loop.replace("range(10)", "range(2)"), "loops.md", "exec"), names)
-    found = re.findall(r"(\d+\.\d)% of the weights, accuracy (\d+)", capsys.readouterr().out)
+    found = re.findall(r"(\d+\.\d)% left: (\d+)", capsys.readouterr().out)
     assert [float(density) for density, _ in found] == [100, 50, 25, 12.5]
     assert int(found[-1][1]) > 50
     exec(compile(rigl, "loops.md", "exec"), names)
