@@ -70,7 +70,8 @@ def test_a_plan_of_steps_has_the_bits_of_the_functional_path(plan: Any, made: lf
     assert lf.same_bits(attached.ticket(), lf.ticket(folded(made, START, plan)))
 
 
-def test_rigl_grows_where_the_gradient_of_the_step_is_large() -> None:
+@pytest.mark.parametrize("by_closure", [False, True])
+def test_rigl_grows_where_the_gradient_of_the_step_is_large(by_closure: bool) -> None:
     seen: dict[str, torch.Tensor] = {}
 
     def change(state: TrainState, gradient: dict[str, torch.Tensor]) -> TrainState:
@@ -82,9 +83,18 @@ def test_rigl_grows_where_the_gradient_of_the_step_is_large() -> None:
     attached = lf.attach(module, optimizer, [SPARSE, (2, change)])
     loop(module, optimizer, 0, 1)
     before = attached.state
-    for _ in range(2):  # accumulated over two backward passes
-        nn.functional.cross_entropy(module(BATCHES[0][0]), BATCHES[0][1]).backward()
-    optimizer.step()
+
+    def accumulated() -> float:
+        optimizer.zero_grad()
+        for _ in range(2):
+            nn.functional.cross_entropy(module(BATCHES[0][0]), BATCHES[0][1]).backward()
+        return 0.0
+
+    if by_closure:
+        optimizer.step(accumulated)
+    else:
+        accumulated()
+        optimizer.step()
     model = lf.from_module(module, init=lf.as_built)
     once = lf.mean_gradient(lf.loss_of(model, before.buffers), [BATCHES[0]])(before.params, before.masks)
     for name, mask in before.masks.items():

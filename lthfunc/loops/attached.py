@@ -184,16 +184,32 @@ class Attached:
             return None, self._plan
         return self._plan[self.round] if self.round < len(self._plan) else (None, None)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if within_step(optimizer):
-            return
+            return None
         if self._loop.schedulers:
             self._schedules.before_step(self.step, note=self.step in (0, self._anchor_step))
-        if self._held.waits:
-            if any(map(callable, (*args, *kwargs.values()))):
-                raise UserError("plan: a change that takes the gradient doesn't work with optimizer.step(closure)")
-            self._gradient = self._held.whole_gradients()
+        if not self._held.waits:
+            self._held.mask_gradients()
+        elif not any(map(callable, (*args, *kwargs.values()))):
+            self._take_gradient()
+        else:
+            return tuple(map(self._taking, args)), {name: self._taking(value) for name, value in kwargs.items()}
+        return None
+
+    def _take_gradient(self) -> None:
+        self._gradient = self._held.whole_gradients()
         self._held.mask_gradients()
+
+    def _taking(self, value: Any) -> Any:
+        """A closure that also takes the gradient; other arguments of a step as they are."""
+
+        def closure() -> Any:
+            loss = value()
+            self._take_gradient()
+            return loss
+
+        return closure if callable(value) else value
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # a GradScaler's, for a fused optimiser

@@ -25,7 +25,7 @@ class HeldMasks:
         self.masks: Masks = {name: torch.ones_like(leaf, dtype=torch.bool) for name, leaf in self._params.items()}
         self._factors: Params = {}
         self._masked: dict[str, tuple[int, int]] = {}
-        #: Whether gradients are left whole until `take_gradients`.
+        #: Whether gradients stay whole until `mask_gradients`.
         self.waits = False
         self._handles: list[RemovableHandle] = [
             leaf.register_post_accumulate_grad_hook(self._hook(name)) for name, leaf in self._params.items()
