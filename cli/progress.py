@@ -30,9 +30,7 @@ _REDRAW = 0.1
 _REFRESHES = 4
 #: Most trainings that are named beside a bar.
 _SHOWN = 2
-#: Columns of a screen from which on a training's density and loss are shown.
-_WIDE = 100
-#: Columns of a bar, and of all else in its line but the name, without and with these.
+#: Columns of a bar, and of all else in its line but the name: without and with the training's loss and density.
 _BAR, _BESIDE, _BESIDE_WIDE = (8, 40), 44, 74
 
 
@@ -91,11 +89,12 @@ def progress_view(
 def _bars(trainings: Sequence[dict[str, Any]], width: int) -> Table:
     """A line per training: its name, a bar that moves until it can be counted, steps per second, accuracy."""
     table = Table.grid(padding=(0, 2))
-    for column in range(7 if width >= _WIDE else 5):
-        table.add_column(no_wrap=True, justify="left" if column < 2 else "right")
     names = [who(each["seed"], each["round"], each["variant"]) for each in trainings]
-    beside = max(map(len, names), default=0) + (_BESIDE_WIDE if width >= _WIDE else _BESIDE)
-    bar = min(max(width - beside, _BAR[0]), _BAR[1])
+    room = width - max(map(len, names), default=0)
+    wide = room >= _BESIDE_WIDE + _BAR[0]
+    bar = min(max(room - (_BESIDE_WIDE if wide else _BESIDE), _BAR[0]), _BAR[1])
+    for column in range(7 if wide else 5):
+        table.add_column(no_wrap=True, justify="left" if column < 2 else "right")
     for name, each in zip(names, trainings, strict=True):
         done, of = each["at"] - each["start"], each["stop"] - each["start"]
         point, rate, counts = each["point"], each.get("rate"), done > 0
@@ -103,7 +102,7 @@ def _bars(trainings: Sequence[dict[str, Any]], width: int) -> Table:
             "" if rate is None else f"{rate:,.0f} steps/s",
             "" if point is None else f"val {100 * point['accuracy']:.2f} %",
         ]
-        if width >= _WIDE:
+        if wide:
             loss = "" if point is None else f"loss {point['loss']:.3f}"
             cells += [loss, f"density {100 * each['density']:.1f} %"]
         share = f"{100 * done / max(1, of):.0f} %" if counts else "starting"
