@@ -18,11 +18,12 @@ from lthfunc.experiments.records import Record, Row, summarize
 from lthfunc.printable import counted
 from lthfunc.reports.tables import result_table
 from lthfunc.scheduling.progress import Tracker
-from lthfunc.scheduling.queue import Watcher
+from lthfunc.scheduling.queue import Stopping, Watcher
 from lthfunc.training.results import Point
 
 from .bars import bar_of
 from .console import duration, printable, say
+from .stopping import STOPPING
 
 #: Seconds between two redraws of a bar; counting every step would cost more than a small step takes.
 _REDRAW = 0.1
@@ -36,16 +37,17 @@ _BAR, _BESIDE, _BESIDE_WIDE = (8, 40), 44, 74
 
 @contextmanager
 def watching(
-    console: Console, title: str, trainings: int, tracker: Tracker, records: Sequence[Record]
+    console: Console, title: str, trainings: int, tracker: Tracker, records: Sequence[Record], stopping: Stopping
 ) -> Iterator[Watcher]:
     """The watcher of a run for stderr: a live display on a terminal, otherwise lines.
 
-    title: what is trained on what. trainings: all of the run; records: those that have finished before.
+    title: what is trained on what. trainings: all of the run; records: those that have finished before. stopping:
+    whether the run will stop.
     """
     if not console.is_terminal:
         yield Lines(trainings, tracker, records)
         return
-    display = _Display(console, title, trainings, tracker, records)
+    display = _Display(console, title, trainings, tracker, records, stopping)
     with Live(console=console, get_renderable=display.now, refresh_per_second=_REFRESHES, transient=True):
         yield display
 
@@ -137,9 +139,11 @@ class _Display(Watcher):
     """The live display. It is drawn by its own thread, so that steps have no part in it."""
 
     def __init__(
-        self, console: Console, title: str, trainings: int, tracker: Tracker, records: Sequence[Record]
-    ) -> None:
+        self, console: Console, title: str, trainings: int, tracker: Tracker, records: Sequence[Record],
+        stopping: Stopping,
+    ) -> None:  # fmt: skip
         self._console, self._title, self._trainings, self._tracker = console, title, trainings, tracker
+        self._stopping = stopping
         self._records = list(records)
         self._rows = summarize(self._records)
 
@@ -149,8 +153,9 @@ class _Display(Watcher):
 
     def now(self) -> Group:
         """What is drawn."""
-        finished, about = len(self._records), self._tracker.snapshot()
-        return progress_view(self._title, finished, self._trainings, about, self._rows, self._console.size)
+        finished, about, (width, height) = len(self._records), self._tracker.snapshot(), self._console.size
+        view = progress_view(self._title, finished, self._trainings, about, self._rows, (width, height - 1))
+        return Group(view, STOPPING) if self._stopping() else view
 
 
 class _Tasks(Watcher):

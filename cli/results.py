@@ -78,7 +78,7 @@ def file_lines(run: Run, folder: Path, pictures: Sequence[Path] = ()) -> Iterato
     if safe_files.status(folder, folder / OLD_TICKET) is not None:
         files.append((OLD_TICKET, f"last round, by an older version: round {last} before training"))
     if run.config.replicates > 1 and files:
-        files.append(("seed*/", "the same of every seed; those above are the first's"))
+        files.append(("seed*/", "those of all seeds; above: the first's"))
     files += [(path.name, "picture") for path in pictures]
     width = max((len(name) for name, _ in files), default=0)
     yield from (f"  {name:{width}}  {what}" for name, what in files)

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+#: What users read once they have asked to stop.
+STOPPING = "stopping after this step; press Ctrl-C again to stop at once"
+
 
 class Stop:
     """Whether a stop was requested; calling it returns this. number: of the signal."""
@@ -34,7 +37,7 @@ def stopping(*, aloud: bool = True) -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.number = number
         if aloud:
-            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
+            os.write(2, f"\n{STOPPING}\n".encode())
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -69,8 +69,8 @@ def train_run(
     for line in (*_headline(prepared, command, folder), *([note] if note else [])):
         put_words(line, console=aside())
     with (
-        session(config, again, _resume(folder, config)) as (stop, meter),
-        watching(aside(), f"{config.arch} on {config.dataset}", trainings_of(config), tracker, earlier) as live,
+        session(config, again, _resume(folder, config), aloud=not aside().is_terminal) as (stop, meter),
+        watching(aside(), f"{config.arch} on {config.dataset}", trainings_of(config), tracker, earlier, stop) as live,
         tracking(config, folder) as trackers,
         broadcasting(folder, tracker, [live, *trackers, *sent_on(folder)]) as watcher,
     ):
@@ -78,13 +78,16 @@ def train_run(
 
 
 @contextmanager
-def session(config: Config, again: str | None, resume: str | None = None) -> Iterator[tuple[Stop, Meter | None]]:
+def session(
+    config: Config, again: str | None, resume: str | None = None, *, aloud: bool = True
+) -> Iterator[tuple[Stop, Meter | None]]:
     """Context of trainings that can be interrupted, with their threads and, if requested, a meter.
 
-    again: the command that resumes them; resume: that of this run alone, if another.
+    again: the command that resumes them; resume: that of this run alone, if another. aloud: whether a request to stop
+    is confirmed at once, since no display does.
     """
     keep_freed_memory()
-    with stopping() as stop:
+    with stopping(aloud=aloud) as stop:
         try:
             with using_threads(config.threads), _metered(config) as meter:
                 yield stop, meter
