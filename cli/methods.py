@@ -11,7 +11,7 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put_json, say, screen
+from .console import put, put_json, put_words, say, screen
 from .experiment import settings_of
 
 
@@ -54,13 +54,14 @@ def methods(
     from lthfunc.experiments.config import to_mapping
     from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
     from lthfunc.experiments.trust import remember_code
-    from lthfunc.reports.methods import method_picture, method_rows, method_table
+    from lthfunc.reports.methods import method_picture, method_rows, method_table, most_accurate
     from lthfunc.runs.method_results import make_checkpoint_folder, open_results
     from lthfunc.scheduling.execute import check_ray
     from lthfunc.scheduling.methods import COMPARED, compare
     from lthfunc.scheduling.queue import Execution
 
     from .progress import watching_tasks
+    from .results import show_suggestions
     from .running import make_folder
     from .training import session
 
@@ -95,7 +96,19 @@ def methods(
         put_json({"config": to_mapping(settings), "steps": context.steps, "results": records})
         return
     screen().print(f"{title} each", highlight=False)
-    screen().print(method_table(rows))
+    console = screen()
+    console.print(method_table(rows, console.width))
+    put_words("trainings: steps of all its trainings / those of one training", style="dim")
+    put()
+    put_words(most_accurate(rows))
+    more = [] if settings.replicates > 1 else ["--replicates 3"]
+    more += [] if plot else ["--plot methods.png"]
+    found = [("lthfunc methods --list", "what each of the methods is")]
+    if more:
+        command = " ".join([shlex.join(["lthfunc", *sys.argv[1:]]), *more])
+        seeds, picture = ("with three seeds" if settings.replicates == 1 else ""), ("" if plot else "as a picture")
+        found.insert(0, (command, f"the same {' and '.join(filter(None, [seeds, picture]))}"))
+    show_suggestions(found)
 
 
 def _line(task: Any, item: dict[str, Any]) -> str:

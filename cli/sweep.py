@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
 from . import options as o
-from .console import put, put_json, say, screen
+from .console import put, put_json, put_words, say, screen
 from .experiment import merged
 
 
@@ -113,9 +113,12 @@ def sweep(
 def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, grid: bool, wants_json: bool) -> None:
     from lthfunc.reports.matplotlib_figures import printed, save
     from lthfunc.reports.sweeps import best_of, trial_pictures, trial_table
+    from lthfunc.reports.tables import percent
+    from lthfunc.runs.folder import whole_run
     from lthfunc.runs.sweep_results import as_values, trial_folder
 
     from .remote_runs import named
+    from .results import show_suggestions, suggestions
 
     pictures = []
     for picture in trial_pictures(done, names, grid=grid):
@@ -129,12 +132,15 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     put()
     screen().print(trial_table(done, replicates))
     put()
-    if best is None:
+    if best is None or best.worth is None:
         put("Every trial failed.")
     else:
-        run = trial_folder(folder, best.number)
-        config = shlex.quote(str(run / "config.toml"))
-        put(f"best      trial {best.number}; repeat it with: lthfunc prune --config {config}")
+        reached = f"{percent(best.worth, replicates)} %"
+        put_words(f"Best: trial {best.number}, whose validation accuracy ({reached}) is the highest of {len(done)}.")
+    put(f"\nFiles in {named(folder)}:")
+    put(f"  trial{best.number if best else 0:03d}/ …  a run for each trial")
     for path in pictures:
-        put(f"picture   {named(path)}")
-    put(f"all       {named(folder)}")
+        put(f"  {path.name}  picture")
+    if best is not None:
+        run = trial_folder(folder, best.number)
+        show_suggestions(suggestions(whole_run(run), run))

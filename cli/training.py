@@ -144,9 +144,10 @@ def _rounds(config: Config, command: str) -> str:
     if command == TRAIN or not config.rounds:
         return dense
     per_round = f"{100 * config.rate:g} % of the remaining weights" if config.densities is None else "weights"
+    prunes = "that prunes" if config.rounds == 1 else "that each prune"
     controls = f", and controls: {', '.join(config.control)}" if config.control else ""
     return (
-        f"{dense}, then {counted(config.rounds, 'round')} that each prune {per_round} by {config.score}, "
+        f"{dense}, then {counted(config.rounds, 'round')} {prunes} {per_round} by {config.score}, "
         f"{config.allocate} ({ALLOCATIONS.about(config.allocate)}){_until(config)}{controls}"
     )
 

@@ -74,7 +74,7 @@ def test_the_dense_network_alone_can_be_swept(tmp_path: Path, capsys: Any) -> No
     configs = [read_run(out / f"trial00{number}")[1] for number in range(2)]
     assert [config.optimizer for config in configs] == ["adam", "sgd"]
     assert configs[0].lr != configs[1].lr  # a rate belongs to its optimiser
-    assert "best      trial" in capsys.readouterr().out
+    assert "Best: trial" in capsys.readouterr().out
 
 
 def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: Any) -> None:

@@ -13,6 +13,9 @@ from lthfunc.experiments.records import Record, Spread, search_energy, spread
 from lthfunc.reports.charts import Bars
 from lthfunc.reports.tables import percent
 
+#: Columns of a screen from which on the table says what each method is.
+_EXPLAINED = 110
+
 
 class MethodRow(NamedTuple):
     """A method over its seeds. steps: of training, as multiples of one training. kwh: drawn by it, where metered."""
@@ -50,16 +53,18 @@ def method_rows(records: Sequence[Record], steps: int) -> list[MethodRow]:
     return sorted(rows, key=lambda row: -row.test_accuracy.mean)
 
 
-def method_table(rows: Sequence[MethodRow]) -> Table:
-    """Accuracies at one density, and what each method's training cost."""
+def method_table(rows: Sequence[MethodRow], width: int) -> Table:
+    """Accuracies at one density, what each method's training cost and, if a screen is wide enough, what it is."""
     replicates = max(row.replicates for row in rows)
     title = f"mean ± standard deviation of {replicates} seeds" if replicates > 1 else None
-    table = Table(title=title, title_style="dim", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
     metered = any(row.kwh is not None for row in rows)
     for head in ("density %", "test acc %", "trainings", "seconds", *(["Wh"] if metered else [])):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("what it is", style="dim")
+    explained = width >= _EXPLAINED
+    if explained:
+        table.add_column("what it is", style="dim")
     for row in rows:
         what = METHODS.about(row.method) + (f"; empty: {', '.join(row.collapsed)}" if row.collapsed else "")
         table.add_row(
@@ -69,9 +74,23 @@ def method_table(rows: Sequence[MethodRow]) -> Table:
             f"{row.steps:.1f}",
             f"{row.seconds:.1f}",
             *(["–" if row.kwh is None else f"{1000 * row.kwh:.2f}"] if metered else []),
-            what,
+            *([what] if explained else []),
         )
     return table
+
+
+def most_accurate(rows: Sequence[MethodRow]) -> str:
+    """The most accurate method beside the dense network, in a sentence; empty where nothing was pruned."""
+    pruned = [row for row in rows if row.method != "dense"]
+    if not pruned:
+        return ""
+    reached = {row.method: f"{percent(row.test_accuracy, row.replicates)} %" for row in rows}
+    best = pruned[0]
+    dense = f"; the dense network has {reached['dense']}" if "dense" in reached else ""
+    seeds = (
+        f"over {best.replicates} seeds" if best.replicates > 1 else "with one seed: how much seeds differ is not known"
+    )
+    return f"Most accurate on the test set: {best.method}, {reached[best.method]}{dense}, {seeds}."
 
 
 def method_picture(rows: Sequence[MethodRow], title: str) -> Bars:

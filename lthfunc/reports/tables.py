@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row, Spread
@@ -24,9 +26,35 @@ def steps(value: Spread, replicates: int) -> str:
     return f"{value.mean:,.0f} ± {value.std:,.0f}" if replicates > 1 else f"{value.mean:,.0f}"
 
 
+class _PlainTable(Table):
+    """A table without lines; on a screen too narrow for it, its rows are columns, in blocks one below the other."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        head, *rows = zip(*([str(each.header), *map(str, each.cells)] for each in self.columns), strict=True)
+        if sum(max(map(cell_len, cells)) + 2 for cells in zip(head, *rows, strict=True)) - 2 <= options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        title, names = self.title, max(map(cell_len, head))
+        while rows:
+            room = options.max_width - names
+            count = 0
+            while count < len(rows) and (room := room - 2 - max(map(cell_len, rows[count]))) >= 0:
+                count += 1
+            block, rows = rows[: max(1, count)], rows[max(1, count) :]
+            table = plain_table(head[0], *(row[0] for row in block), title=str(title) if title else None)
+            for line in list(zip(head, *block, strict=True))[1:]:
+                table.add_row(*line)
+            yield from Table.__rich_console__(table, console, options)
+            title = None
+            if rows:
+                yield Text()
+
+
 def plain_table(*heads: str, left: int = 1, title: str | None = None) -> Table:
     """An empty table without lines: the first `left` columns flush left, the others flush right."""
-    table = Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = _PlainTable(
+        title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False
+    )
     for place, head in enumerate(heads):
         table.add_column(head, justify="left" if place < left else "right")
     return table
