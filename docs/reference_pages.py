@@ -88,7 +88,7 @@ def _described(name: str, found: Any, home: str) -> str:
         value = re.search(rf"^{name} = (.+)$", analyzer.code, re.MULTILINE)
         assert value is not None, name
         comment = " ".join(analyzer.find_attr_docs().get(("", name), []))
-        return _directive("type", f"{name}\n:canonical: {value[1]}", _markdown(comment))
+        return _directive("type", name, f"`{value[1]}`\n\n{_markdown(comment)}")
     methods = [
         _directive("method", f"{key}{_signature(member)}".replace("(self, ", "(").replace("(self)", "()"),
                    _markdown(inspect.getdoc(member)), depth=6)
