@@ -106,7 +106,6 @@ if TYPE_CHECKING:
         magnitude as magnitude,
         random_scores as random_scores,
     )
-    from lthfunc.sparsify.selection import Select as Select, unstructured as unstructured
     from lthfunc.sparsify.sharded_pruning import (
         globally_on as globally_on,
         layerwise_on as layerwise_on,
@@ -114,6 +113,7 @@ if TYPE_CHECKING:
     )
     from lthfunc.sparsify.sparsegpt import sparsegpt as sparsegpt
     from lthfunc.sparsify.structures import (
+        Select as Select,
         blocks as blocks,
         has_blocks as has_blocks,
         has_n_of_m as has_n_of_m,
@@ -121,6 +121,7 @@ if TYPE_CHECKING:
         n_of_m as n_of_m,
         per_output as per_output,
         units as units,
+        unstructured as unstructured,
     )
     from lthfunc.sparsify.synflow import synflow as synflow
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket

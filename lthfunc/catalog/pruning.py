@@ -86,7 +86,7 @@ ALLOCATIONS = Registry("allocations", "--allocate", {
 
 #: (scores, masks, keep) -> masks, or what makes such a function.
 STRUCTURES = Registry("structures", "--structure", {
-    "unstructured": StructureEntry(".sparsify.selection:unstructured", "single weights", rows=False),
+    "unstructured": StructureEntry(".sparsify.structures:unstructured", "single weights", rows=False),
     "per-output": StructureEntry(
         ".sparsify.structures:per_output", "the same number of weights for every output", "Sun et al. 2024, sec. 3",
         takes=("exempt",),

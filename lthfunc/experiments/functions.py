@@ -17,8 +17,7 @@ from lthfunc.sparsify.allocation import Allocate, globally, layerwise
 from lthfunc.sparsify.budgets import globally_with_minimum
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
 from lthfunc.sparsify.scores import Score, random_scores
-from lthfunc.sparsify.selection import Select
-from lthfunc.sparsify.structures import units
+from lthfunc.sparsify.structures import Select, units
 from lthfunc.tracebacks import call_user_function
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.engines.interface import Work

@@ -13,7 +13,7 @@ from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, end_
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.rewinding import learning_rate_rewound
 from lthfunc.sparsify.scores import Score, magnitude
-from lthfunc.sparsify.selection import Select, unstructured
+from lthfunc.sparsify.structures import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.loop import fit_together, untrained_fits

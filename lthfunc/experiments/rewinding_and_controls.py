@@ -22,7 +22,7 @@ from lthfunc.sparsify.rewinding import (
     shuffled_masks,
 )
 from lthfunc.sparsify.scores import random_scores
-from lthfunc.sparsify.selection import unstructured
+from lthfunc.sparsify.structures import unstructured
 from lthfunc.sparsify.transforms import prune
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks, clone, density, full_masks, leaf_difference, masked_like

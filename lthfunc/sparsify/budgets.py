@@ -8,6 +8,7 @@ that it has left); what a full layer cannot take goes to the others in the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.ops import as_numbers, count, layer_counts
 from lthfunc.trees.types import Masks
+
+Name = TypeVar("Name")
 
 
 @public
@@ -129,8 +132,8 @@ def lamp(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
 
 
 def apportion(
-    budget: int, weights: Mapping[str, float], most: Mapping[str, int], least: Mapping[str, int]
-) -> dict[str, int]:
+    budget: int, weights: Mapping[Name, float], most: Mapping[Name, int], least: Mapping[Name, int]
+) -> dict[Name, int]:
     """Divide `budget` in proportion to `weights`, each share within [least, most]: whole numbers with exactly that sum.
 
     Remainders go to the layers with the largest ones, in order where they are equal. Raises UserError where no shares
@@ -185,7 +188,7 @@ def _clipped(share: float, least: int, most: int) -> float:
     return min(float(most), max(float(least), share))
 
 
-def _check_room(budget: int, least: Mapping[str, int]) -> None:
+def _check_room(budget: int, least: Mapping[Any, int]) -> None:
     if budget < sum(least.values()):
         raise UserError(
             f"min_layer_weights: {len(least)} layers need at least {sum(least.values())} weights together, but the "

@@ -10,10 +10,9 @@ from torch import Tensor
 from lthfunc.errors import UserError, invalid
 from lthfunc.printable import dtype_and_shape
 from lthfunc.sparsify.allocation import Allocate, KeepCounts
-from lthfunc.sparsify.scores import Scores
-from lthfunc.sparsify.selection import Select
-from lthfunc.tracebacks import call_user_function, function_name, is_library_function
-from lthfunc.trees.ops import clone
+from lthfunc.sparsify.scores import Scores, by_layer
+from lthfunc.sparsify.structures import Select
+from lthfunc.tracebacks import function_name, is_library_function
 from lthfunc.trees.types import Masks
 
 
@@ -24,11 +23,7 @@ def checked_allocation(allocate: Allocate) -> Allocate:
     name = f"allocate: {function_name(allocate)!r}"
 
     def verified(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
-        given = clone((scores, masks))
-        keep: Any = call_user_function("allocate", function_name(allocate), lambda: allocate(*given, fraction))
-        if not isinstance(keep, dict) or keep.keys() != masks.keys():
-            found = list(keep) if isinstance(keep, dict) else type(keep).__name__
-            raise invalid(name, found, f"a function that returns a count for each of {', '.join(masks)}")
+        keep = by_layer("allocate", allocate, (scores, masks, fraction), masks, "a count")
         return {layer: _count(name, layer, keep[layer]) for layer in masks}
 
     return verified
@@ -41,11 +36,7 @@ def checked_selection(select: Select) -> Select:
     name = f"select: {function_name(select)!r}"
 
     def verified(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
-        given = clone((scores, masks, keep))
-        chosen: Any = call_user_function("select", function_name(select), lambda: select(*given))
-        if not isinstance(chosen, dict) or chosen.keys() != masks.keys():
-            found = list(chosen) if isinstance(chosen, dict) else type(chosen).__name__
-            raise invalid(name, found, f"a function that returns a mask for each of {', '.join(masks)}")
+        chosen = by_layer("select", select, (scores, masks, keep), masks, "a mask")
         for layer, mask in masks.items():
             leaf = chosen[layer]
             if not isinstance(leaf, Tensor) or leaf.dtype != torch.bool or leaf.shape != mask.shape:

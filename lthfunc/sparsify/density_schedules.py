@@ -15,7 +15,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.sparsify.allocation import Allocate, fraction_from, globally
 from lthfunc.sparsify.scores import Score, checked_score, magnitude
-from lthfunc.sparsify.selection import Select, unstructured
+from lthfunc.sparsify.structures import Select, unstructured
 from lthfunc.sparsify.transforms import prune, prune_once
 from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.ops import Count, count

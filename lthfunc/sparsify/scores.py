@@ -74,18 +74,10 @@ def checked_score(score: Score, later: list[Tensor] | None = None) -> Score:
     >>> lf.checked_score(lf.magnitude)({"w": torch.tensor([-2.0, 1.0])}, {"w": torch.tensor([True, True])})
     {'w': tensor([2., 1.])}
     """
-    name = "score" if is_library_function(score) else f"score: {function_name(score)!r}"
+    name = _named("score", score)
 
     def verified(params: Params, masks: Masks) -> Scores:
-        given = clone((params, masks))
-        scores: Any = (
-            score(*given)
-            if is_library_function(score)
-            else call_user_function("score", function_name(score), lambda: score(*given))
-        )
-        if not isinstance(scores, dict) or scores.keys() != masks.keys():
-            found = list(scores) if isinstance(scores, dict) else type(scores).__name__
-            raise invalid(name, found, f"a function that returns one leaf for each of {', '.join(masks)}")
+        scores = by_layer("score", score, (params, masks), masks, "one leaf")
         for layer, mask in masks.items():
             leaf = scores[layer]
             if not isinstance(leaf, Tensor) or leaf.dtype == torch.bool or leaf.is_complex():
@@ -106,3 +98,23 @@ def checked_score(score: Score, later: list[Tensor] | None = None) -> Score:
         return scores
 
     return verified
+
+
+def by_layer(
+    option: str, function: Callable[..., Any], arguments: tuple[Any, ...], masks: Masks, what: str
+) -> dict[str, Any]:
+    """What a function returns for copies of the arguments, which must be `what` for each layer. Raises UserError."""
+    given, name = clone(arguments), _named(option, function)
+    found: Any = (
+        function(*given)
+        if is_library_function(function)
+        else call_user_function(option, function_name(function), lambda: function(*given))
+    )
+    if not isinstance(found, dict) or found.keys() != masks.keys():
+        shown = list(found) if isinstance(found, dict) else type(found).__name__
+        raise invalid(name, shown, f"a function that returns {what} for each of {', '.join(masks)}")
+    return found
+
+
+def _named(option: str, function: Callable[..., Any]) -> str:
+    return option if is_library_function(function) else f"{option}: {function_name(function)!r}"

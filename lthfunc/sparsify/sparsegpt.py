@@ -12,6 +12,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparsify.activations import check_moments, stored_transposed
 from lthfunc.sparsify.allocation import fraction_to
 from lthfunc.sparsify.budgets import apportion, uniform
+from lthfunc.sparsify.ranking import ranks
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import TrainState
 
@@ -22,11 +23,7 @@ BlockSelect = Callable[[Tensor, float], Tensor]
 
 def best_of_block(scores: Tensor, density: float) -> Tensor:
     """The best of a block of columns, wherever they are."""
-    keep = round(density * scores.numel())
-    order = scores.flatten().argsort(descending=True, stable=True)
-    kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    kept[order[:keep]] = True
-    return kept.view(scores.shape)
+    return ranks(scores, torch.ones_like(scores, dtype=torch.bool)) < round(density * scores.numel())
 
 
 @public
@@ -104,11 +101,10 @@ def _shares(mask: Tensor, unread: Tensor, budget: int, block: int) -> dict[int, 
     """How many weights each block of columns keeps, by its first column: one density, as far as weights remain."""
     starts = range(0, mask.shape[1], block)
 
-    def of_blocks(counted: Tensor) -> dict[str, int]:
-        return {str(first): int(counted[:, first : first + block].sum()) for first in starts}
+    def of_blocks(counted: Tensor) -> dict[int, int]:
+        return {first: int(counted[:, first : first + block].sum()) for first in starts}
 
     sizes, living, read = of_blocks(torch.ones_like(mask)), of_blocks(mask), of_blocks(mask & ~unread)
     # Weights on inputs that are always zero stay only where there are too few others.
     enough = budget <= sum(read.values())
-    shares = apportion(budget, sizes, read if enough else living, dict.fromkeys(sizes, 0) if enough else read)
-    return {int(first): share for first, share in shares.items()}
+    return apportion(budget, sizes, read if enough else living, dict.fromkeys(sizes, 0) if enough else read)

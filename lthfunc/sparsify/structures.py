@@ -1,8 +1,9 @@
-"""Structures: selections whose masks hardware can use, and functions that check masks for a structure.
+"""Selection: which weights remain. Scores, masks and counts in, masks out; and checks of masks for a structure.
 
-Each maker returns a ``select(scores, masks, keep)``. Layers that match a pattern of `exempt` are selected without
-structure. A leaf is seen as a matrix (outputs, inputs); a convolution's inputs are (kernel position, channel), channels
-innermost, so that neighbours along a row are neighbouring channels.
+`unstructured` selects single weights. The makers of structures, which hardware can use, return such a
+``select(scores, masks, keep)``; layers that match a pattern of `exempt` are selected without structure. A leaf is seen
+as a matrix (outputs, inputs); a convolution's inputs are (kernel position, channel), channels innermost, so that
+neighbours along a row are neighbouring channels.
 """
 
 from __future__ import annotations
@@ -18,11 +19,25 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.allocation import KeepCounts, check_patterns
 from lthfunc.sparsify.ranking import ranks, ranks_in_rows
 from lthfunc.sparsify.scores import Scores
-from lthfunc.sparsify.selection import Select, unstructured
 from lthfunc.trees.types import Masks
 
+Select = Callable[[Scores, Masks, KeepCounts], Masks]
 #: One layer's (scores, mask, keep) -> its new mask.
 LayerSelect = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+
+
+@public
+def unstructured(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
+    """Select the best `keep` of the remaining weights in each layer; the new masks nest in the old ones.
+
+    Exactly min(keep, remaining) weights remain. Among equal scores the lower flat index wins, so the same trees give
+    the same masks on every device. Returns the new masks.
+
+    >>> scores, masks = {"w": torch.tensor([3.0, 1.0, 2.0])}, {"w": torch.tensor([True, True, False])}
+    >>> lf.unstructured(scores, masks, {"w": torch.tensor(1)})
+    {'w': tensor([ True, False, False])}
+    """
+    return {name: (ranks(scores[name], mask) < keep[name].to(mask.device)) & mask for name, mask in masks.items()}
 
 
 @public

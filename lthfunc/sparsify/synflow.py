@@ -11,7 +11,7 @@ from torch.func import grad
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.sparsify.derivatives import check_reached, differentiated, gradient_times_weight
+from lthfunc.sparsify.gradient_scores import check_reached, differentiated, gradient_times_weight
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.outputs import outputs_of, prediction

@@ -8,7 +8,7 @@ from lthfunc.sparsify.allocation import Allocate, fraction_to, globally
 from lthfunc.sparsify.checks import checked_allocation, checked_selection
 from lthfunc.sparsify.rewinding import rewound
 from lthfunc.sparsify.scores import Score, checked_score, magnitude
-from lthfunc.sparsify.selection import Select, unstructured
+from lthfunc.sparsify.structures import Select, unstructured
 from lthfunc.trees.ops import apply_masks, masked_like
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Ticket, TrainState

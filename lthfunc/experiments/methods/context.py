@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from lthfunc.sparsify.allocation import Allocate, globally
-from lthfunc.sparsify.derivatives import LossOfParams
+from lthfunc.sparsify.gradient_scores import LossOfParams
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.batches import sample_batches

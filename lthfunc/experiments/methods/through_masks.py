@@ -12,7 +12,7 @@ from lthfunc.experiments.methods.course import Carry, Course, Method
 from lthfunc.sparsify.allocation import KeepCounts
 from lthfunc.sparsify.budgets import erk, uniform
 from lthfunc.sparsify.scores import magnitude
-from lthfunc.sparsify.selection import unstructured
+from lthfunc.sparsify.structures import unstructured
 from lthfunc.training.optimizers import Optimizer, adam
 from lthfunc.training.parametrize import (
     InitFunction,
