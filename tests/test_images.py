@@ -16,7 +16,7 @@ import torch
 from picture_files import DEEP, H, W, colours, png, tiff, to_eight
 from PIL import Image
 
-from lthfunc.data.images import check_depth, decode_images, image_format, image_options
+from lthfunc.data.images import decode_splits, image_format, image_options
 from lthfunc.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -28,8 +28,7 @@ def read(content: bytes | Callable[[], Any], **options: Any) -> np.ndarray[Any, 
     source = ("it", content if callable(content) else lambda: Image.open(io.BytesIO(content)))
     wanted = image_format([source], asked, "here", skip_broken=False)
     into = torch.empty(1, 1 if wanted.gray else 3, *wanted.size, dtype=torch.uint8)
-    result = decode_images([source], wanted, into, skip_broken=False, observe=lambda count: None)
-    check_depth([result.peak], "here")
+    decode_splits({"all": [source]}, wanted, {"all": into}, "here", skip_broken=False, observe=None)
     return into[0].numpy()
 
 

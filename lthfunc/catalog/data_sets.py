@@ -73,7 +73,7 @@ DATASETS = Registry("datasets", "--dataset", {
         augment=True, home="cifar-100-python",
     ),
     "tinyimagenet": DataSetEntry(
-        ".data.tiny_imagenet:load_tiny_imagenet", "photographs, Tiny-ImageNet", "Le & Yang 2015", shape=(3, 64, 64),
+        ".data.image_folder:load_tiny_imagenet", "photographs, Tiny-ImageNet", "Le & Yang 2015", shape=(3, 64, 64),
         classes=200,
         examples=(90_000, 10_000, 10_000), mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821), epochs=30,
         augment=True, home="tiny-imagenet-200",

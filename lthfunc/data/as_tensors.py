@@ -35,8 +35,7 @@ def inputs_of(value: Any, name: str) -> tuple[Tensor, tuple[InputSpec, ...]]:
     made = {key: tensor_of(each, f"{name}, input {key!r}") for key, each in named.items()}
     if not made or any(each.ndim == 0 for each in made.values()):
         raise UserError(f"{name}: its inputs are a {describe_data(value)}, not tensors of (examples, …)")
-    several_in_order: Any = made if isinstance(value, Mapping) else list(made.values())
-    return pack_inputs(several_in_order)
+    return pack_inputs(made)
 
 
 def tensor_of(value: Any, name: str) -> Tensor:

@@ -92,10 +92,7 @@ def _check_inputs(pair: NamedSplit, first: NamedSplit, scale: Scale | None, mapp
         raise UserError(
             f"{name}: inputs are {dtype_name(x.dtype)}, but those of {first.x_name} are {dtype_name(first.x.dtype)}"
         )
-    if x.shape[1:] != first.x.shape[1:]:
-        raise UserError(
-            f"{name}: inputs of shape {tuple(x.shape[1:])}, but those of {first.x_name} have {tuple(first.x.shape[1:])}"
-        )
+    _check_shapes("inputs", name, x, first.x_name, first.x)
     if x.is_floating_point() and not mapped:
         _check_finite(x, name, "input")
 
@@ -107,11 +104,7 @@ def _check_targets(pair: NamedSplit, first: NamedSplit) -> None:
         raise UserError(
             f"{name}: targets are {kinds[0]} ({dtype_name(y.dtype)}), but those of {first.y_name} are {kinds[1]}"
         )
-    if y.shape[1:] != first.y.shape[1:]:
-        raise UserError(
-            f"{name}: targets of shape {tuple(y.shape[1:])}, but those of {first.y_name} have "
-            f"{tuple(first.y.shape[1:])}"
-        )
+    _check_shapes("targets", name, y, first.y_name, first.y)
     if y.is_floating_point():
         if y.ndim < 2 or not y[0].numel():
             raise UserError(f"{name}: targets of shape {tuple(y.shape)} (expected (examples, numbers))")
@@ -122,6 +115,12 @@ def _check_targets(pair: NamedSplit, first: NamedSplit) -> None:
         raise UserError(f"{name}: targets are {dtype_name(y.dtype)} (expected int64 classes; y.long() converts them)")
     elif y.ndim == 2 and y.shape[1] > 1 and y.shape != pair.x.shape[:2] and is_one_hot(y):
         raise UserError(f"{name}: targets are one-hot (expected class numbers; y.argmax(1) gives them)")
+
+
+def _check_shapes(what: str, name: str, mine: Tensor, first_name: str, first: Tensor) -> None:
+    here, there = tuple(mine.shape[1:]), tuple(first.shape[1:])
+    if here != there:
+        raise UserError(f"{name}: {what} of shape {here}, but those of {first_name} have {there}")
 
 
 def is_one_hot(y: Tensor) -> bool:

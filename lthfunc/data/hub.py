@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.data.images import ImageSource, Observe, check_depth, decode_images, image_format, image_options
-from lthfunc.data.reader_options import check_shares, image_counter
+from lthfunc.data.images import ImageSource, Observe, decode_splits, image_format, image_options
+from lthfunc.data.reader_options import check_shares
 from lthfunc.data.tensors import make_dataset, scale_of, split_indices
 from lthfunc.errors import UserError, unknown
 from lthfunc.tracebacks import first_line
@@ -46,10 +46,9 @@ def read_hub(
     except ImportError as error:
         raise UserError("--dataset: hf: needs the package datasets (pip install 'lthfunc[hf]')") from error
     try:
-        found = datasets.load_dataset(name, config)
+        splits = dict(datasets.load_dataset(name, config).items())
     except Exception as error:  # a library's whole world: no network, no such name, other formats
         raise UserError(f"--dataset: 'hf:{name}' cannot be loaded ({first_line(error)})") from error
-    splits = dict(found.items())
     if "train" not in splits:
         raise UserError(f"--dataset: 'hf:{name}' has no train split, only {', '.join(splits)}")
     features = splits["train"].features
@@ -57,33 +56,26 @@ def read_hub(
     label = _column(name, "label", label, features, datasets.ClassLabel)
     labels = tuple(getattr(features[label], "names", ()))
     wanted = image_format(_sources(name, splits["train"], image), asked, f"'hf:{name}'", skip_broken=skip_broken)
-    peaks: list[int | None] = []
     held = next((splits[each] for each in ("validation", "valid", "val") if each in splits), None)
-    tested = splits.get("test")
-    if tested is None and held is not None:
-        tested, held = held, None
-    total = sum(len(each) for each in (splits["train"], held, tested) if each is not None)
-    tell = image_counter(observe, total)
-
-    def read(split: Any) -> tuple[Tensor, Tensor]:
-        x = torch.empty(len(split), 1 if wanted.gray else 3, *wanted.size, dtype=torch.uint8)
-        result = decode_images(_sources(name, split, image), wanted, x, skip_broken=skip_broken, observe=tell)
-        peaks.append(result.peak)
-        gone = set(result.broken)
-        left = torch.tensor([i for i in range(len(split)) if i not in gone], dtype=torch.int64)
-        return x[left], _targets(name, label, split[label])[left]
-
-    train = read(splits["train"])
-    if tested is None:
+    found = {part: splits[part] for part in ("train", "test") if part in splits}
+    if held is not None:
+        found["val" if "test" in found else "test"] = held
+    shape = (1 if wanted.gray else 3, *wanted.size)
+    x = {part: torch.empty(len(split), *shape, dtype=torch.uint8) for part, split in found.items()}
+    sources = {part: _sources(name, split, image) for part, split in found.items()}
+    broken = decode_splits(sources, wanted, x, f"'hf:{name}'", skip_broken=skip_broken, observe=observe)
+    pairs = {}
+    for part, split in found.items():
+        left = torch.ones(len(split), dtype=torch.bool)
+        left[broken[part]] = False
+        pairs[part] = x[part][left], _targets(name, label, split[label])[left]
+    train = pairs["train"]
+    if "test" not in pairs:
         part, rest = split_indices(len(train[0]), (test,), name)
-        test_pair, train = (train[0][part], train[1][part]), (train[0][rest], train[1][rest])
-    else:
-        test_pair = read(tested)
+        pairs["test"], train = (train[0][part], train[1][part]), (train[0][rest], train[1][rest])
     short = name.rstrip("/").rpartition("/")[2]
-    held_pair = None if held is None else read(held)
-    check_depth(peaks, f"'hf:{name}'")
     size = max(1, round(val * len(train[0])))
-    data = make_dataset(short, train, test_pair, val=size, held=held_pair, labels=labels)
+    data = make_dataset(short, train, pairs["test"], val=size, held=pairs.get("val"), labels=labels)
     return data._replace(scale=scale_of(data.train.x))
 
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.data.images import ImageOptions, Observe, check_depth, decode_images, image_format, image_options
+from lthfunc.catalog.data_sets import DataSetEntry
+from lthfunc.data.images import ImageOptions, Observe, decode_splits, image_format, image_options
 from lthfunc.data.mapped import open_mapped, writing
-from lthfunc.data.reader_options import check_shares, check_whole, image_counter
+from lthfunc.data.reader_options import check_shares, check_whole
 from lthfunc.data.tensors import scale_of, split_indices
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
-from lthfunc.trees.types import Dataset, Split
+from lthfunc.trees.types import Dataset, Scale, Split
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 _VALIDATION = ("val", "valid", "validation")
@@ -80,22 +81,31 @@ def read_folder(
     return data._replace(train=train, val=held, test=tested, mapped=False)
 
 
+def load_tiny_imagenet(
+    name: str, entry: DataSetEntry, folder: Path, skip_broken: bool, observe: Observe | None
+) -> Dataset:
+    """The images, normalised by the published constants. Raises UserError where the archive isn't unpacked."""
+    place = folder / entry.home
+    if not place.is_dir():
+        raise UserError(
+            f"--dataset: {name!r} is not in {folder}: unpack tiny-imagenet-200.zip there (Stanford's CS231n has it)"
+        )
+    data = read_folder(str(place), channels=3, skip_broken=skip_broken, observe=observe)  # a few of them are grey
+    return data._replace(scale=Scale(255, entry.mean, entry.std))
+
+
 def _splits(root: Path, val: float, test: float, each: int | None) -> _Found:
     """Files by split. Raises UserError for another layout."""
-    train_root = root / "train"
-    if not train_root.is_dir():
-        labels = _labels(root)
-        files = _files(root, labels, each)
-        test_part, val_part, rest = split_indices(len(files), (test, val), root.name)
-        return _Found({name: [files[i] for i in part] for name, part in
-                       (("train", rest), ("val", val_part), ("test", test_part))}, labels)  # fmt: skip
+    named = (root / "train").is_dir()
+    train_root = root / "train" if named else root
     labels = _labels(train_root)
     splits = {"train": _files(train_root, labels, each)}
-    held = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
+    held = next((root / name for name in _VALIDATION if named and (root / name).is_dir()), None)
     if held is not None:
         splits["val"] = _annotated(held, labels) if (held / _LIST).exists() else _files(held, labels, each)
-    if (root / "test").is_dir() and any(each.is_dir() and each.name in labels for each in (root / "test").iterdir()):
-        splits["test"] = _files(root / "test", labels, each)
+    tested = root / "test"
+    if named and tested.is_dir() and any(part.is_dir() and part.name in labels for part in tested.iterdir()):
+        splits["test"] = _files(tested, labels, each)
     elif held is not None:
         splits["test"] = splits.pop("val")
     missing = [(name, share) for name, share in (("test", test), ("val", val)) if name not in splits]
@@ -166,7 +176,6 @@ def _decode(
     """Write the decoded file, whole or not at all."""
     from PIL import Image
 
-    tell = image_counter(observe, sum(map(len, found.splits.values())))
     sources = {
         name: [(str(path), partial(Image.open, path)) for path, _ in files] for name, files in found.splits.items()
     }
@@ -179,16 +188,14 @@ def _decode(
     }
     with writing(target, entries) as file:
         counts: dict[str, int] = {}
-        peaks = []
+        into = {name: file.views[f"{name}/x"] for name in found.splits}
+        broken = decode_splits(sources, wanted, into, str(root), skip_broken=skip_broken, observe=observe)
         for name, files in found.splits.items():
             x, y = file.views[f"{name}/x"], file.views[f"{name}/y"]
-            result = decode_images(sources[name], wanted, x, skip_broken=skip_broken, observe=tell)
             y.copy_(torch.tensor([label for _, label in files]))
-            counts[name] = _closed_up(x, y, result.broken)
-            peaks.append(result.peak)
+            counts[name] = _closed_up(x, y, broken[name])
             if not counts[name]:
                 raise UserError(f"--dataset: no image of {root}'s {name} split can be read")
-        check_depth(peaks, str(root))
         scale = scale_of(file.views["train/x"][: counts["train"]])
         file.finish(root.name, len(found.labels), scale, found.labels, counts)
 

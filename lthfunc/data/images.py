@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -95,48 +95,47 @@ def image_format(sources: Sequence[ImageSource], asked: ImageOptions, place: str
     raise UserError(f"--dataset: no image of {place} can be read")
 
 
-class DecodeResult(NamedTuple):
-    """broken: the indices of unreadable images; peak: the largest stored value of deep pixels, or None."""
-
-    broken: list[int]
-    peak: int | None
-
-
-def decode_images(
-    sources: Sequence[ImageSource],
+def decode_splits(
+    splits: Mapping[str, Sequence[ImageSource]],
     wanted: ImageFormat,
-    into: Tensor,
+    into: Mapping[str, Tensor],
+    place: str,
     *,
     skip_broken: bool,
-    observe: Callable[[int], None],
-) -> DecodeResult:
-    """Decode images into uint8 (n, channels, height, width).
+    observe: Observe | None,
+) -> dict[str, list[int]]:
+    """Decode the images of each split into uint8 (n, channels, height, width).
 
-    Raises UserError for the first broken image, unless they are to be skipped; and for one of another size, or in
-    colour after a grey one, unless the options convert all.
+    Returns the indices of each split's unreadable images. Raises UserError for the first broken image, unless they are
+    to be skipped; for one of another size, or in colour after a grey one, unless the options convert all; and where
+    deep images use so few of their bits that they must have fewer.
     """
-    broken: list[int] = []
-    peaks: set[int] = set()
+    broken: dict[str, list[int]] = {name: [] for name in splits}
+    peak, done, total = 0, 0, sum(map(len, splits.values()))
 
-    def one(index: int) -> str | int | None:
-        found = _levels(sources[index], wanted.asked)
+    def one(source: ImageSource, target: Tensor) -> str | int | None:
+        found = _levels(source, wanted.asked)
         if isinstance(found, str):
             return found
-        into[index] = torch.from_numpy(_fitted(sources[index][0], found.pixels, wanted))
+        target.copy_(torch.from_numpy(_fitted(source[0], found.pixels, wanted)))
         return found.peak
 
     with _quiet(), ThreadPoolExecutor() as pool:
-        for start in range(0, len(sources), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(sources)))
-            for index, told in zip(chunk, pool.map(one, chunk), strict=True):
-                if isinstance(told, str):
-                    if not skip_broken:
-                        raise _broken(told)
-                    broken.append(index)
-                elif told is not None:
-                    peaks.add(told)
-            observe(len(chunk))
-    return DecodeResult(broken, max(peaks, default=None))
+        for name, sources in splits.items():
+            for start in range(0, len(sources), _CHUNK):
+                chunk = sources[start : start + _CHUNK]
+                for index, told in enumerate(pool.map(one, chunk, into[name][start : start + _CHUNK]), start):
+                    if isinstance(told, str):
+                        if not skip_broken:
+                            raise _broken(told)
+                        broken[name].append(index)
+                    else:
+                        peak = max(peak, told or 0)
+                done += len(chunk)
+                if observe is not None:
+                    observe(done, total)
+    _check_depth(peak, place)
+    return broken
 
 
 def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
@@ -161,9 +160,7 @@ def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
     return np.ascontiguousarray(pixels[None] if wanted.gray else pixels.transpose(2, 0, 1))
 
 
-def check_depth(peaks: Sequence[int | None], place: str) -> None:
-    """Raise UserError where deep images use so few of their bits that they must have fewer."""
-    peak = max((each for each in peaks if each is not None), default=0)
+def _check_depth(peak: int, place: str) -> None:
     if 0 < peak < 1 << (16 - _UNUSED_BITS):
         raise UserError(
             f"--dataset: no 16-bit image of {place} has a pixel above {peak:,}; set the number of bits in use: "

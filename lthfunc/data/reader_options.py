@@ -1,9 +1,8 @@
-"""What readers share: checks of their file and of ``--dataset-option NAME=VALUE``, and the count of images."""
+"""What readers share: checks of their file and of ``--dataset-option NAME=VALUE``."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,3 @@ def regular(path: str | Path) -> Path:
     if place.exists() and not place.is_file() and not place.is_dir():
         raise OSError(errno.EINVAL, "it is not a regular file", str(place))
     return place
-
-
-def image_counter(observe: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
-    """A function of how many more images are decoded, which tells `observe` how many of the total are."""
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        if observe is not None:
-            observe(done, total)
-
-    return tell

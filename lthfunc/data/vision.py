@@ -32,32 +32,24 @@ Pair = tuple[Tensor, Tensor]
 
 
 def load_vision(name: str, entry: DataSetEntry, folder: Path, download: bool) -> Dataset:
-    """A data set of torchvision's files, normalised by the published constants. Raises UserError."""
-    train, test = read_vision(name, folder, download=download)
-    scale = Scale(255, entry.mean, entry.std)
-    return from_tensors(name, train, test, val=entry.examples[1], classes=entry.classes, scale=scale)
-
-
-def read_vision(name: str, folder: Path, *, download: bool) -> tuple[Pair, Pair]:
-    """(train, test): images uint8 (n, channels, height, width), targets int64.
+    """A data set of torchvision's files, normalised by the published constants.
 
     Raises UserError where files are missing and cannot be downloaded, or one is broken.
     """
-    source = folder / DATASETS[name].home
+    source = folder / entry.home
     if not source.exists():
         if not download:
             raise _absent(name, folder, "downloading is off")
         _download(name, folder)
     read = _read_idx if "mnist" in name else _read_svhn if name == "svhn" else _read_cifar
     train, test = read(name, source)
-    known = DATASETS[name]
-    for part, expected in ((train, known.examples[0] + known.examples[1]), (test, known.examples[2])):
-        images, targets = part
-        if images.shape != (expected, *known.shape) or targets.shape != (expected,):
+    for (images, targets), expected in ((train, sum(entry.examples[:2])), (test, entry.examples[2])):
+        if images.shape != (expected, *entry.shape) or targets.shape != (expected,):
             raise _broken(name, source, f"it holds images of shape {tuple(images.shape)}")
-        if not 0 <= int(targets.min()) <= int(targets.max()) < known.classes:
-            raise _broken(name, source, f"its targets are not in 0 … {known.classes - 1}")
-    return train, test
+        if not 0 <= int(targets.min()) <= int(targets.max()) < entry.classes:
+            raise _broken(name, source, f"its targets are not in 0 … {entry.classes - 1}")
+    scale = Scale(255, entry.mean, entry.std)
+    return from_tensors(name, train, test, val=entry.examples[1], classes=entry.classes, scale=scale)
 
 
 def _read_idx(name: str, source: Path) -> tuple[Pair, Pair]:

@@ -6,7 +6,7 @@ So data sets, batches and engines handle one tensor of inputs, whatever a networ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +26,12 @@ class InputSpec(NamedTuple):
     dtype: torch.dtype
 
 
-def pack_inputs(inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, tuple[InputSpec, ...]]:
+def pack_inputs(named: Mapping[str | int, Tensor]) -> tuple[Tensor, tuple[InputSpec, ...]]:
     """(float32 (n, numbers), the specs of the inputs in it). Whole numbers of up to 2^24 stay exact.
 
-    Raises UserError where the inputs differ in length, or a whole number is larger.
+    named: the inputs by the names of the module's arguments, or by their numbers. Raises UserError where the inputs
+    differ in length, or a whole number is larger.
     """
-    named = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(inputs))
     if len({len(each) for each in named.values()}) != 1:
         raise UserError(f"inputs: lengths differ: {', '.join(str(len(each)) for each in named.values())}")
     for each in named.values():
