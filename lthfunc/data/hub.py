@@ -71,8 +71,8 @@ def read_hub(
         pairs[part] = x[part][left], _targets(name, label, split[label])[left]
     train = pairs["train"]
     if "test" not in pairs:
-        part, rest = split_indices(len(train[0]), (test,), name)
-        pairs["test"], train = (train[0][part], train[1][part]), (train[0][rest], train[1][rest])
+        chosen, rest = split_indices(len(train[0]), (test,), name)
+        pairs["test"], train = (train[0][chosen], train[1][chosen]), (train[0][rest], train[1][rest])
     short = name.rstrip("/").rpartition("/")[2]
     size = max(1, round(val * len(train[0])))
     data = make_dataset(short, train, pairs["test"], val=size, held=pairs.get("val"), labels=labels)
