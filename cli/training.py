@@ -25,7 +25,7 @@ from lthfunc.scheduling.execute import check_ray, execute, jobs_of
 from lthfunc.scheduling.progress import Tracker, broadcasting, outlook_of
 from lthfunc.scheduling.queue import Execution
 from lthfunc.scheduling.ranks import agree_on_plan
-from lthfunc.tracking.table import check_trackers, tracking
+from lthfunc.tracking.trackers import check_trackers, tracking
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
 from lthfunc.training.results import Stopped

@@ -91,11 +91,11 @@ NETWORKS = Registry("models", "--arch", {
     **_deep(".models.resnet:ResNet", "ResNet", ", He's for CIFAR", _HE, (20, 32, 56), 8),
     **_deep(".models.small_images:small_image_resnet", "ResNet", ", stem for small images", _HE, (18, 34, 50), 8),
     "wrn-22-2": NetworkEntry(
-        ".models.wide_resnet:WideResNet", "Wide ResNet, depth 22, width 2", _WIDE, min_side=8,
+        ".models.resnet:WideResNet", "Wide ResNet, depth 22, width 2", _WIDE, min_side=8,
         arguments={"depth": 22, "width": 2},
     ),
     "wrn-28-10": NetworkEntry(
-        ".models.wide_resnet:WideResNet", "Wide ResNet, depth 28, width 10", _WIDE, min_side=8,
+        ".models.resnet:WideResNet", "Wide ResNet, depth 28, width 10", _WIDE, min_side=8,
         arguments={"depth": 28, "width": 10},
     ),
     "densenet121": NetworkEntry(
@@ -103,11 +103,11 @@ NETWORKS = Registry("models", "--arch", {
         min_side=8, recipe=_DEEP._replace(batch_size=64), aliases=("densenet-121",),
     ),
     "vit-tiny": NetworkEntry(
-        ".models.vit:ViT", "ViT of DeiT-Ti's size, patches of 4", "Touvron et al. 2021", min_side=4,
+        ".models.transformers:ViT", "ViT of DeiT-Ti's size, patches of 4", "Touvron et al. 2021", min_side=4,
         recipe=Recipe("adamw", 5e-4, 128, 0.0, 0.05),
     ),
     "char-transformer": NetworkEntry(
-        ".models.transformer:CharTransformer", "which character comes next: 4 layers, width 128",
+        ".models.transformers:CharTransformer", "which character comes next: 4 layers, width 128",
         recipe=Recipe("adamw", 1e-3, 32, 0.0, 0.01), inputs="text",
     ),
 })  # fmt: skip

@@ -1,21 +1,21 @@
-"""A state over several devices: its leaves as DTensors, and its files, which any number of ranks reads."""
+"""Leaves of a state on several devices: how they are cut, as DTensors, and in files that any number of ranks reads."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.distributed.collectives import collectives, has_group
-from lthfunc.distributed.shard_layout import shard_layout
-from lthfunc.errors import DamagedError
+from lthfunc.errors import DamagedError, UserError
 from lthfunc.trees.ops import flattened, map_leaves_like, tree_map
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.types import Params, TrainState
 
 
 @public
@@ -115,3 +115,58 @@ def _named(state: TrainState) -> dict[str, Any]:
     }
     opt, _ = flattened(state.opt)
     return {**named, **{f"opt.{number}": leaf for number, leaf in enumerate(opt)}, "step": state.step}
+
+
+class ShardLayout(NamedTuple):
+    """How whole leaves are cut among ranks: along their first dimension, as DTensors are; last ones may be shorter.
+
+    shapes: of the whole leaves; ranks: of how many parts.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    ranks: int
+
+    def rows(self, name: str) -> int:
+        """Of a leaf's full part."""
+        return -(-self.shapes[name][0] // self.ranks)
+
+    def parts_of(self, wholes: Mapping[str, Tensor]) -> Tensor:
+        """Whole leaves as a row of all ranks' parts, every part filled up with zeros to its full size."""
+        columns = [_filled(leaf, self.rows(name) * self.ranks) for name, leaf in wholes.items()]
+        return torch.cat([column.reshape(self.ranks, -1) for column in columns], 1).flatten()
+
+    def part(self, mine: Mapping[str, Tensor]) -> Tensor:
+        """One rank's parts as a row, filled up."""
+        return torch.cat([_filled(leaf, self.rows(name)).flatten() for name, leaf in mine.items()])
+
+    def wholes(self, row: Tensor) -> Params:
+        """Whole leaves, of a row of all ranks' parts."""
+        columns = torch.split(row.view(self.ranks, -1), [self._full(name) for name in self.shapes], 1)
+        return {
+            name: column.reshape(-1, *shape[1:])[: shape[0]]
+            for column, (name, shape) in zip(columns, self.shapes.items(), strict=True)
+        }
+
+    def mine(self, row: Tensor, like: Mapping[str, Tensor]) -> Params:
+        """One rank's parts, of its row. like: parts of the same sizes."""
+        parts = torch.split(row, [self._full(name) for name in self.shapes])
+        return {
+            name: part.view(self.rows(name), *leaf.shape[1:])[: len(leaf)]
+            for part, (name, leaf) in zip(parts, like.items(), strict=True)
+        }
+
+    def _full(self, name: str) -> int:
+        return self.rows(name) * torch.Size(self.shapes[name][1:]).numel()
+
+
+def _filled(leaf: Tensor, rows: int) -> Tensor:
+    """With zeros, to so many rows."""
+    return torch.cat([leaf, leaf.new_zeros(rows - len(leaf), *leaf.shape[1:])])
+
+
+def shard_layout(wholes: Mapping[str, Tensor], ranks: int) -> ShardLayout:
+    """Of these leaves. Raises UserError for a scalar, which has no first dimension."""
+    for name, leaf in wholes.items():
+        if leaf.ndim == 0:
+            raise UserError(f"shards: {name} is a scalar, and leaves are cut along their first dimension")
+    return ShardLayout({name: tuple(leaf.shape) for name, leaf in wholes.items()}, ranks)

@@ -38,5 +38,4 @@ class AlexNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features(x).flatten(1))
-        return logits
+        return self.classifier(self.features(x).flatten(1))

@@ -23,8 +23,7 @@ from torch import Tensor
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.models.naming import unwrapped
 from lthfunc.tracebacks import first_line
-from lthfunc.trees.files import load_tree
-from lthfunc.trees.storable import why_not_storable
+from lthfunc.trees.files import load_tree, why_not_storable
 
 #: Keys under which programs keep the weights within a checkpoint.
 _WITHIN = ("state_dict", "model_state_dict", "model", "params", "net", "weights")

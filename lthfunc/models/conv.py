@@ -28,5 +28,4 @@ class ConvNet(nn.Module):
         x = self.features(x).flatten(1)
         x = F.relu(self.fc1(x))
         x = F.relu(self.fc2(x))
-        logits: Tensor = self.fc3(x)
-        return logits
+        return self.fc3(x)

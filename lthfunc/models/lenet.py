@@ -20,8 +20,7 @@ class LeNet300(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
-        logits: Tensor = self.fc3(x)
-        return logits
+        return self.fc3(x)
 
 
 class LeNet5(nn.Module):
@@ -46,8 +45,7 @@ class LeNet5(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
-        logits: Tensor = self.fc3(x)
-        return logits
+        return self.fc3(x)
 
 
 class WideLeNet5(nn.Module):
@@ -66,5 +64,4 @@ class WideLeNet5(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
-        logits: Tensor = self.fc3(x)
-        return logits
+        return self.fc3(x)

@@ -1,4 +1,4 @@
-"""ResNets for small images."""
+"""ResNets and wide ResNets for small images."""
 
 from __future__ import annotations
 
@@ -48,5 +48,47 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.blocks(x).mean((2, 3))
-        logits: Tensor = self.fc(x)
-        return logits
+        return self.fc(x)
+
+
+class _WideBlock(nn.Module):
+    """Two 3×3 convolutions, with normalisation and ReLU before each."""
+
+    def __init__(self, into: int, out: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(into)
+        self.conv1 = nn.Conv2d(into, out, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.shortcut = None if into == out else nn.Conv2d(into, out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ready = F.relu(self.bn1(x))
+        y = self.conv1(ready)
+        y = self.conv2(self.dropout(F.relu(self.bn2(y))))
+        return y + (x if self.shortcut is None else self.shortcut(ready))
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width (Zagoruyko & Komodakis 2016, table 1): (depth - 4) / 6 blocks in each of three groups.
+
+    Their widths are 16, 32 and 64 times `width`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], classes: int, *, depth: int, width: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(shape[0], 16, 3, padding=1, bias=False)
+        blocks, into = [], 16
+        for group, base in enumerate((16, 32, 64)):
+            out = round(base * width)
+            for number in range((depth - 4) // 6):
+                blocks.append(_WideBlock(into, out, 2 if group and not number else 1, dropout))
+                into = out
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(into)
+        self.fc = nn.Linear(into, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.blocks(self.conv1(x))))
+        return self.fc(x.mean((2, 3)))

@@ -29,5 +29,4 @@ class VGG(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(self.features(x).flatten(1))
-        return logits
+        return self.fc(self.features(x).flatten(1))

@@ -15,8 +15,7 @@ def of_torchvision(name: str, num_classes: int, **given: Any) -> nn.Module:
 
     if name not in (known := torchvision.models.list_models(module=torchvision.models)):
         raise unknown("--arch", name, known)
-    made: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **given)
-    return made
+    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **given)
 
 
 def of_timm(name: str, shape: tuple[int, ...], num_classes: int, **given: Any) -> nn.Module:
@@ -30,5 +29,4 @@ def of_timm(name: str, shape: tuple[int, ...], num_classes: int, **given: Any) -
             f"--arch-option: {loading.pop()} loads weights, which are then reinitialised; --weights FILE.safetensors "
             "starts from a file (lthfunc import FILE makes one of a pickled one), --weights DEFAULT from timm's own"
         )
-    made: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **given)
-    return made
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **given)

@@ -13,7 +13,7 @@ from torch.func import grad_and_value
 
 from lthfunc.arguments import public
 from lthfunc.distributed.collectives import Collectives, like_dtensors, local_shards
-from lthfunc.distributed.shard_layout import shard_layout
+from lthfunc.distributed.dtensors import shard_layout
 from lthfunc.distributed.sync_batchnorm import with_sync_batchnorm
 from lthfunc.errors import UserError
 from lthfunc.training.losses import Loss, Metric, accuracy

@@ -41,8 +41,8 @@ def glorot_normal(module: nn.Module, params: Params, seed: int) -> Params:
     tensor([0., 0.])
     """
     drawn = dict(params)
-    for name, draw in _draws(module, params):
-        drawn |= draw(seed) if callable(draw) else {name: draw}
+    for _, draw in _draws(module, params):
+        drawn |= draw(seed)
     return drawn
 
 
@@ -99,8 +99,8 @@ def dependent_buffers(module: nn.Module, built: Params, buffers: Buffers, drawn:
     return found
 
 
-#: A leaf's name, and its new value, or a function seed -> leaves.
-_Draw = tuple[str, Tensor | Callable[[int], Mapping[str, Tensor]]]
+#: A leaf's name, and a function seed -> leaves.
+_Draw = tuple[str, Callable[[int], Mapping[str, Tensor]]]
 
 
 def _draws(module: nn.Module, params: Params) -> Iterator[_Draw]:
@@ -112,22 +112,27 @@ def _draws(module: nn.Module, params: Params) -> Iterator[_Draw]:
             if is_parametrized(layer.module, weight):
                 yield from _parametrised(layer, weight, params)
             elif (name := layer.path(weight)) in params and not _meant(_read(layer, params[name])):
-                yield name, _weight(layer, name, params[name])
+                yield name, _drawn_by_kind(layer, name, params[name], is_bias=False)
         for bias in layer.biases:
             if (name := layer.path(bias)) in params and _as_by_default(layer, params[name]):
-                yield name, _bias(layer, name, params[name])
+                yield name, _drawn_by_kind(layer, name, params[name], is_bias=True)
     for name, part in module.named_modules():
         if id(part) not in known and not isinstance(part, NORMS) and callable(getattr(part, "reset_parameters", None)):
             yield from _reset(name, part, params)
 
 
-def _weight(layer: PrunableLayer, name: str, leaf: Tensor) -> Callable[[int], Params]:
+def _drawn_by_kind(layer: PrunableLayer, name: str, leaf: Tensor, *, is_bias: bool) -> Callable[[int], Params]:
+    """A weight or bias as its layer's kind has it."""
+
     def draw(seed: int) -> Params:
+        empty, random = torch.empty(leaf.shape, dtype=leaf.dtype), generator(seed, "init", name)
         if isinstance(layer.module, RECURRENT):
-            return {name: _uniform(name, leaf, layer.module.hidden_size, seed)}
+            bound = layer.module.hidden_size**-0.5
+            return {name: empty.uniform_(-bound, bound, generator=random)}
+        if is_bias:
+            return {name: torch.zeros_like(leaf)}
         if is_transposed(layer.module):
-            empty = torch.empty(leaf.shape, dtype=leaf.dtype)
-            return {name: empty.normal_(0, _TRANSPOSED_STD, generator=generator(seed, "init", name))}
+            return {name: empty.normal_(0, _TRANSPOSED_STD, generator=random)}
         drawn = _glorot(name, leaf, seed)
         kept = _kept_rows(layer, leaf)
         if kept is not None:
@@ -135,13 +140,6 @@ def _weight(layer: PrunableLayer, name: str, leaf: Tensor) -> Callable[[int], Pa
         return {name: drawn}
 
     return draw
-
-
-def _bias(layer: PrunableLayer, name: str, leaf: Tensor) -> Tensor | Callable[[int], Params]:
-    if isinstance(layer.module, RECURRENT):
-        units: int = layer.module.hidden_size
-        return lambda seed: {name: _uniform(name, leaf, units, seed)}
-    return torch.zeros_like(leaf)
 
 
 def _parametrised(layer: PrunableLayer, weight: str, params: Params) -> Iterator[_Draw]:
@@ -260,11 +258,6 @@ def _as_by_default(layer: PrunableLayer, bias: Tensor) -> bool:
         bound = math.prod(weight.shape[1:]) ** -0.5
     drawn = bool((bias.abs() <= bound * (1 + 1e-5)).all())
     return drawn and (bias.numel() == 1 or not bool((bias == bias.flatten()[0]).all()))
-
-
-def _uniform(name: str, like: Tensor, units: int, seed: int) -> Tensor:
-    bound = units**-0.5
-    return torch.empty(like.shape, dtype=like.dtype).uniform_(-bound, bound, generator=generator(seed, "init", name))
 
 
 def _glorot(name: str, like: Tensor, seed: int) -> Tensor:

@@ -81,12 +81,9 @@ def _look_into(values: Iterable[Any], found: list[Any]) -> None:
 def copy_module(module: nn.Module) -> nn.Module:
     """A copy of a user's module, whatever it stored; tensors with a gradient history are copied without it."""
     known: dict[int, Any] = {}
-    for part in user_modules(module):
-        kept: list[Any] = []
-        mine = [value for name, value in vars(part).items() if name not in MODULE_ATTRIBUTES]
-        _look_into(mine, kept)
-        inside = (each for held in kept for each in (held.values() if isinstance(held, dict) else held))
-        for value in (*mine, *inside):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                known[id(value)] = torch._C._functorch.unwrap_if_dead(value).detach().clone()
+    for part in mutable_attributes(user_modules(module)):
+        for held in (part.attributes, *part.containers):
+            for value in held.values() if isinstance(held, dict) else held:
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    known[id(value)] = torch._C._functorch.unwrap_if_dead(value).detach().clone()
     return copy.deepcopy(module, known)

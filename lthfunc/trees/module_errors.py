@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,53 +15,30 @@ from lthfunc.errors import UserError, failing_as
 from lthfunc.printable import dtype_name
 from lthfunc.tracebacks import first_line, user_location
 
-#: (file of PyTorch in the traceback, PyTorch's message, what it means to the module's author); the first match counts.
-_MEANINGS = tuple(
-    (file, re.compile(words), meaning)
-    for file, words, meaning in (
-        (
-            "torch/utils/checkpoint.py", "",
-            "torch.utils.checkpoint cannot be used, since gradients are taken by torch.func; call the function itself, "
-            "which gives the same numbers and takes more memory",
-        ),
-        (
-            "", "yet support saved tensor hooks",
-            "saved-tensor hooks cannot be used, since gradients are taken by torch.func; leave them out",
-        ),
-        (
-            "torch/utils/hooks.py", "setup_context",
-            "backward hooks cannot be used, since gradients are taken by torch.func; remove them",
-        ),
-        (
-            "", "must override the setup_context",
-            "an autograd.Function needs forward(...) and setup_context(ctx, inputs, output) apart, as torch.func takes "
-            "it, and generate_vmap_rule = True or a vmap of its own",
-        ),
-        (
-            "", r"Tensor\.requires_grad_\(\)",
-            "requires_grad_() cannot be called, since gradients are taken by torch.func; torch.func.grad gives a "
-            "gradient within forward",
-        ),
-        ("", "retain_grad", "retain_grad() keeps what nobody reads; leave it out"),
-        ("", r"`\.data`", "weights are set by way of .data; write weight.copy_(...) within torch.no_grad() instead"),
-        (
-            "", "inference tensor|[Ii]nference mode",
-            "nothing can be trained through torch.inference_mode(); torch.no_grad() does for what takes no gradient",
-        ),
-        (
-            "", "register a hook on a tensor that doesn't require grad",
-            "a hook is registered on a tensor that takes no gradient, as in evaluation; ask h.requires_grad before",
-        ),
-        (
-            "", "does not require grad and does not have a grad_fn",
-            "a gradient is taken in forward, and in evaluation there are none; torch.func.grad gives it there too",
-        ),
-        (
-            "", "modified by an inplace operation",
-            "something is changed in place that its gradient needs; write it without the _ or inplace=True",
-        ),
-    )
-)  # fmt: skip
+#: An expression -> what an error means to the module's author. It is looked for in PyTorch's message and, a line each,
+#: PyTorch's files in the traceback; the first match counts.
+_MEANINGS = {
+    r"torch/utils/checkpoint\.py\n": "torch.utils.checkpoint cannot be used, since gradients are taken by torch.func; "
+    "call the function itself, which gives the same numbers and takes more memory",
+    "yet support saved tensor hooks": "saved-tensor hooks cannot be used, since gradients are taken by torch.func; "
+    "leave them out",
+    r"(?s)setup_context.*torch/utils/hooks\.py\n": "backward hooks cannot be used, since gradients are taken by "
+    "torch.func; remove them",
+    "must override the setup_context": "an autograd.Function needs forward(...) and setup_context(ctx, inputs, output) "
+    "apart, as torch.func takes it, and generate_vmap_rule = True or a vmap of its own",
+    r"Tensor\.requires_grad_\(\)": "requires_grad_() cannot be called, since gradients are taken by torch.func; "
+    "torch.func.grad gives a gradient within forward",
+    "retain_grad": "retain_grad() keeps what nobody reads; leave it out",
+    r"`\.data`": "weights are set by way of .data; write weight.copy_(...) within torch.no_grad() instead",
+    "inference tensor|[Ii]nference mode": "nothing can be trained through torch.inference_mode(); torch.no_grad() does "
+    "for what takes no gradient",
+    "register a hook on a tensor that doesn't require grad": "a hook is registered on a tensor that takes no gradient, "
+    "as in evaluation; ask h.requires_grad before",
+    "does not require grad and does not have a grad_fn": "a gradient is taken in forward, and in evaluation there are "
+    "none; torch.func.grad gives it there too",
+    "modified by an inplace operation": "something is changed in place that its gradient needs; write it without the _ "
+    "or inplace=True",
+}
 #: PyTorch's messages about different dtypes.
 _UNLIKE = re.compile(r"dtype|scalar type|Input type|same type|FloatTensor|DoubleTensor")
 
@@ -104,11 +82,9 @@ def taking_inputs(name: str, shape: Sequence[int], *modules: nn.Module) -> Abstr
 
 def _meaning(error: Exception) -> str | None:
     """What a known error means to the author of the module."""
-    files = {frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)}
-    for file, words, meaning in _MEANINGS:
-        if words.search(str(error)) and (not file or any(each.endswith(file) for each in files)):
-            return meaning
-    return None
+    files = (Path(frame.filename).as_posix() for frame in traceback.extract_tb(error.__traceback__))
+    text = "\n".join((str(error), *(file for file in files if "/torch/" in file), ""))
+    return next((meaning for words, meaning in _MEANINGS.items() if re.search(words, text)), None)
 
 
 def no_gradient_message(what: str) -> str:

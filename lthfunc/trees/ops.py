@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import optree
 import torch
@@ -44,13 +44,19 @@ def flattened(tree: T) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], T]]:
     return parts, rebuilt
 
 
-def map_leaves_like(params: Params, tree: Any, function: Any) -> Any:
-    """A tree with `function` applied to every dictionary with the keys of `params`, such as moments."""
+def map_leaves_like(params: Params, tree: Any, function: Any, *rest: Any) -> Any:
+    """A tree with `function` applied to every dictionary with the keys of `params`, such as moments.
+
+    rest: trees of the same structure, whose dictionaries are further arguments.
+    """
 
     def like(node: Any) -> bool:
         return isinstance(node, dict) and node.keys() == params.keys()
 
-    return optree.tree_map(lambda node: function(node) if like(node) else node, tree, is_leaf=like)
+    def applied(node: Any, *others: Any) -> Any:
+        return function(node, *others) if like(node) else node
+
+    return optree.tree_map(applied, tree, *rest, is_leaf=like)
 
 
 def clone(tree: T) -> T:
@@ -175,18 +181,14 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 def masked_like(tree: T, masks: Masks) -> T:
     """A tree such as an optimiser's state, in which each leaf with the name and shape of a mask is masked."""
-    if isinstance(tree, dict):
-        return cast("T", tree | {name: _masked_leaf(leaf, masks.get(name), masks) for name, leaf in tree.items()})
-    if isinstance(tree, tuple):
-        parts = [masked_like(part, masks) for part in tree]
-        return cast("T", type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts))
-    return tree
 
-
-def _masked_leaf(leaf: Any, mask: Tensor | None, masks: Masks) -> Any:
-    if mask is not None and isinstance(leaf, Tensor) and leaf.shape == mask.shape:
+    def masked(path: tuple[Any, ...], leaf: Any) -> Any:
+        mask = masks.get(path[-1]) if path else None
+        if mask is None or not isinstance(leaf, Tensor) or leaf.shape != mask.shape:
+            return leaf
         return torch.where(mask, leaf, 0)
-    return masked_like(leaf, masks)
+
+    return optree.tree_map_with_path(masked, tree)  # type: ignore[arg-type,return-value]
 
 
 class Count(NamedTuple):

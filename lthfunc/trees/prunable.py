@@ -13,7 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_library_function
-from lthfunc.trees.storable import check_storable
+from lthfunc.trees.files import check_storable
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,

@@ -19,7 +19,7 @@ from lthfunc.deployment.compaction.tracing import Traced, cannot, traced
 from lthfunc.errors import UserError, failing_as
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks, to_device
+from lthfunc.trees.ops import apply_masks, same_bits, to_device
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
 
 _aten = torch.ops.aten
@@ -109,14 +109,7 @@ def compact_training(model: Model, state: TrainState, shape: tuple[int, ...], *,
 
 def same_cuts(model: Model, one: TrainState, other: TrainState, shape: tuple[int, ...]) -> bool:
     """Whether training from two states would remove the same parts of a network."""
-    first, second = (compact_training(model, state, shape).cuts for state in (one, other))
-    return first.keys() == second.keys() and all(
-        len(first[name]) == len(second[name]) and all(map(_same_index, first[name], second[name])) for name in first
-    )
-
-
-def _same_index(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other or (one is not None and other is not None and torch.equal(one, other))
+    return same_bits(*(compact_training(model, state, shape).cuts for state in (one, other)))
 
 
 def cut(tree: Mapping[str, Tensor], cuts: Mapping[str, Cut]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -111,9 +110,6 @@ class _Loop:
         whole, cuts = self._whole, self._small.cuts
         rest, rest_opt = self._rest.at(int(after.step))
 
-        def like(node: Any) -> bool:
-            return isinstance(node, dict) and node.keys() == after.params.keys()
-
         def joined(part: Params, left_out: Params) -> Params:
             shapes = {name: tuple(leaf.shape) for name, leaf in whole.params.items()}
             spread = {
@@ -121,9 +117,7 @@ class _Loop:
             }
             return put_back(spread, part, cuts)
 
-        opt = optree.tree_map(
-            lambda part, left_out: joined(part, left_out) if like(part) else part, after.opt, rest_opt, is_leaf=like
-        )
+        opt = map_leaves_like(after.params, after.opt, joined, rest_opt)
         buffers = put_back(whole.buffers, after.buffers, cuts)
         return [TrainState(joined(after.params, rest), buffers, whole.masks, opt, after.step)]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from lthfunc.deployment.compaction import dataflow, operations
-from lthfunc.deployment.compaction.graph_outputs import set_outputs
 from lthfunc.deployment.compaction.liveness import CONSTANT, Liveness, args_of, naming_errors
+from lthfunc.deployment.compaction.modules import set_outputs
 from lthfunc.sparse.lowerings.interface import argument
 from lthfunc.trees.types import Buffers, Params
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from lthfunc.deployment.compaction.graph_outputs import BuildOutput
 from lthfunc.deployment.compaction.liveness import args_of
+from lthfunc.deployment.compaction.modules import BuildOutput
 from lthfunc.deployment.export.exportable import Exportable, Exported, compared
 from lthfunc.errors import UserError
 from lthfunc.trees.atomic_io import write_atomically

@@ -1,14 +1,20 @@
-"""The interface of trackers, and how a run's events reach them."""
+"""Trackers: their interface, how a run's events reach them, and which of them its settings ask for."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from lthfunc.catalog.deployment import TRACKERS
+from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.records import Record, search_energy
+from lthfunc.runs import safe_files
 from lthfunc.runs.folder import training_folder
 from lthfunc.scheduling.queue import Watcher
 from lthfunc.training.results import Point
@@ -48,3 +54,24 @@ class Tracker(Watcher):
         if "energy" in item:
             values["energy_kwh"] = search_energy(item)
         self._sink.write(f"rounds/seed{seed}-{variant}", number, values)
+
+
+def check_trackers(config: Config) -> None:
+    """Raise UserError where a tracker's package is missing."""
+    for name in TRACKERS:
+        if getattr(config, name) and importlib.util.find_spec(name) is None:
+            raise UserError(f"--{name}: needs the package {name} (pip install 'lthfunc[{name}]')")
+
+
+@contextmanager
+def tracking(config: Config, folder: Path) -> Iterator[list[Tracker]]:
+    """Those that the settings ask for, as long as this lasts. Raises UserError where one cannot be had."""
+    with ExitStack() as stack:
+        found = []
+        for name, entry in TRACKERS.items():
+            if getattr(config, name):
+                safe_files.check_tree(folder, folder / entry.place)
+                sink: Sink = TRACKERS.load(name)(folder, to_mapping(config))
+                stack.callback(sink.close)
+                found.append(Tracker(sink))
+        yield found
