@@ -18,8 +18,7 @@ import lthfunc as lf
 from lthfunc.energy.amounts import Amount, as_values, from_values, nothing_yet
 from lthfunc.energy.gpus import Card
 from lthfunc.energy.inference import metered_inference
-from lthfunc.energy.meter import ASSUMED, Source, _CodeCarbon
-from lthfunc.energy.phases import Phases
+from lthfunc.energy.meter import ASSUMED, Phases, Source, _CodeCarbon
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import search_energy

@@ -14,8 +14,7 @@ from lthfunc.energy import gpus
 from lthfunc.energy.amounts import PHASES, Amount, as_values, from_values, nothing_yet
 from lthfunc.energy.breakeven import Costs, Estimate, _difference, _known, break_even, fieller, total
 from lthfunc.energy.inference import metered_inference, ready_batches
-from lthfunc.energy.meter import ASSUMED, Source, check_meter, metering
-from lthfunc.energy.phases import Phases
+from lthfunc.energy.meter import ASSUMED, Phases, Source, check_meter, metering
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Scale, Split
 

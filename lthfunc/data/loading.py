@@ -17,6 +17,7 @@ from lthfunc.data.images import Observe
 from lthfunc.data.mapped import open_mapped
 from lthfunc.errors import UserError, invalid
 from lthfunc.plugins import called
+from lthfunc.printable import dtype_name
 from lthfunc.remote import fetch_to_cache, is_remote
 from lthfunc.trees.types import Dataset
 
@@ -76,11 +77,11 @@ def load(
 def _taken(data: Any, name: str) -> Dataset:
     """What a reader or a user's function gave, checked. Raises UserError."""
     found = checked_dataset(data, f"--dataset: {name!r}")
-    for part in ("train", "val", "test"):
-        dtype = getattr(found, part).x.dtype
-        if found.scale is None and dtype.is_floating_point and dtype is not torch.float32:
-            kind = str(dtype).removeprefix("torch.")
-            raise UserError(f"--dataset: {name!r}: its inputs are {kind}, and networks take float32 (x.float())")
+    dtype = found.train.x.dtype  # and of the other splits
+    if found.scale is None and dtype.is_floating_point and dtype is not torch.float32:
+        raise UserError(
+            f"--dataset: {name!r}: its inputs are {dtype_name(dtype)}, and networks take float32 (x.float())"
+        )
     return found
 
 

@@ -11,21 +11,13 @@ class AlexNet(nn.Module):
     def __init__(self, shape: tuple[int, ...], classes: int, *, dropout: float = 0.5) -> None:
         super().__init__()
         channels, height, width = shape
-        self.features = nn.Sequential(
-            nn.Conv2d(channels, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(64, 192, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(192, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(256, 256, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
+        layers: list[nn.Module] = []
+        for out, stride, pooled in ((64, 2, True), (192, 1, True), (384, 1, False), (256, 1, False), (256, 1, True)):
+            layers += [nn.Conv2d(channels, out, 3, stride, padding=1), nn.ReLU()]
+            if pooled:
+                layers.append(nn.MaxPool2d(2))
+            channels = out
+        self.features = nn.Sequential(*layers)
         left = [(side + 1) // 2 // 8 for side in (height, width)]
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),

@@ -11,7 +11,7 @@ from typing import Any
 
 from lthfunc.deployment.compaction.compact import same_cuts
 from lthfunc.energy.amounts import Metered
-from lthfunc.energy.phases import Phases
+from lthfunc.energy.meter import Phases
 from lthfunc.experiments.config import Interval, parse_interval
 from lthfunc.experiments.iterative import Progress
 from lthfunc.runs.checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import invalid
-from lthfunc.sparsify.allocation import Allocate, fraction_from, globally
-from lthfunc.sparsify.scores import Score, checked_score, magnitude
-from lthfunc.sparsify.structures import Select, unstructured
+from lthfunc.sparsify.allocation import fraction_from, globally
+from lthfunc.sparsify.scores import checked_score, magnitude
+from lthfunc.sparsify.structures import unstructured
 from lthfunc.sparsify.transforms import prune, prune_once
 from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.ops import Count, count
@@ -111,27 +111,18 @@ def prune_to_densities(densities: Sequence[float], **how: Any) -> Transformation
     one_by_one = compose(*(prune(density=density, **how) for density in densities))
     if not is_library_function(how.get("score", magnitude)):
         return one_by_one  # which looks at each score before it is used
-    return lambda state: _looked_at_once(state, densities, one_by_one, **how)
+    exact = how.get("allocate", globally) is globally and how.get("select", unstructured) is unstructured
 
+    def looked_at_once(before: TrainState) -> TrainState:
+        """The same, but a GPU is waited for at the beginning and at the end, not in each of a hundred rounds."""
+        state, now, missing = before, count(before.masks), list[Tensor]()
+        scoring = {**how, "score": checked_score(how.get("score", magnitude), missing)}
+        for density in densities:
+            fraction = fraction_from(now, density)
+            state = prune_once(state, fraction, **scoring)
+            now = Count(now.kept - round(now.kept * fraction), now.total) if exact else count(state.masks)
+        if missing and bool(torch.stack(missing).any()):
+            return one_by_one(before)  # says which
+        return state
 
-def _looked_at_once(
-    state: TrainState,
-    densities: Sequence[float],
-    one_by_one: Transformation,
-    score: Score = magnitude,
-    allocate: Allocate = globally,
-    select: Select = unstructured,
-    keep_moments: bool = False,
-) -> TrainState:
-    """The same, but a GPU is waited for at the beginning and at the end, not in each of a hundred rounds."""
-    before, now = state, count(state.masks)
-    known = allocate is globally and select is unstructured  # what they leave is exact
-    missing: list[Tensor] = []
-    scoring = checked_score(score, missing)
-    for density in densities:
-        fraction = fraction_from(now, density)
-        state = prune_once(state, fraction, scoring, allocate, select, keep_moments)
-        now = Count(now.kept - round(now.kept * fraction), now.total) if known else count(state.masks)
-    if missing and bool(torch.stack(missing).any()):
-        return one_by_one(before)  # says which
-    return state
+    return looked_at_once

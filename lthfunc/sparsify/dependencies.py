@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -99,15 +99,12 @@ def _marking(
     source: str, layers: dict[str, nn.Module], norms: dict[str, nn.Module], found: Dependencies
 ) -> Iterator[None]:
     """Hooks for one pass: the source's outputs are marked, readers record marks and pass none on."""
-    hooks: list[Any] = [
-        reader.register_forward_pre_hook(_looker(source, name, found)) for name, reader in {**layers, **norms}.items()
-    ]
-    hooks += [layer.register_forward_hook(_mark if name == source else _clean) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, reader in {**layers, **norms}.items():
+            hooks.enter_context(reader.register_forward_pre_hook(_looker(source, name, found)))
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(_mark if name == source else _clean))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _mark(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -90,12 +90,8 @@ def shuffled_masks(masks: Masks, seed: int) -> Masks:
     2
     """
 
-    def shuffle(name: str) -> torch.Tensor:
-        mask = masks[name]
-        order = permutation(mask.numel(), seed, "shuffled-mask", name).to(mask.device)
-        return mask.flatten()[order].view(mask.shape)
-
-    return {name: shuffle(name) for name in masks}
+    orders = {name: permutation(mask.numel(), seed, "shuffled-mask", name) for name, mask in masks.items()}
+    return {name: mask.flatten()[orders[name].to(mask.device)].view(mask.shape) for name, mask in masks.items()}
 
 
 @public

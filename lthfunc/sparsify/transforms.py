@@ -48,7 +48,12 @@ def prune(
 
 
 def prune_once(
-    state: TrainState, fraction: float, score: Score, allocate: Allocate, select: Select, keep_moments: bool = False
+    state: TrainState,
+    fraction: float,
+    score: Score,
+    allocate: Allocate = globally,
+    select: Select = unstructured,
+    keep_moments: bool = False,
 ) -> TrainState:
     """The state without a fraction of its remaining weights, by a checked score."""
     scores = score(state.params, state.masks)

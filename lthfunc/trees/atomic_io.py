@@ -35,7 +35,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file in it")
-    with named_in_errors(target):
+    try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=TEMPORARY_SUFFIX)
         temporary = Path(name)
         try:
@@ -51,6 +51,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
         fsync_path(target.parent)
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)):
+            error.filename, error.filename2 = str(target), None
+        raise
 
 
 def fsync_path(path: Path) -> None:
@@ -62,14 +66,3 @@ def fsync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def named_in_errors(path: Path) -> Iterator[None]:
-    """An OSError in the block names this path, in place of none or of a temporary one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and (error.filename is None or str(error.filename).endswith(TEMPORARY_SUFFIX)):
-            error.filename, error.filename2 = str(path), None
-        raise

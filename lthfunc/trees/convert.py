@@ -13,11 +13,11 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.printable import first_few
+from lthfunc.printable import dtype_name, first_few
 from lthfunc.trees.leaf_names import first_names
 from lthfunc.trees.model import Model, from_module
 from lthfunc.trees.module_attributes import copy_module
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, full_masks
 from lthfunc.trees.prunable import check_gradient_hooks
 from lthfunc.trees.types import Buffers, Params, Ticket
 
@@ -61,14 +61,14 @@ def with_new_head(ticket: Ticket, model: Model, seed: int = 0) -> Ticket:
     common = [name for name in params if name in ticket.params and ticket.params[name].shape == params[name].shape]
     if not any(name in ticket.masks for name in common):
         raise UserError("ticket: none of its pruned weights fits the network")
-    taken = {name: ticket.params[name] if name in set(common) else leaf for name, leaf in params.items()}
-    states = {
-        name: ticket.buffers[name] if name in ticket.buffers and ticket.buffers[name].shape == leaf.shape else leaf
-        for name, leaf in buffers.items()
-    }
-    full = {name: torch.ones_like(params[name], dtype=torch.bool) for name in model.prunable}
-    masks = {name: ticket.masks[name] if name in set(common) & set(ticket.masks) else full[name] for name in full}
-    return Ticket(apply_masks(taken, masks), states, masks)
+    masks = _fitting(full_masks(params, model.prunable), ticket.masks)
+    return Ticket(apply_masks(_fitting(params, ticket.params), masks), _fitting(buffers, ticket.buffers), masks)
+
+
+def _fitting(fresh: Params, known: Params) -> Params:
+    """The known leaves where they have the shapes of the fresh ones, and those elsewhere."""
+    same = {name for name, leaf in fresh.items() if name in known and known[name].shape == leaf.shape}
+    return {name: known[name] if name in same else leaf for name, leaf in fresh.items()}
 
 
 @public
@@ -101,8 +101,7 @@ def from_pruned(module: nn.Module, *, zeros: bool = False, **given: Any) -> tupl
     model = from_module(plain, **{"prunable": list(masks), **given})
     params = {name: leaf.detach().clone() for name, leaf in plain.named_parameters()}
     buffers = {name: leaf.detach().clone() for name, leaf in plain.named_buffers()}
-    unmasked = {name: (params[name] != 0) | (not zeros) for name in model.prunable}
-    found = {name: masks.get(name, unmasked[name]) for name in unmasked}
+    found = {name: masks[name] if name in masks else (params[name] != 0) | (not zeros) for name in model.prunable}
     return model, Ticket(apply_masks(params, found), buffers, found)
 
 
@@ -139,12 +138,11 @@ def with_initial_values(model: Model, values: Mapping[str, Tensor], *, trained: 
     )
 
     def init(seed: int) -> tuple[Params, Buffers]:
-        drawn = model.init(seed)
-        found = [
+        params, buffers = (
             {name: values[name].to(leaf.dtype).clone() if name in fitting else leaf for name, leaf in tree.items()}
-            for tree in drawn
-        ]
-        return found[0], found[1]
+            for tree in model.init(seed)
+        )
+        return params, buffers
 
     note = "; ".join(f"{what}: {first_few(names)}" for what, names in said if names)
     return model._replace(init=init, redraw=model.init, note=note and f"--weights: {note}")
@@ -157,14 +155,14 @@ def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], pa
         if not leaf.is_floating_point():
             continue
         if not value.is_floating_point():
-            kind = str(value.dtype).removeprefix("torch.")
             raise UserError(
-                f"--weights: {name} is {kind} in the file, but floating-point in the network; save quantised "
-                "values as floats"
+                f"--weights: {name} is {dtype_name(value.dtype)} in the file, but floating-point in the network; save "
+                "quantised values as floats"
             )
         if name in params and not value.to(leaf.dtype).isfinite().all():
-            kind = str(leaf.dtype).removeprefix("torch.")
-            raise UserError(f"--weights: {name} holds values in the file that are not finite as {kind}")
+            raise UserError(
+                f"--weights: {name} holds values in the file that are not finite as {dtype_name(leaf.dtype)}"
+            )
 
 
 def _by_first_names(known: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

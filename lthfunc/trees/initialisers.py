@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from lthfunc.arguments import public
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.prunable import NORMS, RECURRENT, PrunableLayer, is_transposed, prunable_layers
 from lthfunc.trees.rng import generator, key
 from lthfunc.trees.types import Buffers, Params
@@ -175,8 +176,7 @@ def _assigned(layer: PrunableLayer, weight: str, params: Params) -> Iterator[_Dr
     def assign(seed: int) -> Params:
         module = copy.deepcopy(layer.module)
         name = layer.path(weight)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(seed, "init", name))
+        with torch.no_grad(), seeded_generators(key(seed, "init", name)):
             setattr(module, weight, _glorot(name, getattr(module, weight), seed))
         found = (*module.named_parameters(), *module.named_buffers())
         return {layer.path(own): leaf.detach().clone() for own, leaf in found
@@ -201,8 +201,7 @@ def _reset(name: str, part: nn.Module, params: Params) -> Iterator[_Draw]:
 
     def drawn(seed: int) -> dict[str, Tensor]:
         module = copy.deepcopy(part)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(seed, "init", name))
+        with torch.no_grad(), seeded_generators(key(seed, "init", name)):
             module.reset_parameters()  # type: ignore[operator]
         return {path: leaf.detach().clone() for path, own_name in own.items()
                 if (leaf := module._parameters[own_name]) is not None}  # fmt: skip

@@ -68,7 +68,7 @@ def prediction(given: Any) -> Tensor:
     """
     if isinstance(given, Tensor):
         return given
-    logits = given.get("logits") if isinstance(given, Mapping) else getattr(given, "logits", None)
+    logits = _entry(given, "logits")
     if isinstance(logits, Tensor):
         return logits
     if isinstance(given, (tuple, list)) and given and not hasattr(given, "_fields"):
@@ -88,7 +88,9 @@ def own_loss(given: Any) -> Tensor | None:
     """The loss that a network computed itself, if it returns one and no logits."""
     if isinstance(given, Tensor):
         return None
-    loss, logits = (
-        given.get(name) if isinstance(given, Mapping) else getattr(given, name, None) for name in ("loss", "logits")
-    )
+    loss, logits = _entry(given, "loss"), _entry(given, "logits")
     return loss if isinstance(loss, Tensor) and loss.ndim == 0 and not isinstance(logits, Tensor) else None
+
+
+def _entry(given: Any, name: str) -> Any:
+    return given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -90,19 +91,16 @@ def default_prunable(module: nn.Module, params: Collection[str]) -> tuple[str, .
 
 def preserves_zeros(layer: nn.Module, weight: str) -> bool:
     """Whether a parametrised weight is zero wherever the tensor that it is computed from is."""
-    listed: Any = layer.parametrizations[weight]  # type: ignore[index]
+    listed: Any = copy.deepcopy(layer.parametrizations[weight])  # type: ignore[index]
     leaf = listed.original if hasattr(listed, "original") else getattr(listed, "original1", None)
     if not isinstance(leaf, Tensor) or leaf.shape != getattr(layer, weight).shape:
         return False
     draw = torch.Generator().manual_seed(0)
     values = torch.rand(leaf.shape, generator=draw) + 0.5
     dead = torch.rand(leaf.shape, generator=draw) < 0.5
-    others = [] if hasattr(listed, "original") else [listed.original0]
     with torch.no_grad():
-        given = torch.where(dead, 0, values).to(leaf)
-        made = listed[0](*others, given) if others else given
-        for part in list(listed)[1 if others else 0 :]:
-            made = part(made)
+        leaf.copy_(torch.where(dead, 0, values))
+        made = listed()
     return bool((made[dead.to(made.device)] == 0).all())
 
 
@@ -150,8 +148,8 @@ def check_pure(module: nn.Module) -> None:
         for hook in part._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
                 raise UserError(f"{where} is pruned by torch.nn.utils.prune: use lthfunc.from_pruned(module)")
-            if type(hook).__name__ in ("WeightNorm", "SpectralNorm"):
-                other = "weight_norm" if type(hook).__name__ == "WeightNorm" else "spectral_norm"
+            other = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm"}.get(type(hook).__name__)
+            if other is not None:
                 raise UserError(
                     f"{where} recomputes its weight in a hook: use torch.nn.utils.parametrizations.{other} instead"
                 )

@@ -6,26 +6,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from lthfunc.deployment.compaction import operations
 from lthfunc.deployment.compaction.liveness import CONSTANT, VARIES, ZERO, Liveness, Transfer, args_of, naming_errors
-from lthfunc.deployment.compaction.operations import (
-    groups_of,
-    is_binary,
-    is_cat,
-    is_flatten,
-    is_known,
-    is_layer,
-    is_norm,
-    is_slice_or_pad,
-    is_unitwise,
-    sources,
-)
 from lthfunc.sparse.lowerings.interface import argument
 
 _aten = torch.ops.aten
 
 
 def _layer_constancy(node: Node, facts: Liveness) -> Tensor:
-    x, weight, groups = args_of(node)[0], facts.connected(args_of(node)[1]), groups_of(node)
+    x, weight, groups = args_of(node)[0], facts.connected(args_of(node)[1]), operations.groups_of(node)
     read = facts.live(x).view(groups, 1, -1) & weight.view(groups, len(weight) // groups, -1)
     varies = read.any(2)
     if groups > 1:
@@ -35,7 +24,7 @@ def _layer_constancy(node: Node, facts: Liveness) -> Tensor:
 
 
 def _layer_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
-    weight, groups = facts.connected(args_of(node)[1]), groups_of(node)
+    weight, groups = facts.connected(args_of(node)[1]), operations.groups_of(node)
     asked = needed.view(groups, -1)
     if groups > 1:  # groups are kept or removed as a whole
         return [(args_of(node)[0], asked.any(1, keepdim=True).expand(groups, weight.shape[1]).flatten())]
@@ -66,7 +55,7 @@ def _trained_only_through_relu(node: Node, facts: Liveness) -> bool:
         return False
     if any(each in facts.leaves and len(each.users) > 1 for each in node.all_input_nodes):
         return False  # a bias that several layers share
-    if is_layer(node, facts):
+    if operations.is_layer(node, facts):
         return True
     return all(_trained_only_through_relu(each, facts) for each in node.all_input_nodes if facts.has_units(each))
 
@@ -98,12 +87,12 @@ def _flatten_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[No
 
 
 def _slice_constancy(node: Node, facts: Liveness) -> Tensor:
-    source, units = facts.constancy[args_of(node)[0]], sources(node, facts)
+    source, units = facts.constancy[args_of(node)[0]], operations.sources(node, facts)
     return torch.where(units >= 0, source[units.clamp(min=0)], ZERO).to(torch.int8)
 
 
 def _slice_needs(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node, Tensor]]:
-    units = sources(node, facts)
+    units = operations.sources(node, facts)
     asked = torch.zeros(facts.units(args_of(node)[0]), dtype=torch.bool)
     asked[units[needed & (units >= 0)]] = True
     return [(args_of(node)[0], asked)]
@@ -123,13 +112,13 @@ def _all_needed(node: Node, needed: Tensor, facts: Liveness) -> list[tuple[Node,
 
 
 _TRANSFERS = {
-    is_layer: Transfer(_layer_constancy, _layer_needs),
-    is_norm: Transfer(_norm_constancy, _same_needs),
-    is_unitwise: Transfer(_unitwise_constancy, _same_needs),
-    is_binary: Transfer(_binary_constancy, _same_needs),
-    is_cat: Transfer(_cat_constancy, _cat_needs),
-    is_flatten: Transfer(_flatten_constancy, _flatten_needs),
-    is_slice_or_pad: Transfer(_slice_constancy, _slice_needs),
+    operations.is_layer: Transfer(_layer_constancy, _layer_needs),
+    operations.is_norm: Transfer(_norm_constancy, _same_needs),
+    operations.is_unitwise: Transfer(_unitwise_constancy, _same_needs),
+    operations.is_binary: Transfer(_binary_constancy, _same_needs),
+    operations.is_cat: Transfer(_cat_constancy, _cat_needs),
+    operations.is_flatten: Transfer(_flatten_constancy, _flatten_needs),
+    operations.is_slice_or_pad: Transfer(_slice_constancy, _slice_needs),
 }
 #: Of an unknown operation, which may read everything.
 _UNKNOWN = Transfer(_all_vary, _all_needed)
@@ -137,7 +126,7 @@ _UNKNOWN = Transfer(_all_vary, _all_needed)
 
 def transfer_of(node: Node, facts: Liveness) -> Transfer:
     """An operation's transfer functions."""
-    if not is_known(node, facts):
+    if not operations.is_known(node, facts):
         return _UNKNOWN
     return next((flow for fits, flow in _TRANSFERS.items() if fits(node, facts)), _UNKNOWN)
 
@@ -171,7 +160,7 @@ def _ask(nodes: list[Node], facts: Liveness, *, aligned: bool) -> None:
             else:
                 found = transfer_of(node, facts).needs(node, facts.wanted_units(node), facts)
                 # A normalisation's shift is trained, so in training its units outlive those of the layer before it.
-                if aligned or is_norm(node, facts):
+                if aligned or operations.is_norm(node, facts):
                     _keep(found, node, facts)
             for source, needed in found:
                 facts.needed[source] |= needed
@@ -182,11 +171,11 @@ def _take_along(nodes: list[Node], facts: Liveness) -> None:
     for node in nodes:
         if not facts.has_units(node):
             continue
-        if is_slice_or_pad(node, facts):
-            units = sources(node, facts)
+        if operations.is_slice_or_pad(node, facts):
+            units = operations.sources(node, facts)
             read = facts.wanted_units(args_of(node)[0])
             there = (units >= 0) & read[units.clamp(min=0)]
-        elif is_unitwise(node, facts) or is_norm(node, facts) or is_binary(node, facts):
+        elif transfer_of(node, facts).needs is _same_needs:
             parts = [facts.wanted_units(each) for each in node.all_input_nodes if facts.has_units(each)]
             there = torch.stack(parts).any(0)
         else:
@@ -197,7 +186,7 @@ def _take_along(nodes: list[Node], facts: Liveness) -> None:
 
 def _keep(found: list[tuple[Node, Tensor]], node: Node, facts: Liveness) -> None:
     """Keep what a unit-wise operation reads, constant or not, back to the layers that make it."""
-    if is_layer(node, facts) or transfer_of(node, facts) is _UNKNOWN:
+    if operations.is_layer(node, facts) or transfer_of(node, facts) is _UNKNOWN:
         return
     for source, units in found:
         facts.constancy[source][units] = VARIES

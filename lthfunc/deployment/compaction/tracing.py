@@ -79,7 +79,7 @@ class _Tracing:
         self._leaves = dict(zip(placeholders, (*one.params, *one.buffers), strict=False))
         self._input = self._x  # its copy, once it is made
         if len(self._nodes) != len(self._twins) or not _same_constants(one, other):
-            raise self._varies()
+            raise UserError(f"compact: {one.name} cannot be compacted: its operations depend on the batch size")
 
     def done(self) -> Traced:
         """The graph for any batch size."""
@@ -132,9 +132,8 @@ class _Tracing:
         if copy.op != "call_function":
             return
         with self._graph.inserting_before(copy):
-            args, kwargs = (self._sized(node, ours, theirs) for ours, theirs in
-                            ((node.args, twin.args), (node.kwargs, twin.kwargs)))  # fmt: skip
-        copy.args, copy.kwargs = args, kwargs
+            given = self._sized(node, (node.args, node.kwargs), (twin.args, twin.kwargs))
+        copy.args, copy.kwargs = given
 
     def _sized(self, node: Node, ours: Any, theirs: Any) -> Any:
         if isinstance(ours, Node):
@@ -147,7 +146,9 @@ class _Tracing:
             parts = ((ours.start, theirs.start), (ours.stop, theirs.stop), (ours.step, theirs.step))
             return slice(*(self._sized(node, *pair) for pair in parts))
         if ours is theirs or ours == theirs or (ours != ours and theirs != theirs):
-            return self._on_device(ours)
+            if not isinstance(ours, torch.device) or ours != _DEVICE:
+                return ours
+            return self._graph.call_function(getattr, (self._input, "device"))  # instead of the trace's
         if type(ours) is not int or type(theirs) is not int:
             raise self._varies(node)
         times, rest = divmod(theirs - ours, _OTHER - TRACED_BATCH)
@@ -162,20 +163,10 @@ class _Tracing:
             raise self._varies(node)
         return self._graph.call_function(operator.floordiv, (self._size(), by))
 
-    def _on_device(self, value: Any) -> Any:
-        """The trace's device becomes the input's."""
-        if value != _DEVICE or not isinstance(value, torch.device):
-            return value
-        return self._graph.call_function(getattr, (self._input, "device"))
-
     def _size(self) -> Node:
         return self._graph.call_function(_aten.sym_size.int, (self._input, 0))
 
-    def _varies(self, node: Node | None = None) -> UserError:
-        if node is None:
-            return UserError(
-                f"compact: {self._captured.name} cannot be compacted: its operations depend on the batch size"
-            )
+    def _varies(self, node: Node) -> UserError:
         return cannot(self._captured, node, "depends on the batch size")
 
 
