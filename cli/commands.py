@@ -81,7 +81,7 @@ COMMANDS = {
             "lthfunc export runs/RUN --to onnx", "lthfunc export runs/RUN --to state-dict --round last",
         )),
         "import": Command("checkpoint_import:import_", "Convert another program's checkpoint", (
-            "lthfunc import net.pth", "lthfunc import masks.npz --masks --out ticket.safetensors",
+            "lthfunc import net.pth", "lthfunc import masks.npz --masks",
         )),
     },
     "This machine": {
