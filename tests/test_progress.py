@@ -85,6 +85,24 @@ def test_rounds_wait_for_their_seeds_trainings() -> None:
     assert seconds_left({}, running, 2) == 4.0
 
 
+def test_odd_trainings_leave_the_time_left_finite() -> None:
+    """A training without steps, one whose steps take no time, densities that start at 1, and an empty plan."""
+    densities = (1.0, 1.0, 0.5)
+    steps = {(0, number, "ticket"): (0, 50, 50)[number] for number in range(3)}
+    tracker = Tracker(Outlook(steps, 1, densities.__getitem__, lambda kept: min(kept.values())), lambda: 1.0)
+    for number, last in ((0, 0), (1, 50)):
+        task = task_of({"seed": 0, "round": number, "variant": "ticket"}, {"w": 1.0})
+        tracker.begin(task, last)
+        assert tracker.seconds_left() is None
+        tracker.step(task, 0, None)
+        tracker.step(task, last, None)
+        tracker.end(task, {})
+    assert tracker.snapshot()["left"] is None
+    earlier = [Seen(50, 0.0, 10.0, 0.0, 1.0)]
+    resumed = Tracker(Outlook({(0, 2, "ticket"): 50}, 1, densities.__getitem__, lambda kept: 1.0, earlier))
+    assert resumed.seconds_left() == pytest.approx(10.0)
+
+
 def test_what_compiles_first_is_not_expected_again() -> None:
     first = Seen(steps=100, front=30.0, seconds=10.0, back=0.5, cost=1.0)
     assert pace_of([first], 1).training(100, 1.0) == pytest.approx(11.0)

@@ -59,7 +59,7 @@ def pace_of(seen: Sequence[Seen], workers: int) -> Pace:
     front = median(fronts[workers:]) if fronts[workers:] else min(*fronts, *backs)
     weights = [_DECAY ** ((len(seen) - 1 - place) / workers) for place in range(len(seen))]
     found: list[tuple[float, Pace]] = []
-    for fixed in (place / 20 for place in range(21)):
+    for fixed in (place / 20 for place in range(1, 21)):
         scales = [step / (fixed + (1 - fixed) * each.cost) for step, each in zip(steps, seen, strict=True)]
         scale = sum(w * each for w, each in zip(weights, scales, strict=True)) / sum(weights)
         misfit = sum(w * (each / scale - 1) ** 2 for w, each in zip(weights, scales, strict=True)) / _TIME_STD**2

@@ -111,23 +111,23 @@ def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Recor
 
     steps = {name: plan.steps_of(*name[1:]) for name in trainings_ahead(config, plan, records)}
     earlier = [
-        Seen(max(1, item["final_step"] - item["curve"][0][0]), 0.0, item["seconds"], 0.0,
-             cost({name: layer["density"] for name, layer in item["layers"].items()}))
+        Seen(taken, 0.0, item["seconds"], 0.0, cost({name: each["density"] for name, each in item["layers"].items()}))
         for item in records
-    ]  # fmt: skip
+        if (taken := item["final_step"] - item["curve"][0][0]) > 0 and item["seconds"] > 0
+    ]
     return Outlook(steps, workers, planned, cost, earlier)
 
 
 @dataclass
 class _UnderWay:
-    """An unfinished training. first, last: (time, step) of its first and last step in this process."""
+    """An unfinished training. first, last: (time, step) of its first step in this process, time of its last."""
 
     task: Task
+    density: float
     start: int
     stop: int
     at: int
     begun: float
-    kept: dict[str, float]
     cost: float
     first: tuple[float, int] | None = None
     last: float = 0.0
@@ -136,9 +136,9 @@ class _UnderWay:
     @property
     def rate(self) -> float | None:
         """Steps per second."""
-        if self.first is None or self.at == self.first[1]:
+        if self.first is None or self.at == self.first[1] or self.last <= self.first[0]:
             return None
-        return (self.at - self.first[1]) / max(1e-9, self.last - self.first[0])
+        return (self.at - self.first[1]) / (self.last - self.first[0])
 
 
 class Tracker(Watcher):
@@ -151,6 +151,7 @@ class Tracker(Watcher):
         self._seen: list[Seen] = []
         self._kept: tuple[int, dict[str, float]] = (-1, {})  # of the latest round so far
         self._total = self._before = 0
+        self._left: tuple[float, float | None] = (float("-inf"), None)  # when it was computed last
 
     def total(self, steps: int) -> None:
         self._total = steps
@@ -160,7 +161,8 @@ class Tracker(Watcher):
         kept = {name: float(mask.float().mean()) for name, mask in task.start.masks.items()}
         self._ahead.pop(task.key, None)
         self._kept = max(self._kept, (task.number, kept), key=lambda each: each[0])
-        self._under[task.key] = _UnderWay(task, start, stop, start, now, kept, self._outlook.cost(kept))
+        cost, share = self._outlook.cost(kept), density(task.start.masks)
+        self._under[task.key] = _UnderWay(task, share, start, stop, start, now, cost)
 
     def step(self, task: Task, number: int, point: Point | None) -> None:
         under, now = self._under[task.key], self._clock()
@@ -173,7 +175,7 @@ class Tracker(Watcher):
     def end(self, task: Task, item: Record) -> None:
         under = self._under.pop(task.key)
         self._before += under.stop - under.start
-        if under.first is not None and under.at > under.first[1]:
+        if under.rate is not None:
             self._seen.append(_seen(under, self._clock() - under.last))
 
     def is_under_way(self, seed: int, number: int) -> bool:
@@ -182,10 +184,12 @@ class Tracker(Watcher):
 
     def snapshot(self) -> dict[str, Any]:
         """The progress as plain values, as in ``.progress.json``."""
-        under = list(self._under.values())
+        under, now = list(self._under.values()), self._clock()
+        if now - self._left[0] >= _EVERY:
+            self._left = now, self.seconds_left()
         done = self._before + sum(each.at - each.start for each in under)
         return {
-            "time": time.time(), "done": done, "total": self._total, "left": self.seconds_left(),
+            "time": time.time(), "done": done, "total": self._total, "left": self._left[1],
             "trainings": [_plain(each) for each in under],
         }  # fmt: skip
 
@@ -196,16 +200,18 @@ class Tracker(Watcher):
         if not seen:
             return None
         pace = pace_of(seen, workers)
-        ahead = {name: pace.training(steps, self._cost_of(name[1])) for name, steps in self._ahead.items()}
+        waiting = dict(self._ahead)  # another thread may draw this
+        costs = {number: self._cost_of(number) for number in {name[1] for name in waiting}}
+        ahead = {name: pace.training(steps, costs[name[1]]) for name, steps in waiting.items()}
         return seconds_left(ahead, {each.task.key: _left(each, pace, now) for each in under}, workers)
 
     def _cost_of(self, number: int) -> float:
         """The cost of a step in a later round, in which layers go on losing weights as before (at first, alike)."""
         latest, kept = self._kept
-        planned = self._outlook.density(number)
-        if latest < 1:
+        planned, before = self._outlook.density(number), self._outlook.density(max(0, latest))
+        if before == 1:
             return self._outlook.cost(dict.fromkeys(kept, planned))
-        power = math.log(planned) / math.log(self._outlook.density(latest))
+        power = math.log(planned) / math.log(before)
         return self._outlook.cost({name: share**power for name, share in kept.items()})
 
 
@@ -217,7 +223,7 @@ def _seen(under: _UnderWay, back: float) -> Seen:
 
 def _left(under: _UnderWay, pace: Pace, now: float) -> float:
     """Seconds until a training ends: at its own rate once it has one, before that as expected."""
-    if under.first is None:
+    if under.first is None or under.stop == under.start:
         return max(0.0, pace.training(under.stop - under.start, under.cost) - (now - under.begun))
     share = (under.at - under.start) / (under.stop - under.start)
     expected = pace.step(under.cost)
@@ -229,7 +235,7 @@ def _plain(under: _UnderWay) -> dict[str, Any]:
     task, point = under.task, under.point
     figures = None if point is None else {"step": point.step, "loss": point.val_loss, "accuracy": point.val_accuracy}
     return {
-        "seed": task.seed, "round": task.number, "variant": task.variant, "density": density(task.start.masks),
+        "seed": task.seed, "round": task.number, "variant": task.variant, "density": under.density,
         "start": under.start, "at": under.at, "stop": under.stop, "rate": under.rate,
         "point": figures,
     }  # fmt: skip

@@ -61,7 +61,8 @@ def relative_time(engine: str, model: Model, shape: tuple[int, ...], kept: Mappi
         sparse, dense = _times(model, shape, kept)
         return sparse if engine == "sparse" or sparse < _MARGIN * dense else dense
 
-    return time(kept) / time({})
+    whole = time({})
+    return time(kept) / whole if whole else 1.0
 
 
 def _times(model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> tuple[float, float]:
