@@ -156,9 +156,9 @@ def _heat(axes: Any, picture: Heat) -> dict[str, Any]:
 def images(
     rows: Sequence[tuple[str, Sequence[Any]]], heads: Sequence[str], title: str, *, size: float, cmap: Any = None
 ) -> Figure:
-    """Images in a grid, each in its own proportions. rows: (name, images) each. size: width of an image, in inches."""
+    """Images in a grid, each in its own proportions. rows: (name, images) each. size: greatest width, in inches."""
     heights = [images[0].shape[0] / images[0].shape[1] if images else 1.0 for _, images in rows]
-    columns = max(len(images) for _, images in rows)
+    columns, size = max(len(images) for _, images in rows), min(size, 2 * _HEIGHT / sum(heights))
     made = figure(max(_WIDTH, size * columns + 1), (sum(heights) + 0.12 * len(rows)) * size + 0.6)
     grid = made.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
