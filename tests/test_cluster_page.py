@@ -31,7 +31,7 @@ def test_what_torchrun_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             [*TORCHRUN, *words[1:], *more], cwd=tmp_path, capture_output=True, text=True, timeout=HANG
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("run folder") == 1
+        assert done.stdout.count("Files in ") == 1
 
 
 def test_what_is_written_in_python(tmp_path: Path) -> None:
