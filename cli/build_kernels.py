@@ -1,22 +1,48 @@
-"""``lthfunc build-kernels``."""
+"""``lthfunc build-kernels``, and what every command shows while kernels are built."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-from .console import screen
+from lthfunc.sparse.kernels.compilation import watched
+
+from .console import aside, put, say
 
 
 def build_kernels() -> None:
-    """Build the sparse engine's kernels for this processor now instead of on first use. Takes half a minute."""
+    """Build the sparse engine's kernels for this processor now instead of on first use. Takes about 15 s."""
     from lthfunc.sparse.kernels import build  # importing torch takes a second
 
-    console, begun = screen(), time.monotonic()
-    ready = build.is_built()
-    with console.status("building the sparse kernels (half a minute)" if not ready else "loading the sparse kernels"):
-        build.load_kernels()
-    where = build.cache_folder()
-    if ready:
-        console.print(f"already built: {where}", highlight=False, soft_wrap=True)
-    else:
-        console.print(f"built in {time.monotonic() - begun:.0f} s: {where}", highlight=False, soft_wrap=True)
+    ready, begun = build.is_built(), time.monotonic()
+    build.load_kernels()
+    put(f"already built: {build.library_path()}" if ready else
+        f"built in {time.monotonic() - begun:.0f} s: {build.library_path()}")  # fmt: skip
+
+
+@contextmanager
+def kernel_builds_shown() -> Iterator[None]:
+    """Meanwhile, say when kernels are built in this process: moving on a terminal, otherwise in one line."""
+    console = aside()
+    with ExitStack() as shown:
+        status = None
+
+        def show(done: int, files: int) -> None:
+            nonlocal status
+            from lthfunc.sparse.kernels.build import expected_seconds
+
+            text = f"Building the sparse kernels for this processor, once, about {expected_seconds()} s"
+            if done == files:
+                shown.close()
+                status = None
+            elif not console.is_terminal:
+                if done == 0:
+                    say(text)
+            elif status is None:
+                status = shown.enter_context(console.status(text))
+            else:
+                status.update(f"{text} ({done} of {files} files)")
+
+        with watched(show):
+            yield

@@ -14,6 +14,7 @@ from lthfunc import __version__
 from lthfunc.errors import UserError
 from lthfunc.garbage import rare_collection
 
+from .build_kernels import kernel_builds_shown
 from .commands import COMMANDS, GroupedCommands, LazyCommand
 from .console import say, warning_in_words
 
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _told(arguments: list[str] | None) -> int:
     try:
-        with warning_in_words():
+        with warning_in_words(), kernel_builds_shown():
             code = _invoked(arguments)
     except UserError as error:
         return _complain(str(error), error.code)

@@ -13,7 +13,7 @@ import torch
 from lthfunc.argument_kinds import is_number
 from lthfunc.deployment.formats import MaskedLayer, block_density, block_size
 from lthfunc.hardware import cache_home, processor_name
-from lthfunc.sparse.kernels.build import cache_folder
+from lthfunc.sparse.kernels.build import kernels_name
 from lthfunc.trees.atomic_io import write_atomically
 from lthfunc.trees.types import Masks
 
@@ -81,7 +81,7 @@ def tunings_file() -> Path:
 def machine_key(device: torch.device) -> str:
     """Device, threads and versions, on which every time depends."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-    return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, kernels {cache_folder().name}"
+    return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, kernels {kernels_name()}"
 
 
 def layer_key(layer: MaskedLayer, form: str) -> str:

@@ -46,17 +46,16 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
     counted = f"all trainings take {total:,} steps, and compiling pays off from {COMPILE_FROM_STEPS:,}"
     if engine_for(total) == "eager":
         return [Decision("engine", "eager", counted)]
-    missing = why_not(config.device)
+    missing, not_sparse = why_not(config.device), _why_not_sparse(config, work, data)
+    if not_sparse is None:  # also without a compiler, where the installed package brings kernels
+        dense = "compile" if missing is None else "eager"
+        return [
+            Decision("engine", f"sparse/{dense}", f"{counted}; each runs on the sparse engine where that costs less")
+        ]
     if missing is not None:
         reason = f"not compiled: {missing}; running eagerly, which gives the same results more slowly"
         return [Decision("engine", "eager", reason, notable=True)]
-    if work.collectives.world_size > 1:
-        return [Decision("engine", "compile", f"{counted}; the sparse engine doesn't support several ranks")]
-    try:
-        _check_sparse(replace(config, engine="sparse"), work, data)
-    except UserError as error:
-        return [Decision("engine", "compile", f"{counted}; not sparse: {error}")]
-    return [Decision("engine", "sparse/compile", f"{counted}; each runs on the sparse engine where that costs less")]
+    return [Decision("engine", "compile", f"{counted}; {not_sparse}")]
 
 
 def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
@@ -92,6 +91,17 @@ def engine_of(config: Config, model: Model, data: Dataset) -> Making:
     compact_training(model, init(model, 0), data.shape)
     # The sparse engine reads inputs by lists, so inputs needn't be selected for it.
     return compact_engine(config.engine, selecting=not config.engine.startswith("sparse"))
+
+
+def _why_not_sparse(config: Config, work: Work, data: Dataset) -> str | None:
+    """Why `auto` leaves the sparse engine out; None where it may be used."""
+    if work.collectives.world_size > 1:
+        return "the sparse engine doesn't support several ranks"
+    try:
+        _check_sparse(replace(config, engine="sparse"), work, data)
+    except UserError as error:
+        return f"not sparse: {error}"
+    return None
 
 
 def _check_sparse(config: Config, work: Work, data: Dataset) -> None:

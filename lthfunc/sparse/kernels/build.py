@@ -1,113 +1,146 @@
-"""The kernels, built by PyTorch's extension tooling at first use and kept."""
+"""The kernels: a library that the installed package brings, or one that is built at first use and kept."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import logging
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.hardware import cache_home, has_avx512, processor_facts
+from lthfunc.hardware import cache_home, has_avx512, processor_facts, usable_cores
 from lthfunc.sparse.kernels import library_cache
-from lthfunc.training.engines.toolchain import host_compiler, why_not
+from lthfunc.sparse.kernels.compilation import (
+    FLAGS,
+    PREBUILT,
+    CompilerError,
+    compile_library,
+    prebuilt_name,
+    source_digest,
+    tell,
+    units,
+)
+from lthfunc.training.engines.toolchain import host_compiler, why_no_compiler
 
-_HERE = Path(__file__).parent
-# Never -ffast-math: with many compilers a library linked with it makes the whole process flush small numbers to zero.
-_FLAGS = (
-    "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
-    "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas",
-    # PyTorch's own threads: the runtime that it has loaded is found by its name. Elsewhere kernels run in one thread.
-    *(("-fopenmp",) if sys.platform == "linux" else ()),
-)  # fmt: skip
 _SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+#: What libraries of wheels are made for, best first, by the machine: names of -march, and flags of such a processor.
+_WHEELS = {
+    "x86_64": {
+        "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+        "x86-64-v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"},
+    },
+    "aarch64": {"armv8-a": set()},
+    "arm64": {"armv8-a": set()},
+}  # fmt: skip
+#: Seconds that a build takes on one core of the machine that docs/sparse-engine.md names.
+_CORE_SECONDS = 30
+_WITH_AVX512 = ("native", "x86-64-v4")
 
 
 @functools.cache
 def load_kernels() -> None:
-    """Register the operations `torch.ops.lthfunc.*`, building them (half a minute) where that was not done yet.
+    """Register the operations `torch.ops.lthfunc.*`, building them where that was not done yet.
 
     Raises UserError where nothing can be built, with what is missing.
     """
-    reason = why_no_kernels()
-    if reason is not None:
-        raise UserError(reason)
+    library = prebuilt()
+    if library is None:
+        reason = why_no_kernels()
+        if reason is not None:
+            raise UserError(reason)
+        library = _built()
+    torch.ops.load_library(str(library))
+
+
+def _built() -> Path:
+    """The library in the cache, which is built if it is not there."""
     folder = cache_folder()
     if not library_cache.is_whole(folder):
+        tell(0, len(units()))
         with library_cache.building(folder):
             if not library_cache.is_whole(folder):  # which another process has built meanwhile
                 library_cache.clear(folder)
                 _build(folder)
                 library_cache.keep(folder)
-    torch.ops.load_library(str(library_cache.library(folder)))
+    return library_cache.library(folder)
 
 
 def _build(folder: Path) -> None:
-    # On machines without a GPU the tooling remarks on it as it is imported; its errors still come through.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    from torch.utils import cpp_extension
-
-    flags = _flags()
-    sources = sorted(str(source) for source in _HERE.glob("*.cpp"))
-    # The tooling asks for ninja in PATH; installed beside Python, it need not be there.
-    path = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
+    at = Path(torch.__file__).parent
     try:
-        cpp_extension.load(
-            library_cache.NAME,
-            sources,
-            extra_cflags=flags,
-            extra_ldflags=[flag for flag in flags if "sanitize" in flag or "openmp" in flag],
-            build_directory=str(folder),
-            is_python_module=False,
-        )
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-        lines = [line for line in str(error).splitlines() if " error: " in line] or str(error).splitlines()
+        compile_library(host_compiler(), _flags(), at, library_cache.library(folder), usable_cores())
+    except CompilerError as error:
+        lines = [line for line in str(error).splitlines() if "error: " in line] or str(error).splitlines()
         raise UserError(f"--engine: the sparse kernels cannot be built: {lines[0].strip()}") from error
-    finally:
-        os.environ["PATH"] = path
+
+
+def prebuilt() -> Path | None:
+    """The best library for this processor among those that the package brings; None where it brings none."""
+    return _brought(_march(), bool(os.environ.get("LTHFUNC_SANITIZE")))[1]
+
+
+@functools.cache
+def _brought(march: str, sanitized: bool) -> tuple[str, Path | None]:
+    """The instructions that kernels are made with, and the library that the package brings for them."""
+    if PREBUILT.is_dir() and not sanitized:
+        has = set(processor_facts().get("flags", "").split())
+        for name, needs in _WHEELS.get(platform.machine(), {}).items():
+            library = PREBUILT / prebuilt_name(name)
+            if (march == name or (march == "native" and needs <= has)) and library.exists():
+                return name, library
+    return march, None
+
+
+def kernels_name() -> str:
+    """A name for exactly these kernels: of their source, instructions and, where they are built here, compiler."""
+    library = prebuilt()
+    return cache_folder().name if library is None else library.stem
+
+
+def library_path() -> Path:
+    """Where the library for this processor lies, or will lie once it is built."""
+    return prebuilt() or library_cache.library(cache_folder())
 
 
 def is_built() -> bool:
-    """Whether a build for this machine lies in the cache."""
-    return library_cache.is_whole(cache_folder())
+    """Whether a library for this machine is there."""
+    return prebuilt() is not None or library_cache.is_whole(cache_folder())
+
+
+def expected_seconds() -> int:
+    """About how long a build takes here, from the number of cores."""
+    return -(-_CORE_SECONDS // min(usable_cores(), len(units())))
 
 
 def why_no_kernels() -> str | None:
-    """One line that says why the kernels cannot be built here; None where they can."""
-    reason = why_not("cpu") or library_cache.why_not_kept(cache_folder())
+    """One line that says why there are no kernels here and none can be built; None where there are or can."""
+    if prebuilt() is not None:
+        return None
+    reason = why_no_compiler() or library_cache.why_not_kept(cache_folder())
     return reason and f"--engine: sparse cannot run on this machine, since {reason}; --engine eager can"
 
 
 def have_avx512() -> bool:
     """Whether the kernels are made with AVX-512; not counted on where they are made for another processor."""
-    return _march() == "native" and has_avx512()
+    made_with, _ = _brought(_march(), bool(os.environ.get("LTHFUNC_SANITIZE")))
+    return made_with in _WITH_AVX512 and has_avx512()
 
 
 def _march() -> str:
-    # LTHFUNC_MARCH: another processor's instructions (haswell for AVX2, say), to see what they would do.
+    # LTHFUNC_MARCH: another processor's instructions (x86-64-v3 for AVX2, say), to see what they would do.
     return os.environ.get("LTHFUNC_MARCH", "native")
 
 
 def _flags() -> list[str]:
-    return [*_FLAGS, f"-march={_march()}", *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
+    return [*FLAGS, f"-march={_march()}", *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
 
 
 def cache_folder() -> Path:
-    """Where the kernels for this processor, compiler, PyTorch and source are kept. Homes are shared by machines."""
-    digest = hashlib.sha256()
-    for source in sorted(_HERE.glob("*")):
-        if source.suffix in (".cpp", ".h", ".def"):
-            digest.update(source.read_bytes())
-    for fact in (*_flags(), torch.__version__, platform.machine(), _processor(), _compiler()):
-        digest.update(fact.encode())
-    return cache_home() / "kernels" / digest.hexdigest()[:16]
+    """Where kernels are kept that were built for this processor, compiler and source. Homes are shared by machines."""
+    return cache_home() / "kernels" / source_digest(*_flags(), platform.machine(), _processor(), _compiler())
 
 
 def _processor() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def building(folder: Path) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Delete what an earlier build left there, whole or not."""
     for path in folder.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _sum_file(folder: Path) -> Path:

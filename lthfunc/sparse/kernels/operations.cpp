@@ -1,175 +1,141 @@
-// The products as operations of their own, for steps written in Python: pure, on tensors of tiles
-// (tiles, channels, height, width, 16). lthfunc/sparse/functional.py gives them gradients and names.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
+// The products as operations of their own, for steps written in Python: on tiles (tiles, channels, height, width, 16).
+// lthfunc/sparse/functional.py gives them gradients and names.
 #include <algorithm>
+#include <stdexcept>
+#include <vector>
 
-#include "machine.h"
+#include "execution.h"
+#include "parallel.h"
 
 namespace lthfunc {
 namespace {
 
-using at::Tensor;
-
-vec* vectors(const Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.dim() == 5 && tensor.size(4) == LANES && tensor.is_contiguous(),
-                    "lthfunc: takes contiguous tiles (tiles, channels, height, width, 16)");
-  float* const memory = tensor.data_ptr<float>();
-  TORCH_CHECK_VALUE(reinterpret_cast<std::uintptr_t>(memory) % sizeof(vec) == 0, "lthfunc: tiles are not aligned");
-  return reinterpret_cast<vec*>(memory);
+void require(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(std::string("lthfunc: ") + what);
 }
 
 // The machine counts positions from one base: here, from one tensor to another.
-i64 between(const vec* from, const vec* to) {
-  return (reinterpret_cast<std::intptr_t>(to) - reinterpret_cast<std::intptr_t>(from)) / BYTES;
-}
-
-Workspace workspace_of(const Tensor& tiles) {
-  Workspace workspace{};
-  workspace.activations = vectors(tiles);
-  workspace.tiles = tiles.size(0);
-  workspace.examples = workspace.tiles * LANES;
-  return workspace;
+i64 between(const Tiles& from, const Tiles& to) {
+  return (reinterpret_cast<std::intptr_t>(to.memory) - reinterpret_cast<std::intptr_t>(from.memory)) / BYTES;
 }
 
 // How a layer's positions lie: stride between positions of the input, and whether they are the tiles (linear layers).
 struct Strides {
   i64 y, x, across;
 };
-Strides strides_of(const Tensor& input, i64 stride_y, i64 stride_x, bool flat) {
-  return {stride_y * input.size(3), flat ? input.stride(0) / LANES : stride_x, flat ? TILES_AT_ONCE : 0};
+Strides strides_of(const Tiles& input, i64 stride_y, i64 stride_x, bool flat) {
+  return {stride_y * input.width, flat ? input.tile() : stride_x, flat ? TILES_AT_ONCE : 0};
 }
 
-Tensor rows_of(const Tensor& tiles) {
-  const i64 channel = tiles.size(2) * tiles.size(3);
-  return at::arange(tiles.size(1), at::kInt).mul_(channel);
-}
+// Of a linear layer: an image of one position on both sides.
+bool flat(const Tiles& a, const Tiles& b) { return a.plane() == 1 && b.plane() == 1; }
 
-// Holds lists to what they index: rising starts of `rows` lists, entries that are read from each of ny × nx positions
-// of a tile on, and which of `values` numbers each entry takes.
-void check_lists(const Tensor& lists, i64 rows, i64 entries, const Tensor& input, Strides in, i64 ny, i64 nx,
-                 const i32* which, i64 values) {
+// Holds lists to what they index: rising starts of as many lists as outputs have channels, entries that are read from
+// each position of a tile on, and which of `values` numbers each entry takes.
+void check(const Lists& lists, const Tiles& input, Strides in, const Tiles& outputs, i64 values) {
+  const auto& [starts, offsets, which] = lists;
   constexpr i64 most = i64{1} << 31;
-  TORCH_CHECK_VALUE(ny > 0 && nx > 0 && in.y >= 0 && in.x >= 0 && ny < most && nx < most && in.y < most && in.x < most,
-                    "lthfunc: sizes or strides out of range");
-  const i32 *const starts = lists.data_ptr<i32>(), *const offsets = starts + rows + 1;
-  TORCH_CHECK_VALUE(starts[0] == 0 && std::is_sorted(starts, offsets) && starts[rows] == entries,
-                    "lthfunc: starts do not divide the offsets into ", rows, " lists");
-  const i64 room = input.size(1) * input.size(2) * input.size(3);
-  const i64 reach = (ny - 1) * in.y + (in.across ? 0 : (nx - 1) * in.x);
-  TORCH_CHECK_VALUE(
-      std::all_of(offsets, offsets + entries,
-                  [&](i32 offset) { return offset >= 0 && offset % BYTES == 0 && offset / BYTES + reach < room; }),
-      "lthfunc: offsets reach outside a tile");
-  TORCH_CHECK_VALUE(
-      which ? std::all_of(which, which + entries, [&](i32 number) { return number >= 0 && number < values; })
-            : entries <= values,
-      "lthfunc: lists take values that are not there");
+  require(starts.count == outputs.channels + 1, "takes a start for each channel, and the last one's end");
+  require(outputs.plane() > 0 && outputs.tile() < most && in.y >= 0 && in.x >= 0 && in.y < most && in.x < most,
+          "sizes or strides out of range");
+  require(starts.first[0] == 0 && std::is_sorted(starts.first, starts.first + starts.count) &&
+              starts.first[outputs.channels] == offsets.count,
+          "starts do not divide the offsets into lists");
+  const i64 reach = (outputs.height - 1) * in.y + (in.across ? 0 : (outputs.width - 1) * in.x);
+  require(std::all_of(
+              offsets.first, offsets.first + offsets.count,
+              [&](i32 offset) { return offset >= 0 && offset % BYTES == 0 && offset / BYTES + reach < input.tile(); }),
+          "offsets reach outside a tile");
+  require(which.first ? which.count == offsets.count && std::all_of(which.first, which.first + which.count,
+                                                                    [&](i32 k) { return k >= 0 && k < values; })
+                      : offsets.count <= values,
+          "lists take values that are not there");
 }
 
-Tensor products_of(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& starts,
-                   const Tensor& offsets, const std::optional<Tensor>& which, i64 channels, i64 height, i64 width,
-                   i64 stride_y, i64 stride_x) {
-  TORCH_CHECK_VALUE(input.dim() == 5 && starts.numel() == channels + 1 && height > 0 && width > 0 && stride_y > 0 &&
-                        stride_x > 0 && channels * height < (i64{1} << 31) / width &&
-                        (!which || which->numel() == offsets.numel()) && (!bias || bias->numel() == channels),
-                    "lthfunc: takes starts, offsets and biases of ", channels, " channels");
-  const Tensor output = at::empty({input.size(0), channels, height, width, LANES}, input.options());
-  // One memory of lists and one of values, as the machine has them; both are short beside the tiles.
-  const Tensor lists = at::cat({starts, offsets, which ? *which : starts.slice(0, 0, 0), rows_of(output)});
-  const Tensor numbers = bias ? at::cat({values, *bias}) : values.contiguous();
-  Workspace workspace = workspace_of(input);
-  workspace.lists = lists.data_ptr<i32>();
-  workspace.values = numbers.data_ptr<float>();
-  const bool flat = height * width == 1 && input.size(2) * input.size(3) == 1;
-  const Strides in = strides_of(input, stride_y, stride_x, flat);
-  check_lists(lists, channels, offsets.numel(), input, in, height, width,
-              which ? workspace.lists + starts.numel() + offsets.numel() : nullptr, values.numel());
-  const i64 tile = output.stride(0) / LANES;
-  products_row row{};
-  row.rows = channels;
-  row.in_tile = input.stride(0) / LANES;
-  row.in_y = in.y;
-  row.in_x = in.x;
-  row.out = between(workspace.activations, vectors(output));
-  row.out_tile = tile;
-  row.out_y = width;
-  row.out_x = flat ? tile : 1;
-  row.ny = height;
-  row.nx = width;
-  row.blocks = 1;
-  row.offsets = starts.numel();
-  row.which = which ? row.offsets + offsets.numel() : -1;
-  row.row_out = lists.numel() - channels;
-  row.bias = bias ? values.numel() : -1;
-  row.limits = row.gate = row.codes = row.saved = row.b = -1;
-  row.across = in.across;
-  const auto execute = [&](i64 from, i64 to) {
-    Workspace mine = workspace;
-    products(row, mine, flat ? Part{0, workspace.tiles, from, to} : Part{from, to, 0, channels});
-  };
-  at::parallel_for(0, flat ? channels : workspace.tiles, 1, execute);
-  return output;
+// One memory of lists, as the machine has them, that ends with where each channel of the outputs lies.
+std::vector<i32> joined(const Lists& lists, const Tiles& outputs) {
+  std::vector<i32> all;
+  for (const auto& list : {lists.starts, lists.offsets, lists.which})
+    all.insert(all.end(), list.first, list.first + list.count);
+  for (i64 channel = 0; channel < outputs.channels; ++channel)
+    all.push_back(static_cast<i32>(channel * outputs.plane()));
+  return all;
 }
 
-Tensor weight_gradients_of(const Tensor& input, const Tensor& grad, const Tensor& starts, const Tensor& offsets,
-                           i64 stride_y, i64 stride_x) {
-  TORCH_CHECK_VALUE(input.dim() == 5 && grad.dim() == 5 && input.size(0) == grad.size(0) &&
-                        starts.numel() == grad.size(1) + 1 && stride_y > 0 && stride_x > 0,
-                    "lthfunc: takes as many tiles of inputs as of gradients, and their lists");
-  const Tensor gradients = at::zeros({offsets.numel()}, input.options());
-  const Tensor lists = at::cat({starts, offsets, rows_of(grad)});
-  Workspace workspace = workspace_of(input);
-  workspace.lists = lists.data_ptr<i32>();
-  workspace.gradients = gradients.data_ptr<float>();
-  const bool flat = grad.size(2) * grad.size(3) == 1 && input.size(2) * input.size(3) == 1;
-  const Strides in = strides_of(input, stride_y, stride_x, flat);
-  check_lists(lists, grad.size(1), offsets.numel(), input, in, grad.size(2), grad.size(3), nullptr, offsets.numel());
-  if (workspace.tiles == 0) return gradients;
-  weight_gradients_row row{};
-  row.rows = grad.size(1);
-  row.in_tile = input.stride(0) / LANES;
-  row.in_y = in.y;
-  row.in_x = in.x;
-  row.grad = between(workspace.activations, vectors(grad));
-  row.grad_tile = grad.stride(0) / LANES;
-  row.grad_y = grad.size(3);
-  row.grad_x = flat ? row.grad_tile : 1;
-  row.ny = grad.size(2);
-  row.nx = grad.size(3);
-  row.blocks = 1;
-  row.offsets = starts.numel();
-  row.row_grad = lists.numel() - row.rows;
-  row.bias = -1;
-  row.across = in.across;
-  at::parallel_for(0, row.rows, 1, [&](i64 from, i64 to) {
-    Workspace mine = workspace;
-    weight_gradients(row, mine, {0, workspace.tiles, from, to});
-  });
-  return gradients;
+Workspace workspace_of(const Tiles& tiles, const std::vector<i32>& lists) {
+  Workspace workspace{};
+  workspace.activations = reinterpret_cast<vec*>(tiles.memory);
+  workspace.lists = lists.data();
+  workspace.tiles = tiles.tiles;
+  workspace.examples = tiles.tiles * LANES;
+  return workspace;
 }
 
 }  // namespace
+
+void layer_products(const Tiles& input, Vector<float> values, Vector<float> bias, const Lists& lists, i64 stride_y,
+                    i64 stride_x, const Tiles& output) {
+  const Strides in = strides_of(input, stride_y, stride_x, flat(input, output));
+  check(lists, input, in, output, values.count);
+  require(!bias.first || bias.count == output.channels, "takes a bias for each channel");
+  const std::vector<i32> all = joined(lists, output);
+  std::vector<float> numbers(values.first, values.first + values.count);
+  numbers.insert(numbers.end(), bias.first, bias.first + bias.count);
+  Workspace workspace = workspace_of(input, all);
+  workspace.values = numbers.data();
+  products_row row{};
+  row.rows = output.channels;
+  row.in_tile = input.tile();
+  row.in_y = in.y;
+  row.in_x = in.x;
+  row.out = between(input, output);
+  row.out_tile = output.tile();
+  row.out_y = output.width;
+  row.out_x = in.across ? output.tile() : 1;
+  row.ny = output.height;
+  row.nx = output.width;
+  row.blocks = 1;
+  row.offsets = lists.starts.count;
+  row.which = lists.which.first ? row.offsets + lists.offsets.count : -1;
+  row.row_out = static_cast<i64>(all.size()) - row.rows;
+  row.bias = bias.first ? values.count : -1;
+  row.limits = row.gate = row.codes = row.saved = row.b = -1;
+  row.across = in.across;
+  parallel_for(0, in.across ? row.rows : workspace.tiles, 1, [&](i64 from, i64 to) {
+    Workspace mine = workspace;
+    products(row, mine, in.across ? Part{0, workspace.tiles, from, to} : Part{from, to, 0, row.rows});
+  });
+}
+
+void layer_gradients(const Tiles& input, const Tiles& grad, const Lists& lists, i64 stride_y, i64 stride_x,
+                     float* gradients) {
+  const Strides in = strides_of(input, stride_y, stride_x, flat(input, grad));
+  check(lists, input, in, grad, lists.offsets.count);
+  std::fill_n(gradients, lists.offsets.count, 0.0f);
+  if (input.tiles == 0) return;
+  const std::vector<i32> all = joined(lists, grad);
+  Workspace workspace = workspace_of(input, all);
+  workspace.gradients = gradients;
+  weight_gradients_row row{};
+  row.rows = grad.channels;
+  row.in_tile = input.tile();
+  row.in_y = in.y;
+  row.in_x = in.x;
+  row.grad = between(input, grad);
+  row.grad_tile = grad.tile();
+  row.grad_y = grad.width;
+  row.grad_x = in.across ? grad.tile() : 1;
+  row.ny = grad.height;
+  row.nx = grad.width;
+  row.blocks = 1;
+  row.offsets = lists.starts.count;
+  row.row_grad = static_cast<i64>(all.size()) - row.rows;
+  row.bias = -1;
+  row.across = in.across;
+  parallel_for(0, row.rows, 1, [&](i64 from, i64 to) {
+    Workspace mine = workspace;
+    weight_gradients(row, mine, {0, workspace.tiles, from, to});
+  });
+}
+
 }  // namespace lthfunc
-
-TORCH_LIBRARY_FRAGMENT(lthfunc, library) {
-  library.def(
-      "products(Tensor input, Tensor values, Tensor? bias, Tensor starts, Tensor offsets, Tensor? which, "
-      "SymInt channels, SymInt height, SymInt width, int stride_y, int stride_x) -> Tensor");
-  library.def(
-      "weight_gradients(Tensor input, Tensor grad, Tensor starts, Tensor offsets, int stride_y, int stride_x) -> "
-      "Tensor");
-}
-
-TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
-  library.impl("products",
-               [](const at::Tensor& input, const at::Tensor& values, const std::optional<at::Tensor>& bias,
-                  const at::Tensor& starts, const at::Tensor& offsets, const std::optional<at::Tensor>& which,
-                  int64_t channels, int64_t height, int64_t width, int64_t stride_y, int64_t stride_x) {
-                 return lthfunc::products_of(input, values, bias, starts, offsets, which, channels, height, width,
-                                             stride_y, stride_x);
-               });
-  library.impl("weight_gradients", lthfunc::weight_gradients_of);
-}

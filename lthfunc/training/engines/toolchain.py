@@ -26,12 +26,17 @@ def host_compiler() -> str:
     return os.environ.get("CXX") or next(filter(shutil.which, ("g++", "clang++", "c++")), "")
 
 
+def why_no_compiler() -> str | None:
+    """Why no C++ can be compiled, in one line; None where it can."""
+    compiler = host_compiler()
+    return None if shutil.which(compiler) else f"no C++ compiler was found ({compiler or 'g++'})"
+
+
 @functools.cache
 def _why_no_host_compiler() -> str | None:
     # Inductor looks for the compiler in CXX, then g++. Its programs include Python.h, which Debian packs apart.
-    compiler = host_compiler()
-    if not shutil.which(compiler):
-        return f"no C++ compiler was found ({compiler or 'g++'})"
+    if reason := why_no_compiler():
+        return reason
     include = sysconfig.get_paths()["include"]
     if not (Path(include) / "Python.h").exists():
         return f"Python's header files are missing in {include}"

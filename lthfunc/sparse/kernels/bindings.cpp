@@ -1,0 +1,269 @@
+// The operators lthfunc::… of PyTorch, through its stable ABI: a library that is built once serves every later PyTorch.
+// Only this file reads PyTorch's headers.
+#define TORCH_TARGET_VERSION (((0ULL + 2) << 56) | ((0ULL + 11) << 48))  // the lowest that pyproject.toml declares
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <sstream>
+#include <stdexcept>
+
+#include "execution.h"
+#include "parallel.h"
+#include "single.h"
+
+namespace lthfunc {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
+
+// Throws what is a ValueError in Python.
+template <typename... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << "lthfunc: " << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+template <typename T>
+constexpr ScalarType type_of = std::is_same_v<T, float>    ? ScalarType::Float
+                               : std::is_same_v<T, double> ? ScalarType::Double
+                               : std::is_same_v<T, i32>    ? ScalarType::Int
+                                                           : ScalarType::Long;
+
+const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    default: return "uint8";
+  }
+}
+
+// A tensor's memory, where it holds `needed` elements or more; nullptr where it is empty.
+template <typename T>
+T* data(const char* name, const Tensor& tensor, i64 needed) {
+  const i64 count = tensor.numel();
+  require(tensor.is_contiguous() && count >= needed, name, " takes ", needed, " contiguous elements or more");
+  require(tensor.scalar_type() == type_of<T>, name, " must be ", name_of(type_of<T>));
+  return count ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+vec* vectors(const char* name, const Tensor& tensor, i64 needed) {
+  float* const memory = data<float>(name, tensor, needed * LANES);
+  require(reinterpret_cast<std::uintptr_t>(memory) % sizeof(vec) == 0, name, " are not aligned");
+  return reinterpret_cast<vec*>(memory);
+}
+
+template <typename T>
+std::vector<T> copied(const char* name, const Tensor& tensor) {
+  const T* const first = data<T>(name, tensor, 0);
+  return {first, first + tensor.numel()};
+}
+
+// Slots of batches, each contiguous, with `needed` elements or more; nothing is read where none are needed.
+void check_slots(const char* name, const Tensor& slots, i64 count, i64 needed, ScalarType type) {
+  if (needed == 0) return;
+  require(slots.scalar_type() == type, name, " must be ", name_of(type));
+  require(slots.dim() > 0 && slots.size(0) >= count, name, " takes ", count, " batches");
+  i64 step = 1;
+  for (i64 k = slots.dim() - 1; k > 0; --k) {
+    require(slots.size(k) == 1 || slots.stride(k) == step, name, ": batches must be contiguous");
+    step *= slots.size(k);
+  }
+  require(step >= needed, name, " takes ", needed, " elements a batch, or more");
+}
+
+ScalarType stored_as(const Program& program) {
+  return program.kind == kind_uint8 ? ScalarType::Byte : ScalarType::Float;
+}
+
+const char* slot(const Tensor& slots, i64 number) {
+  if (!slots.numel()) return nullptr;
+  return static_cast<const char*>(slots.data_ptr()) + number * slots.stride(0) * static_cast<i64>(slots.element_size());
+}
+
+// Contiguous floats. By the shim itself: torch::stable::empty looks its operator up by name, in a microsecond.
+template <std::size_t Count>
+Tensor empty(const i64 (&sizes)[Count]) {
+  i64 strides[Count];
+  i64 step = 1;
+  for (std::size_t k = Count; k-- > 0; step *= sizes[k]) strides[k] = step;
+  AtenTensorHandle made = nullptr;
+  const auto failed = aoti_torch_empty_strided(Count, sizes, strides, aoti_torch_dtype_float32(),
+                                               aoti_torch_device_type_cpu(), 0, &made);
+  if (failed) throw std::runtime_error("lthfunc: no memory for the outputs");
+  return Tensor(made);
+}
+
+i64 make_program(const Tensor& rows, const Tensor& lists, i64 vectors, i64 numbers, i64 constants, i64 batch) {
+  constexpr i64 most = i64{1} << 31;
+  require(rows.dim() == 2 && rows.size(1) >= HEAD, "a program is rows of instructions, and lists");
+  for (const i64 size : {vectors, numbers, constants, batch})
+    require(size >= 0 && size < most, "a program's memory is out of range");
+  return keep_program(std::make_shared<Program>(Program{
+      copied<i64>("rows", rows), rows.size(1), copied<i32>("lists", lists), vectors, numbers, constants, batch}));
+}
+
+bool runs_single(i64 program) { return program_of(program)->single; }
+
+void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor& values, const Tensor& gradients,
+         const Tensor& partials, const Tensor& constants, const Tensor& first, const Tensor& second,
+         const Tensor& clock, const Tensor& totals, const Tensor& schedule, const Tensor& inputs, const Tensor& targets,
+         const Tensor& outputs, i64 examples, i64 steps, i64 step, i64 seed) {
+  const std::shared_ptr<const Program> held = program_of(number);
+  const Program& program = *held;
+  require(begin >= 0 && begin <= end && end <= program.count(), "no such instructions");
+  require(examples > 0 && examples <= program.batch && steps > 0 && step >= 0, "takes 1 to ", program.batch,
+          " examples and one step or more");
+  check_slots("inputs", inputs, steps, examples * program.stored, stored_as(program));
+  check_slots("targets", targets, steps, program.reads_targets ? examples : 0, ScalarType::Long);
+  const bool threads = has_threads();
+  const i64 written = program.writes_gradients ? program.numbers : 0;
+  Workspace workspace{};
+  workspace.activations = vectors("activations", activations, program.vectors);
+  workspace.lists = program.lists.data();
+  workspace.values = data<float>("values", values, program.numbers);
+  workspace.gradients = data<float>("gradients", gradients, written);
+  workspace.partials = data<float>("partials", partials, threads ? written * tiles_of(examples) : 0);
+  workspace.numbers = program.numbers;
+  workspace.constants = data<float>("constants", constants, program.constants);
+  workspace.first = data<float>("first", first, program.moments > 0 || first.numel() ? program.numbers : 0);
+  workspace.second = data<float>("second", second, program.moments > 1 ? program.numbers : 0);
+  workspace.totals = data<double>("totals", totals, program.reads_targets ? 2 : 0);
+  workspace.outputs = data<float>("outputs", outputs, examples * program.features);
+  workspace.examples = examples;
+  workspace.tiles = tiles_of(examples);
+  workspace.seed = static_cast<std::uint32_t>(seed);
+  workspace.corrections[0] = workspace.corrections[1] = 1.0f;
+  const float* const rates = data<float>("schedule", schedule, 0);
+  double* const powers = data<double>("clock", clock, clock.numel() ? 4 : 0);
+  for (i64 k = 0; k < steps; ++k) {
+    // Slot k of the inputs holds the batch of the k-th step.
+    workspace.inputs = slot(inputs, k);
+    workspace.step = static_cast<std::uint32_t>(step + k);
+    workspace.targets = reinterpret_cast<const i64*>(slot(targets, k));
+    if (rates) workspace.rate = rates[std::min(step + k, schedule.numel() - 1)];
+    if (powers) {
+      workspace.corrections[0] = static_cast<float>(1.0 / (1.0 - powers[0]));
+      workspace.corrections[1] = static_cast<float>(1.0 / std::sqrt(1.0 - powers[1]));
+    }
+    run_step(program, begin, end, workspace, threads);
+    if (powers) {
+      powers[0] *= powers[2];
+      powers[1] *= powers[3];
+    }
+  }
+}
+
+// The outputs (examples, features) of a program without gradients. One example takes kernels of its own where `single`.
+Tensor infer(i64 number, const Tensor& activations, const Tensor& values, const Tensor& constants, const Tensor& inputs,
+             bool single) {
+  const std::shared_ptr<const Program> held = program_of(number);
+  const Program& program = *held;
+  require(!program.writes_gradients && !program.reads_targets, "a program for training");
+  require(inputs.dim() > 0 && inputs.size(0) <= program.batch, "takes up to ", program.batch, " examples");
+  const i64 examples = inputs.size(0);
+  require(inputs.is_contiguous() && inputs.scalar_type() == stored_as(program) &&
+              inputs.numel() >= examples * program.stored,
+          "inputs takes ", program.stored, " contiguous elements of ", name_of(stored_as(program)), " an example");
+  const Tensor outputs = empty({examples, program.features});
+  Workspace workspace{};
+  workspace.activations = vectors("activations", activations, program.vectors);
+  workspace.lists = program.lists.data();
+  workspace.values = data<float>("values", values, program.numbers);
+  workspace.numbers = program.numbers;
+  workspace.constants = data<float>("constants", constants, program.constants);
+  workspace.inputs = inputs.data_ptr();
+  workspace.outputs = data<float>("outputs", outputs, 0);
+  workspace.corrections[0] = workspace.corrections[1] = 1.0f;
+  workspace.examples = examples;
+  workspace.tiles = tiles_of(examples);
+  if (single && program.single && examples == 1)
+    run_single(program, workspace);
+  else if (examples > 0)
+    run_step(program, 0, program.count(), workspace, has_threads());
+  return outputs;
+}
+
+Tiles tiles_in(const Tensor& tensor) {
+  require(tensor.dim() == 5 && tensor.size(4) == LANES && tensor.is_contiguous(),
+          "takes contiguous tiles (tiles, channels, height, width, 16)");
+  return {reinterpret_cast<float*>(vectors("tiles", tensor, 0)), tensor.size(0), tensor.size(1), tensor.size(2),
+          tensor.size(3)};
+}
+
+template <typename T>
+Vector<T> vector_in(const char* name, const Tensor& tensor) {
+  return {data<T>(name, tensor, 0), tensor.numel()};
+}
+
+Lists lists_in(const Tensor& starts, const Tensor& offsets, const Maybe& which) {
+  return {vector_in<i32>("starts", starts), vector_in<i32>("offsets", offsets),
+          which ? vector_in<i32>("which", *which) : Vector<i32>{}};
+}
+
+Tensor product_tiles(const Tensor& input, const Tensor& values, const Maybe& bias, const Tensor& starts,
+                     const Tensor& offsets, const Maybe& which, i64 channels, i64 height, i64 width, i64 stride_y,
+                     i64 stride_x) {
+  constexpr i64 most = i64{1} << 31;
+  const Tiles in = tiles_in(input);
+  require(channels >= 0 && height > 0 && width > 0 && channels < most && height < most && width < most &&
+              channels * height < most / width && stride_y > 0 && stride_x > 0,
+          "sizes or strides out of range");
+  const Tensor output = empty({in.tiles, channels, height, width, LANES});
+  layer_products(in, vector_in<float>("values", values), bias ? vector_in<float>("bias", *bias) : Vector<float>{},
+                 lists_in(starts, offsets, which), stride_y, stride_x, tiles_in(output));
+  return output;
+}
+
+Tensor gradient_values(const Tensor& input, const Tensor& grad, const Tensor& starts, const Tensor& offsets,
+                       i64 stride_y, i64 stride_x) {
+  const Tiles in = tiles_in(input), gradient = tiles_in(grad);
+  require(in.tiles == gradient.tiles && stride_y > 0 && stride_x > 0, "takes as many tiles of inputs as of gradients");
+  const Lists lists = lists_in(starts, offsets, {});
+  const Tensor gradients = empty({lists.offsets.count});
+  layer_gradients(in, gradient, lists, stride_y, stride_x, data<float>("gradients", gradients, 0));
+  return gradients;
+}
+
+}  // namespace
+}  // namespace lthfunc
+
+STABLE_TORCH_LIBRARY(lthfunc, library) {
+  library.def("make_program(Tensor rows, Tensor lists, int vectors, int values, int constants, int batch) -> int");
+  library.def("free_program(int program) -> ()");
+  library.def("runs_single(int program) -> bool");
+  library.def(
+      "run(int program, int begin, int end, Tensor(a!) activations, Tensor(b!) values, Tensor(c!) gradients, "
+      "Tensor(d!) partials, Tensor(e!) constants, Tensor(f!) first, Tensor(g!) second, Tensor(h!) clock, "
+      "Tensor(i!) totals, Tensor schedule, Tensor inputs, Tensor targets, Tensor(j!) outputs, int examples, int steps, "
+      "int step, int seed) -> ()");
+  library.def(
+      "infer(int program, Tensor(a!) activations, Tensor values, Tensor(b!) constants, Tensor inputs, bool single) -> "
+      "Tensor");
+  library.def(
+      "products(Tensor input, Tensor values, Tensor? bias, Tensor starts, Tensor offsets, Tensor? which, "
+      "SymInt channels, SymInt height, SymInt width, int stride_y, int stride_x) -> Tensor");
+  library.def(
+      "weight_gradients(Tensor input, Tensor grad, Tensor starts, Tensor offsets, int stride_y, int stride_x) -> "
+      "Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
+  library.impl("make_program", TORCH_BOX(&lthfunc::make_program));
+  library.impl("run", TORCH_BOX(&lthfunc::run));
+  library.impl("infer", TORCH_BOX(&lthfunc::infer));
+  library.impl("products", TORCH_BOX(&lthfunc::product_tiles));
+  library.impl("weight_gradients", TORCH_BOX(&lthfunc::gradient_values));
+}
+
+// Of no tensor, by which a device could be told.
+STABLE_TORCH_LIBRARY_IMPL(lthfunc, CompositeImplicitAutograd, library) {
+  library.impl("free_program", TORCH_BOX(&lthfunc::free_program));
+  library.impl("runs_single", TORCH_BOX(&lthfunc::runs_single));
+}
