@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from lthfunc.sparse.kernels.compilation import watched
+from lthfunc.sparse.kernels.progress import watched
 
 from .console import aside, put, say
 

@@ -94,7 +94,7 @@ def test_what_cannot_be_sparse_is_named(few_digits: Dataset) -> None:
 
 
 def test_no_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, few_digits: Dataset) -> None:
-    monkeypatch.setattr(build, "why_not", lambda device: "no C++ compiler was found (g++)")
+    monkeypatch.setattr(build, "why_no_compiler", lambda: "no C++ compiler was found (g++)")
     with pytest.raises(
         UserError, match=r"sparse cannot run on this machine, since no C\+\+ compiler was found \(g\+\+\)"
     ):

@@ -20,9 +20,9 @@ from lthfunc.sparse.kernels.compilation import (
     compile_library,
     prebuilt_name,
     source_digest,
-    tell,
     units,
 )
+from lthfunc.sparse.kernels.progress import tell
 from lthfunc.training.engines.toolchain import host_compiler, why_no_compiler
 
 _SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -59,19 +59,21 @@ def _built() -> Path:
     """The library in the cache, which is built if it is not there."""
     folder = cache_folder()
     if not library_cache.is_whole(folder):
-        tell(0, len(units()))
+        parts = len(units())
+        tell(0, parts)
         with library_cache.building(folder):
             if not library_cache.is_whole(folder):  # which another process has built meanwhile
                 library_cache.clear(folder)
                 _build(folder)
                 library_cache.keep(folder)
+        tell(parts, parts)
     return library_cache.library(folder)
 
 
 def _build(folder: Path) -> None:
     at = Path(torch.__file__).parent
     try:
-        compile_library(host_compiler(), _flags(), at, library_cache.library(folder), usable_cores())
+        compile_library(host_compiler(), _flags(), at, library_cache.library(folder), usable_cores(), tell)
     except CompilerError as error:
         lines = [line for line in str(error).splitlines() if "error: " in line] or str(error).splitlines()
         raise UserError(f"--engine: the sparse kernels cannot be built: {lines[0].strip()}") from error

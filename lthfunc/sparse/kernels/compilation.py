@@ -6,9 +6,9 @@ import hashlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,29 +23,9 @@ FLAGS = (
 #: Files that are compiled by themselves, the longest first; all others, which are short, are compiled as one.
 _ALONE = ("sparse_gradients", "sparse_products", "dense_convolutions", "bindings", "dense_products")
 
-#: Is told how many files are compiled, of how many.
-Watch = Callable[[int, int], None]
-_watches: list[Watch] = []
-
 
 class CompilerError(Exception):
     """What the compiler printed."""
-
-
-@contextmanager
-def watched(watch: Watch) -> Iterator[None]:
-    """Meanwhile, call watch(0, files) when a build begins in this process, and after each file."""
-    _watches.append(watch)
-    try:
-        yield
-    finally:
-        _watches.remove(watch)
-
-
-def tell(done: int, files: int) -> None:
-    """Call whoever watches."""
-    for watch in _watches:
-        watch(done, files)
 
 
 def units() -> list[list[Path]]:
@@ -70,9 +50,17 @@ def prebuilt_name(march: str) -> str:
     return f"{march}-{source_digest(*FLAGS)}.so"
 
 
-def compile_library(compiler: str, flags: Sequence[str], torch: Path, library: Path, jobs: int) -> None:
+def compile_library(
+    compiler: str,
+    flags: Sequence[str],
+    torch: Path,
+    library: Path,
+    jobs: int,
+    told: Callable[[int, int], None] = lambda done, parts: None,
+) -> None:
     """Compile the kernels to a library, `jobs` files at a time. torch: the folder of the installed package.
 
+    told: is called with how many parts are compiled, of how many, after each.
     Raises CompilerError with what the compiler printed.
     """
     with TemporaryDirectory(prefix="build-", dir=library.parent) as folder:
@@ -80,7 +68,7 @@ def compile_library(compiler: str, flags: Sequence[str], torch: Path, library: P
         for number, unit in enumerate(units()):
             objects.append(str(Path(folder, f"{number}.o")))
             commands.append([*begin, *(f"-include{path}" for path in unit), "-o", objects[-1]])
-        _run(commands, jobs, lambda done: tell(done, len(commands)))
+        _run(commands, jobs, lambda done: told(done, len(commands)))
         made = Path(folder, library.name)
         sanitizers = [flag for flag in flags if "sanitize" in flag]
         libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
