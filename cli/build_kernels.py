@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from lthfunc.sparse.kernels.progress import watched
 
 from .console import aside, put, say
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 
 def build_kernels() -> None:
@@ -24,25 +28,22 @@ def build_kernels() -> None:
 @contextmanager
 def kernel_builds_shown() -> Iterator[None]:
     """Meanwhile, say when kernels are built in this process: moving on a terminal, otherwise in one line."""
-    console = aside()
-    with ExitStack() as shown:
-        status = None
+    with ExitStack() as stack:
+        shown: list[Status] = []
 
-        def show(done: int, files: int) -> None:
-            nonlocal status
+        def show(done: int, parts: int) -> None:
             from lthfunc.sparse.kernels.build import expected_seconds
 
             text = f"Building the sparse kernels for this processor, once, about {expected_seconds()} s"
-            if done == files:
-                shown.close()
-                status = None
-            elif not console.is_terminal:
-                if done == 0:
-                    say(text)
-            elif status is None:
-                status = shown.enter_context(console.status(text))
-            else:
-                status.update(f"{text} ({done} of {files} files)")
+            if done == 0 and not aside().is_terminal:
+                say(text)
+            elif done == 0:
+                shown.append(stack.enter_context(aside().status(text)))
+            elif done == parts:
+                stack.close()
+                shown.clear()
+            for status in shown:
+                status.update(f"{text} ({done} of {parts} parts)")
 
         with watched(show):
             yield

@@ -10,6 +10,8 @@ import pytest
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels import build, library_cache
+from lthfunc.sparse.kernels.progress import watched
+from lthfunc_cli.build_kernels import kernel_builds_shown
 
 
 @pytest.fixture
@@ -33,6 +35,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(build, "_build", builds)
     monkeypatch.setattr("torch.ops.load_library", lambda path: made.append(f"loaded {len(Path(path).read_bytes())}"))
     return made
+
+
+def test_a_build_says_so_at_once_and_once(folder: Path, calls: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[int] = []
+    with kernel_builds_shown(), watched(lambda done, parts: told.append(parts - done)):
+        build.load_kernels()
+        build.load_kernels.cache_clear()
+        build.load_kernels()
+    assert told == [len(build.units()), 0]
+    words = f"Building the sparse kernels for this processor, once, about {build.expected_seconds()} s\n"
+    assert capsys.readouterr().err == words
 
 
 @pytest.mark.parametrize("harm", ["empty", "cut", "changed", "no sum", "other sum", "none", "half a build"])

@@ -38,9 +38,11 @@ def test_what_one_training_on_several_ranks_cannot_be(change: dict[str, Any], wo
         devices._check_ranks(settings(**{"batch_size": 8, **change}), two)
 
 
-def _engine_chosen(monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, sparse: bool = True, **given: Any) -> Any:
+def _engine_chosen(
+    monkeypatch: pytest.MonkeyPatch, *, compiler: bool = True, prebuilt: bool = False, sparse: bool = True, **given: Any
+) -> Any:
     monkeypatch.setattr(engine_choice, "why_not", lambda device: None if compiler else "no compiler")
-    monkeypatch.setattr(engine_choice, "why_no_kernels", lambda: None)
+    monkeypatch.setattr(engine_choice, "why_no_kernels", lambda: None if compiler or prebuilt else "no compiler")
     monkeypatch.setattr(
         engine_choice, "why_not_sparse", lambda work, shape, kind: None if sparse else "dense is faster"
     )
@@ -71,6 +73,7 @@ def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch)
     engine, note = chosen(rounds=2, compiler=False)
     assert engine == "eager"
     assert "not compiled: no compiler; running eagerly" in note
+    assert chosen(rounds=2, compiler=False, prebuilt=True) == ("sparse/eager", None)
     assert chosen(rounds=2, outside=("numpy", "random")) == ("eager", "not compiled: net draws from numpy and random")
     for name in ("eager", "compile", "sparse", "sparse/eager"):
         assert chosen(engine=name, steps=1) == (name, None)

@@ -27,7 +27,7 @@ from lthfunc.training.engines.toolchain import host_compiler, why_no_compiler
 
 _SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 #: What libraries of wheels are made for, best first, by the machine: names of -march, and flags of such a processor.
-_WHEELS = {
+_WHEELS: dict[str, dict[str, set[str]]] = {
     "x86_64": {
         "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
         "x86-64-v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"},
