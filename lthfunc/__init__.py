@@ -200,6 +200,6 @@ if TYPE_CHECKING:
         TrainState as TrainState,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lthfunc_cli.build_kernels import kernel_builds_shown
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels import build, library_cache
 from lthfunc.sparse.kernels.progress import watched
-from lthfunc_cli.build_kernels import kernel_builds_shown
 
 
 @pytest.fixture
