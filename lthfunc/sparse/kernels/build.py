@@ -35,7 +35,7 @@ _WHEELS: dict[str, dict[str, set[str]]] = {
     "aarch64": {"armv8-a": set()},
     "arm64": {"armv8-a": set()},
 }  # fmt: skip
-#: Seconds that a build takes on one core of the machine that docs/sparse-engine.md names.
+#: Seconds that a build takes on one core of the machine that docs/results/sparse-engine.md names.
 _CORE_SECONDS = 30
 _WITH_AVX512 = ("native", "x86-64-v4")
 
