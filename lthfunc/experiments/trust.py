@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lthfunc.catalog.data_sets import FILE_KINDS, SUFFIX
 from lthfunc.catalog.networks import PICKLED, TIMM_LOADS, ZOOS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS
-from lthfunc.experiments.known_code import compared, remember
 from lthfunc.plugins import is_own
 
 #: Prefixes of names that do not name a user's code.
@@ -42,7 +41,10 @@ def places_in(values: Mapping[str, Any]) -> dict[str, str]:
 
 def remember_code(values: Mapping[str, Any]) -> None:
     """Record the code in settings that have been checked or typed, so that its user isn't asked again."""
-    remember(code_in(values), values)
+    if code := code_in(values):
+        from lthfunc.experiments.known_code import remember  # not needed for --help
+
+        remember(code, values)
 
 
 def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, typed: Collection[str] = ()) -> None:
@@ -53,8 +55,7 @@ def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, type
     if trusted:
         return
     code = {name: named for name, named in code_in(values).items() if name.partition(".")[0] not in typed}
-    asked = compared(code, values)
-    if asked:
+    if code and (asked := _asked(code, values)):
         words = _named({name: ", ".join(code[name]) for name in asked}, ())
         changed = " that has changed since you used it" if "changed" in asked.values() else ""
         what = "read pickled weights" if asked.keys() == {"weights"} else "import code"
@@ -64,6 +65,12 @@ def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, type
         raise UserError(
             f"{where}: the settings connect to {places}; if you trust these services, allow them with --trust"
         )
+
+
+def _asked(code: Mapping[str, list[str]], values: Mapping[str, Any]) -> dict[str, Literal["new", "changed"]]:
+    from lthfunc.experiments.known_code import compared  # not needed for --help
+
+    return compared(code, values)
 
 
 def _named(found: Mapping[str, str], typed: Collection[str]) -> str:
