@@ -65,6 +65,8 @@ BAD = {
     "prune --min-layer-weights 3 --allocate lamp": "--min-layer-weights: requires --allocate global, uniform, er",
     "prune --schedule cyclic --steps 3 --cycles 9": "cycles: invalid value 9 (expected a whole number from 1 to 3",
     "prune --schedule cyclic --steps 3": "--steps: invalid value 3 (expected at least 4 steps with",
+    "prune --cycles 2": "--cycles: requires --schedule cyclic, not constant",
+    "config --device gpu": "--device: invalid value 'gpu' (expected auto, cpu, cuda or cuda:N)",
     "prune --jobs 9999": "--jobs: invalid value 9999 (expected a whole number from 1 to",
     "methods": "--density: is required",
     "methods --density 0.1 --method imp-cyclic --steps 3": "--method: imp-cyclic needs a step for each of",

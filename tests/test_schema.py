@@ -104,6 +104,12 @@ def test_former_names_work_everywhere_and_name_the_present_one(
     told = capsys.readouterr().out
     assert "--never-prune" in told
     assert "--keep" not in told
+    assert main(["prune", "--scop", "erk"]) == 2
+    assert "--scope" not in capsys.readouterr().err  # nor is it suggested
+    Path("run").mkdir()
+    Path("run/config.toml").write_text("floor = 3")  # as a run that began under the former name has it
+    assert main(["config", "run"]) == 0
+    assert "floor" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
