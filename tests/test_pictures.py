@@ -104,6 +104,7 @@ def texts(made: Any) -> Iterator[Any]:
 
 def crossing(made: Figure) -> list[str]:
     """What is wrong with the texts of a figure: those that lie on another, on data, or beyond the edge."""
+    made.set_dpi(100)  # as many pixels as the check needs
     renderer = FigureCanvasAgg(made).get_renderer()
     made.draw(renderer)
     boxes = [(each.get_text(), each.get_window_extent(renderer)) for each in texts(made) if each and each.get_text()]
