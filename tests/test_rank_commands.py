@@ -154,7 +154,7 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
     from lthfunc.experiments.config import Config
     from lthfunc.experiments.plan import prepare
     from lthfunc.experiments.resolve import resolved
-    from lthfunc.runs.environment import versions
+    from lthfunc.runs.environment import source_digest, versions
     from lthfunc.scheduling import ranks
 
     config = prepare(resolved(Config(steps=20, engine="eager"))).config
@@ -169,6 +169,10 @@ def test_ranks_of_other_versions_and_data_are_told_apart(monkeypatch: pytest.Mon
         (
             order._replace(about={**order.about, "torch": "1.0"}),
             f"rank 1 has torch {torch.__version__}, and rank 0 has 1.0",
+        ),
+        (
+            order._replace(about={**order.about, "lthfunc_source": "0123456789ab"}),
+            f"rank 1 has lthfunc_source {source_digest()}, and rank 0 has 0123456789ab",
         ),
         (order._replace(command=["prune", "--lr", "1"]), "rank 1 was started with 'nothing' where rank 0 has '--lr'"),
         (order._replace(command=[]), "rank 1 was started with 'prune' where rank 0 has 'nothing'"),

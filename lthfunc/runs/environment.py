@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -22,6 +24,8 @@ from lthfunc.hardware import processor_name
 
 #: Packages whose versions are recorded.
 _PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "optree", "pydantic")
+#: What must be the same everywhere for the same bits.
+_SAME = ("lthfunc", "lthfunc_source", "torch", "python")
 
 
 def machine(device: str, threads: int | None = None) -> dict[str, Any]:
@@ -29,6 +33,7 @@ def machine(device: str, threads: int | None = None) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {
         "lthfunc": lthfunc.__version__,
+        "lthfunc_source": source_digest(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": processor_name(),
@@ -39,14 +44,29 @@ def machine(device: str, threads: int | None = None) -> dict[str, Any]:
 
 def versions() -> dict[str, Any]:
     """The versions that must be the same everywhere for the same bits."""
-    return {name: value for name, value in machine("cpu").items() if name in ("lthfunc", "torch", "python")}
+    return {name: value for name, value in machine("cpu").items() if name in _SAME}
+
+
+@functools.cache
+def source_digest() -> str:
+    """Twelve hexadecimal digits of the library's own files: two trees with one version number have different ones.
+
+    It is of the files as they are when this is first called.
+    """
+    digest, folder = hashlib.sha256(), Path(lthfunc.__file__).parent
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h", ".def"):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def machine_in_words(about: Mapping[str, Any]) -> tuple[str, str]:
     """(hardware, versions) in words, from the result of `machine`."""
     threads = about["threads"]
     where = about["gpu"] or f"{about['processor']}, {threads} thread{'' if threads == 1 else 's'}"
-    return where, f"torch {about['torch']}, Python {about['python']}, lthfunc {about['lthfunc']}"
+    source = f" (source {about['lthfunc_source']})" if about.get("lthfunc_source") else ""
+    return where, f"torch {about['torch']}, Python {about['python']}, lthfunc {about['lthfunc']}{source}"
 
 
 def environment(event: str, device: str, threads: int | None) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Machine(LineSchema):
     """The machine that something ran on."""
 
     lthfunc: Text
+    lthfunc_source: Text | None = None  # since 0.2.0
     torch: Text
     python: Text
     processor: Text
