@@ -119,7 +119,8 @@ def open_log(path: Path, named: Path, about: Mapping[str, Any], free: Collection
     if not lines or lines[0].get("kind") != about["kind"]:
         raise UserError(f"--out: {str(named)!r} has other content; name another")
     mine, theirs = _members(about), _members({name: lines[0].get(name) for name in about})
-    for key in sorted({**theirs, **mine}):
+    order = list(about)
+    for key in sorted({**theirs, **mine}, key=lambda key: (order.index(key[0]), key[1])):
         if mine.get(key) != theirs.get(key) and (key in mine or key[1] not in free):
             difference = f"{key[1]} is {theirs.get(key)!r} there, but {mine.get(key)!r} here"
             raise UserError(f"--out: {str(named)!r} has other results: {difference}; name another")
