@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from lthfunc.hardware import processor_facts
 from lthfunc.sparse.kernels import build
+from lthfunc.training.engines.toolchain import host_compiler
 
 pytestmark = [
     pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels())),
@@ -41,7 +42,7 @@ def test_avx2() -> None:
 def test_programs_under_sanitizers() -> None:
     libraries = [
         subprocess.run(
-            [build.host_compiler(), f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True
+            [host_compiler(), f"-print-file-name=lib{name}.so"], capture_output=True, text=True, check=True
         ).stdout.strip()
         for name in ("asan", "ubsan")
     ]
