@@ -290,12 +290,11 @@ def test_costs_are_those_of_arithmetic_by_hand() -> None:
     found = lf.cost(model, state.params, state.masks, (1, 28, 28))
     places = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
     for name, count in lf.layer_counts(state.masks).items():
-        layer = found.layers[name]
+        layer, times = found.layers[name], places[name.removesuffix(".weight")]
         assert (layer.total, layer.kept) == (count.total, count.kept)
-        assert layer.flops == 2 * count.total * places[name.removesuffix(".weight")]
-        assert layer.effective == pytest.approx(2 * count.kept * places[name.removesuffix(".weight")])
-    assert found.flops == sum(layer.flops for layer in found.layers.values())
-    assert found.parameters == 61_706
+        assert layer.flops == 2 * count.total * times
+        assert layer.effective == pytest.approx(2 * count.kept * times)
+    assert (found.flops, found.parameters) == (sum(layer.flops for layer in found.layers.values()), 61_706)
     assert found.remaining == 61_706 - 61_470 + lf.count(state.masks).kept
     assert found.compression_ratio == pytest.approx(found.parameters / found.remaining)
     assert found.theoretical_speedup == pytest.approx(4, rel=0.01)

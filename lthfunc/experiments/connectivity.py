@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.iterative import in_turn
+from lthfunc.experiments.task_schedules import in_turn
 from lthfunc.training.engines.vmapped import unstacked
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy

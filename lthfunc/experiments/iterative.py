@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from lthfunc.argument_hints import described
 from lthfunc.arguments import check_fields, public
 from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, end_of, to_anchor
+from lthfunc.experiments.task_schedules import in_turn
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.rewinding import learning_rate_rewound
 from lthfunc.sparsify.scores import Score, magnitude
@@ -25,9 +26,6 @@ from lthfunc.trees.ops import count
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Masks, Ticket, TrainState
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 TICKET = "ticket"
 
@@ -69,15 +67,12 @@ class Plan(NamedTuple):
     def pruning(self, number: int, score: Score) -> Transformation:
         """The pruning before a round."""
         pruning = partial(prune, score=score, allocate=self.allocate, select=self.select)
-        if self.densities is None:
-            return pruning(fraction=self.rate)
-        return pruning(density=self.densities[number - 1])
+        return pruning(fraction=self.rate) if self.densities is None else pruning(density=self.densities[number - 1])
 
     def end_of(self, task: Task) -> int:
         """The step at which a training ends."""
-        if self.from_trained and not task.number:
-            return int(task.start.step)
-        return end_of(task.start, self.steps)
+        untrained = self.from_trained and not task.number
+        return int(task.start.step) if untrained else end_of(task.start, self.steps)
 
 
 class Task(NamedTuple):
@@ -145,8 +140,8 @@ def check(plan: Plan) -> None:
     """Raise UserError if the plan cannot work."""
     check_fields(plan)
     if plan.anchor_step >= plan.steps:
-        point = f"step {plan.anchor_step}"
-        raise invalid("--rewind", point, f"a point before the end of training (step {plan.steps})")
+        expected = f"a point before the end of training (step {plan.steps})"
+        raise invalid("--rewind", f"step {plan.anchor_step}", expected)
 
 
 def rounds(
@@ -264,42 +259,24 @@ def iterative(
     yield from in_turn(rounds(plan, seed, device, done), trained)
 
 
-def in_turn(schedule: Generator[list[T], list[R], None], run: Callable[[T], R]) -> Iterator[R]:
-    """The results of a schedule's tasks, run one after the other."""
-    tasks = next(schedule, None)
-    while tasks is not None:
-        results = []
-        for task in tasks:
-            results.append(run(task))
-            yield results[-1]
-        tasks = sent(schedule, results)
-
-
-def sent(schedule: Generator[list[T], list[R], None], results: list[R]) -> list[T] | None:
-    """Send results to a schedule; returns its next tasks, or None at the end."""
-    try:
-        return schedule.send(results)
-    except StopIteration:
-        return None
-
-
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
     if plan.from_trained and number == 1:
         trained = learning_rate_rewound(trained, plan.steps)  # where its training would have ended
     now = RoundContext(plan.model, seed, number, anchor)
-    with seeded_generators(
-        key(seed, "pruning", number), trained.step.device
-    ):  # a score that uses data may draw random numbers (dropout)
+    # A score that uses data may draw random numbers (dropout).
+    with seeded_generators(key(seed, "pruning", number), trained.step.device):
         pruned = plan.tidy(plan.pruning(number, plan.score(trained, now))(trained))
-    if not isinstance(pruned, TrainState):
-        raise ArgumentError(f"Plan: tidy returned {described(pruned)} (expected a function that returns a TrainState)")
+    _check_state("tidy", pruned)
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; use fewer rounds")
     return _made("rewind", plan.rewind, pruned, now)
 
 
 def _made(name: str, start: Start, pruned: TrainState, now: RoundContext) -> TrainState:
-    found = start.make(pruned, now)
+    return _check_state(name, start.make(pruned, now))
+
+
+def _check_state(name: str, found: TrainState) -> TrainState:
     if not isinstance(found, TrainState):
         raise ArgumentError(f"Plan: {name} returned {described(found)} (expected a function that returns a TrainState)")
     return found

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from lthfunc.energy.meter import Meter
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Task, sent, train_together
+from lthfunc.experiments.iterative import Task, train_together
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record
+from lthfunc.experiments.task_schedules import sent
 from lthfunc.training.results import Point
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
