@@ -8,7 +8,7 @@ import shutil
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -39,12 +39,15 @@ class BuildWithKernels(build_py):
             )  # fmt: skip
 
 
+class DistributionWithKernels(Distribution):
+    """Not the same for all machines."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
 class WheelOfPlatform(bdist_wheel):
     """A wheel for one kind of machine, but for any Python: the kernels don't know of it."""
-
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = False
 
     def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])
@@ -54,5 +57,12 @@ setup(
     packages=[*find_packages(include=["lthfunc", "lthfunc.*"]), "lthfunc_cli"],
     # The folder is called cli; a global package of that name would be rude, so it is installed as lthfunc_cli.
     package_dir={"lthfunc": "lthfunc", "lthfunc_cli": "cli"},
-    cmdclass={"build_py": BuildWithKernels, "bdist_wheel": WheelOfPlatform} if KERNELS else {},
+    **(
+        {
+            "distclass": DistributionWithKernels,
+            "cmdclass": {"build_py": BuildWithKernels, "bdist_wheel": WheelOfPlatform},
+        }
+        if KERNELS
+        else {}
+    ),
 )
