@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from lthfunc.sparse.kernels.progress import watched
 
-from .console import aside, put, say
-
-if TYPE_CHECKING:
-    from rich.status import Status
+from .console import aside, busy, put, say
 
 
 def build_kernels() -> None:
@@ -29,7 +25,7 @@ def build_kernels() -> None:
 def kernel_builds_shown() -> Iterator[None]:
     """Meanwhile, say when kernels are built in this process: moving on a terminal, otherwise in one line."""
     with ExitStack() as stack:
-        shown: list[Status] = []
+        shown: list[Callable[[str], None]] = []
 
         def show(done: int, parts: int) -> None:
             from lthfunc.sparse.kernels.build import expected_seconds
@@ -38,12 +34,12 @@ def kernel_builds_shown() -> Iterator[None]:
             if done == 0 and not aside().is_terminal:
                 say(text)
             elif done == 0:
-                shown.append(stack.enter_context(aside().status(text)))
+                shown.append(stack.enter_context(busy(text)))
             elif done == parts:
                 stack.close()
                 shown.clear()
-            for status in shown:
-                status.update(f"{text} ({done} of {parts} parts)")
+            for update in shown:
+                update(f"{text} ({done} of {parts} parts)")
 
         with watched(show):
             yield

@@ -21,6 +21,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+#: Functions that change the moving indicators shown now, the innermost last.
+_INDICATORS: list[Callable[[str], None]] = []
+
+
 class _Plain(Console):
     """A console that prints text literally; only styles produce control sequences."""
 
@@ -70,14 +74,32 @@ def say(text: str) -> None:
 def busy(what: str) -> Iterator[Callable[[str], None]]:
     """On a terminal, a moving indicator and what is going on, until this context ends; yields a function to change it.
 
-    For work that can't be counted, and that waits for no answer of the user.
+    For work that can't be counted, and that waits for no answer of the user. Within another one, or within a live
+    display, it changes the line that moves already.
     """
     console = aside()
     if not console.is_terminal:
         yield lambda what: None
-        return
-    with console.status(Text(what)) as status:
-        yield lambda what: status.update(Text(what))
+    elif _INDICATORS:
+        outer = _INDICATORS[-1]
+        outer(what)
+        try:
+            yield outer
+        finally:
+            outer("")
+    else:
+        with console.status(Text(what)) as status, indicating(lambda text: status.update(Text(text or what))):
+            yield _INDICATORS[-1]
+
+
+@contextmanager
+def indicating(update: Callable[[str], None]) -> Iterator[None]:
+    """Let a display that is drawn meanwhile show what is going on. update: called with it; empty: nothing else."""
+    _INDICATORS.append(update)
+    try:
+        yield
+    finally:
+        _INDICATORS.remove(update)
 
 
 def duration(seconds: float) -> str:

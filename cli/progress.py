@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from lthfunc.experiments.iterative import TICKET, Task
 from lthfunc.experiments.records import Record, Row, summarize
@@ -22,7 +23,7 @@ from lthfunc.scheduling.queue import Stopping, Watcher
 from lthfunc.training.results import Point
 
 from .bars import bar_of
-from .console import duration, printable, say
+from .console import duration, indicating, printable, say
 from .stopping import STOPPING
 
 #: Seconds between two redraws of a bar; counting every step would cost more than a small step takes.
@@ -48,7 +49,10 @@ def watching(
         yield Lines(trainings, tracker, records)
         return
     display = _Display(console, title, trainings, tracker, records, stopping)
-    with Live(console=console, get_renderable=display.now, refresh_per_second=_REFRESHES, transient=True):
+    with (
+        Live(console=console, get_renderable=display.now, refresh_per_second=_REFRESHES, transient=True),
+        indicating(display.note),
+    ):
         yield display
 
 
@@ -143,9 +147,13 @@ class _Display(Watcher):
         stopping: Stopping,
     ) -> None:  # fmt: skip
         self._console, self._title, self._trainings, self._tracker = console, title, trainings, tracker
-        self._stopping = stopping
+        self._stopping, self._note = stopping, ""
         self._records = list(records)
         self._rows = summarize(self._records)
+
+    def note(self, text: str) -> None:
+        """What else is going on, e.g. a build; empty: nothing."""
+        self._note = text
 
     def end(self, task: Task, item: Record) -> None:
         self._records.append(item)
@@ -155,7 +163,8 @@ class _Display(Watcher):
         """What is drawn."""
         finished, about, (width, height) = len(self._records), self._tracker.snapshot(), self._console.size
         view = progress_view(self._title, finished, self._trainings, about, self._rows, (width, height - 1))
-        return Group(view, STOPPING) if self._stopping() else view
+        note = STOPPING if self._stopping() else self._note
+        return Group(view, Text(note)) if note else view
 
 
 class _Tasks(Watcher):
