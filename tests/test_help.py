@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lthfunc_cli.commands import COMMANDS
@@ -95,6 +96,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*words, str(folder / "runs" / "RUN")]) == 0
     shutil.copytree(folder / "runs" / "RUN", folder / "runs" / "OTHER")
     torch.save({"fc1.weight": torch.ones(2, 3)}, folder / "net.pth")
+    masks: dict[str, Any] = {"fc1.weight": np.eye(3, dtype=bool)}
+    np.savez(folder / "masks.npz", **masks)
     return folder
 
 

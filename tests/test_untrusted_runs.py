@@ -221,6 +221,8 @@ OTHERS = [
     ("lthfunc/runs/method_results.py", "save_ticket"),  # a folder of the user's own
     ("lthfunc/runs/method_results.py", "folder.mkdir"),  # beside the file that the user named
     ("lthfunc/runs/method_results.py", "folder.rglob"),
+    ("lthfunc/runs/environment.py", "digest.update"),  # the library's own files
+    ("lthfunc/runs/environment.py", "folder.rglob"),
     ("lthfunc/runs/mirror.py", "self._home"),  # of this program's own, beside the run
     ("lthfunc/runs/mirror.py", "mirror.open()"),
     ("lthfunc/runs/mirror.py", "def open("),
