@@ -39,7 +39,7 @@ def kernel_builds_shown() -> Iterator[None]:
                 stack.close()
                 shown.clear()
             for update in shown:
-                update(f"{text} ({done} of {parts} parts)")
+                update(f"{text} ({done}/{parts})")
 
         with watched(show):
             yield
