@@ -66,8 +66,11 @@ def put_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print a note on stderr at once."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Print a note on stderr at once, on a terminal wrapped at words."""
+    if sys.stderr.isatty():
+        put_words(text, console=aside())
+    else:
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -135,3 +135,15 @@ def test_all_layers_are_shown_where_they_are_wanted(tmp_path: Path, capsys: Any)
     for wanted in (True, False):
         assert run("info", tmp_path / "run", *(["--layers"] if wanted else [])) == 0
         assert ("density per layer, %" in capsys.readouterr().out) == wanted
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_an_error_on_a_terminal_wraps_at_words(width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        assert main(["methods", "--method", "imp-oneshot"]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert "synflow-shuffled, synflow-reinit" in " ".join(line.strip() for line in lines)
+        assert (len(lines) > 1) == terminal
+        assert not terminal or max(map(len, lines)) <= width
