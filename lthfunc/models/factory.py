@@ -74,7 +74,7 @@ def build(
     module = made(name, shape, classes, options, parts)
     if name not in NETWORKS:
         materialize_lazy(name, module, shape, inputs, parts)
-    short = name.rpartition(":")[2]
+    short = name if ZOOS.find(name) is None else name.rpartition(":")[2]
     model = from_module(module, name=short, tokens=inputs == "text", parts=parts, warn=False)
     if name not in NETWORKS:
         check_outputs(name, model, shape, classes, any_outputs)
