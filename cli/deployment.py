@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lthfunc.catalog.deployment import EXPORTS, FORMATS
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 
 from . import options as o
 from .console import aside, put, put_json, screen
@@ -89,11 +89,18 @@ def specialize(
         if json:
             put_json({"run": str(Path(run)), **item})
             return
-        from lthfunc.reports.program_tables import cost_lines, form_table, layer_cost_table, steadiness_line
+        from lthfunc.reports.program_tables import (
+            beside_line,
+            cost_lines,
+            form_table,
+            layer_cost_table,
+            steadiness_line,
+        )
 
         table = form_table(report)
+        remarks = filter(None, [beside_line(report), steadiness_line(report)])
         screen().print(
-            headline(found), "", *(() if table is None else (table, *filter(None, [steadiness_line(report)]), "")),
+            headline(found), "", *(() if table is None else (table, *remarks, "")),
             layer_cost_table(report), "",
             *cost_lines(report),
             f"{report.form}: test accuracy {100 * reached:.2f} % (masked network: {100 * masked:.2f} %); the outputs "
@@ -101,7 +108,8 @@ def specialize(
             sep="\n", highlight=False,
         )  # fmt: skip
         for name, reason in report.left_out.items():
-            screen().print(f"without {name}: {reason}", style="dim", highlight=False)
+            line = reason if reason.startswith(f"{name} ") else f"without {name}: {reason}"
+            screen().print(line, style="dim", highlight=False)
     finally:  # after the output: the run's folder may be read-only
         keep_measurement(Path(run), "execution", device, item)
 
@@ -114,10 +122,11 @@ def export(
         str,
         typer.Option(
             "--to",
-            help=f"{EXPORTS.described}; or package.module:function.",
+            help=f"{EXPORTS.described}; or package.module:function. \\[required]",
             autocompletion=EXPORTS.complete,
+            show_default=False,
         ),
-    ],
+    ] = "",
     out: Annotated[
         str | None,
         typer.Option("--out", metavar="PATH", help="The file or folder. \\[default: in the run's folder]"),
@@ -132,6 +141,8 @@ def export(
     json: o.Json = False,
 ) -> None:
     """Export a trained ticket for other programs, check its outputs there, and report its size."""
+    if not to:  # here, since Typer's line lists no formats
+        raise UserError(f"--to: missing (expected one of {', '.join(EXPORTS.known())})")
     EXPORTS.check(to)
     from lthfunc.deployment.export.exportable import EXAMPLES, Exported, dense_sizes, exportable_of
     from lthfunc.runs import safe_files
@@ -169,6 +180,10 @@ def export(
         apart = f"differ from the masked network's by at most {difference:.1e} of the largest"
         same = "are the masked network's, bit for bit"
         put(f"its outputs for {EXAMPLES} random inputs {apart if difference else same}")
+    if to in EXPORTS and EXPORTS[to].dense:
+        sparse = " and ".join(name for name, entry in EXPORTS.items() if not entry.dense)
+        line = f"{to} stores pruned weights too, so its file is no smaller for them; {sparse} leave them out"
+        screen().print(line, style="dim", highlight=False)
     if subject.why_not_compacted:
         screen().print(subject.why_not_compacted, style="dim", highlight=False)
     for written in (path, *others):

@@ -12,7 +12,7 @@ from lthfunc.experiments.records import Row, Spread, summarize
 from lthfunc.experiments.trust import places_in
 from lthfunc.experiments.winner import Candidate
 from lthfunc.reports.tables import has_layers, layer_table, result_table
-from lthfunc.reports.verdict import collapse, verdict
+from lthfunc.reports.verdict import collapse, normalisation_hint, verdict
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import TRAIN, TRANSFER, Run
 from lthfunc.runs.ticket_files import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
@@ -57,7 +57,8 @@ def legend(rows: Sequence[Row]) -> str:
 
 def show_outcome(run: Run, folder: Path, rows: Sequence[Row]) -> None:
     """Print which round won, and why."""
-    for line in (verdict(run.choice), collapse(rows)):
+    hint = normalisation_hint(run.choice) if run.config.from_trained else ""
+    for line in (verdict(run.choice), hint, collapse(rows)):
         if line:
             put_words(line)
             put()
@@ -110,6 +111,7 @@ def suggestions(run: Run, folder: Path) -> list[Suggestion]:
         found.append((f"{again} {' '.join(lacking)}", f"the same {' and '.join(seeds + control)}, to be certain"))
     if config.rounds:
         found.append((f"lthfunc specialize {path}{trust}", "the ticket's fastest program on this machine"))
+        found.append((f"lthfunc export {path} --to state-dict{trust}", "its weights for plain PyTorch; or ONNX, …"))
     return found
 
 

@@ -137,6 +137,7 @@ def test_export_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
         assert main(["export", str(run), "--to", target, "--round", "2"]) == 0
         shown = capsys.readouterr().out
         assert "under gzip" in shown
+        assert (f"{target} stores pruned weights too" in shown) == (target != "scipy")
         assert re.search(
             r"its outputs for 5 random inputs (are|differ from) the masked network's(, bit| by at most \d\.\de)", shown
         )
@@ -170,6 +171,7 @@ def test_an_export_with_other_outputs_is_not_written(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ([], "--to: missing (expected one of onnx, torch-export, aoti, prune, state-dict, module, scipy"),
         (["--to", "onx"], "--to: unknown name 'onx'; did you mean 'onnx'?"),
         (["--to", "prune", "--out", "x.bin"], "--out: invalid value 'x.bin' (expected a name that ends in"),
         (["--to", "prune", "--out", "nowhere/x.pt"], "which 'nowhere' is not"),

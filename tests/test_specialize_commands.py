@@ -12,6 +12,8 @@ from test_execution import compiling
 
 import lthfunc as lf
 from lthfunc.deployment import autotune
+from lthfunc.deployment.specialized_module import ProgramReport, Timings
+from lthfunc.reports.program_tables import beside_line
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,16 @@ def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.
     assert "sparse: test accuracy" in shown
 
 
+def test_a_faster_program_of_another_runtime_is_explained() -> None:
+    def line(chosen: str, onnxruntime: float) -> str | None:
+        measured = Timings({"dense": [2.0], "sparse": [1.0], "onnxruntime": [onnxruntime]}, 4)
+        return beside_line(ProgramReport(chosen, {}, {}, None, None, (1, 1), 0.0, measured))  # type: ignore[arg-type]
+
+    assert "unless chosen: --format onnxruntime" in str(line("sparse", 0.5))
+    assert line("sparse", 1.5) is None
+    assert line("onnxruntime", 0.5) is None
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -44,7 +56,7 @@ def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.
         (["--format", "spars"], "--format: unknown name 'spars'"),
         (["--batch-size", "0"], "--batch-size: invalid value 0"),
         (["--batch-size", "4000"], "--batch-size: invalid value 4000 (expected at most 360"),
-        (["--format", "2:4"], "--format: invalid value '2:4'"),
+        (["--format", "2:4"], "--format: invalid value '2:4' (expected another for this network, since 2:4 needs"),
     ],
 )
 def test_specialize_refuses_in_one_line(run: Path, options: list[str], words: str, capsys: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from lthfunc.experiments.winner import Choice, choose
-from lthfunc.reports.verdict import verdict
+from lthfunc.reports.verdict import normalisation_hint, verdict
 
 
 def line(seed: int, number: int, accuracy: float, variant: str = "ticket", metric: str = "accuracy") -> dict[str, Any]:
@@ -97,6 +97,8 @@ def test_the_verdict_gives_the_difference_the_noise_and_the_seeds() -> None:
         "No pruned round won: the best of them, round 1, reaches a validation accuracy of 90.00 %, 5.00 points (noise "
         "explains 0.49) below the dense network's 95.00 %. This is one seed: how much seeds differ is not known."
     )
+    assert normalisation_hint(chosen(0.95, 0.96)) == ""
+    assert "round 1, which is trained here, is 28.00 points better" in normalisation_hint(chosen(0.67, 0.95))
     several = choose([line(s, r, 0.9 + r * (0.01, 0.03)[s]) for r in (0, 1) for s in (0, 1)], 100)
     half = 0.01 * math.sqrt(2) / math.sqrt(2)
     assert verdict(several).endswith(

@@ -23,9 +23,10 @@ class FormatEntry(Entry):
 
 @dataclass(frozen=True)
 class ExportEntry(Entry):
-    """suffix: of the file; "" for a folder."""
+    """suffix: of the file; "" for a folder. dense: whether pruned weights are stored as well."""
 
     suffix: str = ""
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,22 @@ EXPORTS = Registry("exports", "--to", {
         ".deployment.export.graphs:onnx", "ONNX file, with sparse initialisers where smaller", suffix=".onnx"
     ),
     "torch-export": ExportEntry(
-        ".deployment.export.graphs:torch_export", "program for torch.export.load", suffix=".pt2"
+        ".deployment.export.graphs:torch_export", "program for torch.export.load", suffix=".pt2", dense=True
     ),
     "aoti": ExportEntry(
         ".deployment.export.graphs:aoti", "AOTInductor package: machine code that runs without Python",
-        suffix=".pt2",
+        suffix=".pt2", dense=True,
     ),
     "prune": ExportEntry(
         ".deployment.export.state_dicts:prune", "state dict with _orig and _mask, as in torch.nn.utils.prune",
-        suffix=".pt",
+        suffix=".pt", dense=True,
     ),
     "state-dict": ExportEntry(
-        ".deployment.export.state_dicts:state_dict", "state dict of the masked weights", suffix=".pt"
+        ".deployment.export.state_dicts:state_dict", "state dict of the masked weights", suffix=".pt", dense=True
     ),
     "module": ExportEntry(
         ".deployment.export.module:module", "compacted network as a plain nn.Module: source and weights",
-        suffix=".py",
+        suffix=".py", dense=True,
     ),
     "scipy": ExportEntry(".deployment.export.state_dicts:scipy", "folder of CSR matrices"),
 })  # fmt: skip

@@ -154,7 +154,7 @@ def _able(layer: MaskedLayer, formats: list[str], left_out: dict[str, str]) -> l
         if reason is None:
             able.append(name)
         else:
-            left_out.setdefault(name, f"{layer.name}: {reason}")
+            left_out.setdefault(name, f"{name} {reason}: not for {layer.name}")
     return able
 
 

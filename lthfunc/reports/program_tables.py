@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from lthfunc.catalog.deployment import FORMATS
 from lthfunc.deployment.specialized_module import STEADY, ProgramReport
 from lthfunc.reports.tables import plain_table
 
@@ -30,6 +31,16 @@ def form_table(report: ProgramReport) -> Table | None:
             style="bold green" if chosen else None,
         )  # fmt: skip
     return table
+
+
+def beside_line(report: ProgramReport) -> str | None:
+    """Which faster form of another runtime was not chosen, and how to choose it; None where there is none."""
+    seconds = {} if report.measured is None else report.measured.seconds
+    peers = [name for name, entry in FORMATS.items() if entry.peer and name in seconds]
+    faster = [f"--format {name}" for name in peers if seconds[name] < seconds[report.name]]
+    if not faster:
+        return None
+    return f"← is the fastest of this library's programs; others are only compared with, unless chosen: {faster[0]}"
 
 
 def steadiness_line(report: ProgramReport) -> str | None:

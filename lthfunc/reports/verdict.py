@@ -8,6 +8,9 @@ from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row
 from lthfunc.experiments.winner import Candidate, Choice
 
+#: By how much training again may improve a trained network before one asks whether it was measured rightly.
+_FAR = 0.02
+
 
 def verdict(choice: Choice) -> str:
     """Which round won and why, or by how much all lost; empty if no round was pruned."""
@@ -28,6 +31,18 @@ def verdict(choice: Choice) -> str:
         f"Winning ticket: round {row.round}, {100 * row.density:.1f} % of the weights, is the sparsest whose "
         f"validation {measured} is no worse than the dense network's: {reached} against {dense}{why}. "
         f"{_certainty(found)}"
+    )
+
+
+def normalisation_hint(choice: Choice) -> str:
+    """A hint if retrained rounds are far better than the network that came trained; empty if not."""
+    found = choice.winner or choice.best
+    if found is None or choice.dense is None or found.difference < _FAR:
+        return ""
+    return (
+        f"Round 0 is your network as it came, without training; round {found.row.round}, which is trained here, is "
+        f"{100 * found.difference:.2f} points better. If you know your network as better, its training data were "
+        "normalised otherwise than these, and no round may be compared with it: docs/how-to/models.md."
     )
 
 
