@@ -10,7 +10,7 @@ import typer
 from lthfunc.errors import UserError
 
 from . import options as o
-from .console import printable, put, put_json, screen
+from .console import printable, put, put_json, say, screen
 
 
 def compare(
@@ -46,6 +46,7 @@ def compare(
         as_values,
         compared,
         comparison_table,
+        comparison_warnings,
     )
     from lthfunc.runs.folder import distinct_names, whole_run
 
@@ -57,6 +58,8 @@ def compare(
     ]
     rows = compared(subjects, at, folders.index(reference))
     tested = subjects[folders.index(reference)].name
+    for line in comparison_warnings(subjects, rows):
+        say(line)
     if json:
         put_json({"at": at, "baseline": tested, "runs": as_values(rows)})
     elif csv:

@@ -38,6 +38,10 @@ class LostRunError(UserError):
     code = 3
 
 
+class UnfitInputsError(UserError):
+    """A network that cannot take the inputs of a data set."""
+
+
 class DivergedError(UserError):
     """A training whose loss or gradient is not finite."""
 
@@ -51,14 +55,14 @@ def invalid(option: str, value: object, accepted: str) -> UserError:
 
 
 @contextmanager
-def failing_as(message: Callable[[Exception], str]) -> Iterator[None]:
-    """Raise every error but a UserError as a UserError with a message."""
+def failing_as(message: Callable[[Exception], str], kind: type[UserError] = UserError) -> Iterator[None]:
+    """Raise every error but a UserError as a UserError (of a kind) with a message."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(message(error)) from error
+        raise kind(message(error)) from error
 
 
 def did_you_mean(value: str, known: Collection[str]) -> str:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from conftest import HANG, run, under_way, until
 from scipy import stats
 
-from lthfunc.reports.run_comparison import paired
+from lthfunc.reports.run_comparison import ComparedRun, compared, comparison_warnings, paired
 from lthfunc.runs.folder import PROGRESS, read_run
 from lthfunc.runs.lock import at_work
 from lthfunc.scheduling.progress import progress
@@ -107,6 +108,16 @@ def test_tables_for_papers_and_sheets_say_the_same(runs: Path, capsys: Any) -> N
     out = capsys.readouterr().out
     assert "differences to fast|er" in out
     assert run("compare", runs / "base", runs / "alone") == 0
+    assert "p needs two seeds that a run shares with the baseline" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_said(runs: Path) -> None:
+    _, config, records = read_run(runs / "base")
+    same = ComparedRun("base", config, records, None)
+    other = same._replace(name="other", config=replace(config, dataset="mnist"))
+    assert comparison_warnings([same, same], compared([same, same], "last", 0)) == []
+    (line,) = comparison_warnings([same, other], compared([same, other], "last", 0))
+    assert "different data sets (digits, mnist)" in line
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
-from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Decision, applied, filled
+from lthfunc.errors import UnfitInputsError, UserError, invalid
+from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, filled, to_mapping
 from lthfunc.experiments.devices import data_room, decide_device
 from lthfunc.experiments.engine_choice import decide_engine, decide_threads, engine_of
 from lthfunc.experiments.functions import (
@@ -34,8 +34,10 @@ from lthfunc.experiments.objective import (
 )
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
+from lthfunc.experiments.trust import code_in
 from lthfunc.models.factory import build_for
-from lthfunc.plugins import is_own
+from lthfunc.models.pretrained import check_weights
+from lthfunc.plugins import is_own, load_plugin
 from lthfunc.printable import counted
 from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
@@ -78,6 +80,7 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
     observe: called with the number of decoded images and their total. collectives: of the ranks that train together.
     Raises UserError.
     """
+    _check_code_and_weights(config)
     decisions = decide_device(config, collectives)
     config = applied(config, decisions)
     data = data_to_device(read_data(config, observe), config.device, data_room(config.device))
@@ -98,6 +101,15 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
     return PreparedPlan(config, plan, "; ".join(filter(None, [*notes, of_model])) or None, tuple(decisions))
 
 
+def _check_code_and_weights(config: Config) -> None:
+    """Raise UserError for a user's function or file of weights that is missing, before any data are downloaded."""
+    for name, named in code_in(to_mapping(config)).items():
+        for each in named if name in SETTINGS and SETTINGS[name].own else ():
+            load_plugin(SETTINGS[name].option, each)
+    if config.weights is not None:
+        check_weights(config.arch, config.weights)
+
+
 def read_data(config: Config, observe: Observe | None = None) -> Dataset:
     """The data set of a configuration, without warnings, which are reported elsewhere. Raises UserError."""
     with without_data_warnings():
@@ -112,16 +124,20 @@ def read_data(config: Config, observe: Observe | None = None) -> Dataset:
 
 def read_model(config: Config, data: Dataset) -> Model:
     """The network of a configuration, for its data. Raises UserError."""
-    return build_for(
-        config.arch,
-        data,
-        config.arch_option,
-        weights=config.weights,
-        trained=config.from_trained,
-        prune_only=config.prune_only,
-        never_prune=config.never_prune,
-        any_outputs=is_own(config.loss),
-    )
+    try:
+        return build_for(
+            config.arch,
+            data,
+            config.arch_option,
+            weights=config.weights,
+            trained=config.from_trained,
+            prune_only=config.prune_only,
+            never_prune=config.never_prune,
+            any_outputs=is_own(config.loss),
+        )
+    except UnfitInputsError as error:
+        default = ", the default" if config.dataset == SETTINGS["dataset"].value else ""
+        raise UserError(f"{error}; these inputs are of --dataset {config.dataset}{default}") from error
 
 
 def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lthfunc.arguments import public
 from lthfunc.catalog.networks import NETWORKS, ZOOS, canonical
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UnfitInputsError, UserError, invalid
 from lthfunc.models.pretrained import with_weights
 from lthfunc.models.user_module_checks import check_outputs, check_tokens, materialize_lazy
 from lthfunc.plugins import called
@@ -107,7 +107,7 @@ def made(
 
 
 def check_fit(name: str, shape: Shape, inputs: str) -> None:
-    """Raise UserError where a network of the catalogue cannot work on such inputs."""
+    """Raise UnfitInputsError where a network of the catalogue cannot work on such inputs."""
     if name not in NETWORKS:
         return
     least, takes = NETWORKS[name].min_side, NETWORKS[name].inputs
@@ -119,16 +119,18 @@ def check_fit(name: str, shape: Shape, inputs: str) -> None:
             given = f"tokens of shape {shape}; x.float(), or a scale, makes numbers of whole numbers"
         else:
             given = f"{inputs} of shape {shape}"
-        raise UserError(f"--arch: {name!r} works on {what}, not on {given}")
+        raise UnfitInputsError(f"--arch: {name!r} works on {what}, not on {given}")
     if takes == "numbers":
         return
     if len(shape) != 3:
-        raise UserError(f"--arch: {name!r} works on images (channels, height, width), not on inputs of shape {shape}")
+        raise UnfitInputsError(
+            f"--arch: {name!r} works on images (channels, height, width), not on inputs of shape {shape}"
+        )
     if min(shape[1:]) < least:
         size = f"{shape[1]}×{shape[2]}"
         images = [(each, entry) for each, entry in NETWORKS.items() if entry.inputs != "text"]
         fitting = ", ".join(each for each, entry in images if entry.min_side <= min(shape[1:]))
-        raise UserError(
+        raise UnfitInputsError(
             f"--arch: {name!r} needs images of at least {least}×{least}, these are {size} (fitting: {fitting})"
         )
 

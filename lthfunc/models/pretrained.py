@@ -30,15 +30,13 @@ def with_weights(model: Model, name: str, source: str, *, trained: bool = False)
 
     Raises UserError where the file isn't there, can't be read or doesn't fit.
     """
+    check_weights(name, source)
     if source.endswith((SUFFIX, *PICKLED)):
         values = _of_file(source)
     elif name.startswith("torchvision:"):
         values = _of_torchvision(name.partition(":")[2], source)
-    elif name.startswith("timm:"):
-        values = _of_timm(name.partition(":")[2], source)
     else:
-        kinds = ", ".join((SUFFIX, *PICKLED))
-        raise invalid("--weights", source, f"a file ({kinds}), or the name of torchvision's or timm's weights")
+        values = _of_timm(name.partition(":")[2], source)
     leaves = dict((*model.evaluating.named_parameters(), *model.evaluating.named_buffers()))
     theirs = matching(values, first_names(model.evaluating))
     others = {each: leaf for each, leaf in values.items() if each not in theirs.values()}
@@ -49,10 +47,18 @@ def with_weights(model: Model, name: str, source: str, *, trained: bool = False)
     return with_initial_values(model, values, trained=trained)
 
 
+def check_weights(name: str, source: str) -> None:
+    """Raise UserError where weights are neither a file that is there nor may be a name of torchvision's or timm's."""
+    if source.endswith((SUFFIX, *PICKLED)):
+        if not Path(source).is_file():
+            raise invalid("--weights", source, "a file that is there")
+    elif not name.startswith(("torchvision:", "timm:")):
+        kinds = ", ".join((SUFFIX, *PICKLED))
+        raise invalid("--weights", source, f"a file ({kinds}), or the name of torchvision's or timm's weights")
+
+
 def _of_file(source: str) -> Mapping[str, Tensor]:
     """The tensors of a file; of a run's, its parameters and buffers."""
-    if not Path(source).is_file():
-        raise invalid("--weights", source, "a file that is there")
     if not source.endswith(SUFFIX):
         try:
             return import_checkpoint(Path(source)).tensors

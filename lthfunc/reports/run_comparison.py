@@ -78,6 +78,22 @@ def compared(subjects: Sequence[ComparedRun], at: str, baseline: int) -> list[Co
     ]  # fmt: skip
 
 
+def comparison_warnings(subjects: Sequence[ComparedRun], rows: Sequence[ComparisonRow]) -> list[str]:
+    """Lines on differences that mean nothing or are not tested: of other data sets or metrics, or of one seed."""
+    found = []
+    for what, values in (
+        ("data sets", [each.config.dataset for each in subjects]),
+        ("metrics", [each.row.measured for each in rows]),
+    ):
+        if len(set(values)) > 1:
+            named = ", ".join(dict.fromkeys(values))
+            found.append(f"these runs have different {what} ({named}), so their differences do not compare networks")
+    tests = [each.paired for each in rows if each.paired is not None]
+    if any(test.seeds < 2 for test in tests) or (not tests and len(rows) > 1):
+        found.append("p needs two seeds that a run shares with the baseline: train with --replicates 2 or more")
+    return found
+
+
 def paired(mine: dict[int, float], theirs: dict[int, float]) -> Paired | None:
     """Student's paired t-test (scipy.stats.ttest_rel) over the seeds in both; None where they share none."""
     seeds = sorted(mine.keys() & theirs.keys())

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lthfunc.errors import UserError, failing_as
+from lthfunc.errors import UnfitInputsError, UserError, failing_as
 from lthfunc.printable import dtype_name
 from lthfunc.tracebacks import first_line, user_location
 
@@ -76,8 +76,9 @@ def failing(what: str, *modules: nn.Module) -> AbstractContextManager[None]:
 
 
 def taking_inputs(name: str, shape: Sequence[int], *modules: nn.Module) -> AbstractContextManager[None]:
-    """`failing`, for a call on inputs of this shape."""
-    return failing(f"{name} cannot take inputs of shape {tuple(shape)}", *modules)
+    """`failing`, for a call on inputs of this shape. Raises UnfitInputsError."""
+    what = f"{name} cannot take inputs of shape {tuple(shape)}"
+    return failing_as(lambda error: f"{what}{describe_failure(error, *modules)}", UnfitInputsError)
 
 
 def _meaning(error: Exception) -> str | None:
