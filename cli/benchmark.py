@@ -35,14 +35,13 @@ def benchmark(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
             help="; ".join(f"{name}: {about}" for name, about in BENCHMARKS.items()),
             autocompletion=o.names(*BENCHMARKS),
         ),
     ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OPTION…", help="Its own options; `lthfunc benchmark NAME --help` lists them."),
+        typer.Argument(metavar="OPTION", help="Its own options; `lthfunc benchmark NAME --help` lists them."),
     ] = None,
 ) -> None:
     """Measure this library, its peers and the hardware's limits on this machine. Needs a clone of the repository."""

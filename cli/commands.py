@@ -30,6 +30,9 @@ COMMANDS = {
         "resume": Command("experiment:resume", "Resume an interrupted run, to the same bits", (
             "lthfunc resume runs/RUN", "lthfunc resume runs/RUN --jobs 1",
         )),
+        "verify": Command("verify:verify", "Check a run's files for damage", (
+            "lthfunc verify runs/RUN", "lthfunc verify runs/RUN --json",
+        )),
         "sweep": Command("sweep:sweep", "Try many settings: a grid, or Optuna's search", (
             "lthfunc sweep --grid lr=0.01,0.001 --grid weight-decay=0,1e-4",
             "lthfunc sweep --search lr=1e-4..1e-1 --trials 20 --rounds 0",
@@ -92,7 +95,7 @@ COMMANDS = {
             "lthfunc benchmark training --quick", "lthfunc benchmark sparse --quick",
         )),
     },
-    "Lists and checks": {
+    "Lists and settings": {
         "archs": Command("listings:archs", "List the networks", (
             "lthfunc archs", "lthfunc archs resnet20 --dataset cifar100",
         )),
@@ -104,9 +107,6 @@ COMMANDS = {
         )),
         "config": Command("config:config", "Check settings, print and explain them", (
             "lthfunc config runs/RUN", "lthfunc config --explain --density 0.1",
-        )),
-        "verify": Command("verify:verify", "Check a run's files for damage", (
-            "lthfunc verify runs/RUN", "lthfunc verify runs/RUN --json",
         )),
     },
 }  # fmt: skip
@@ -125,6 +125,8 @@ class LazyCommand(TyperCommand):
             function, found = found, typer.Typer(add_completion=False)
             found.command(self.name)(function)
         command = get_command(found)
+        for each in (command, *getattr(command, "commands", {}).values()):
+            _name_arguments(each)
         paragraphs = [" ".join(each.split()) for each in (command.help or "").split("\n\n")]
         command.help = "\n\n".join([*paragraphs, "Examples:", "\n".join(f"$ {each}" for each in about.examples)])
         return command
@@ -132,6 +134,16 @@ class LazyCommand(TyperCommand):
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of a call, whose command is the loaded one."""
         return self.loaded.make_context(info_name, args, parent, **extra)
+
+
+def _name_arguments(command: Any) -> None:
+    """Give a command's arguments capital names, and show them in its usage as RUN, RUN…, [RUN] or [RUN…]."""
+    for each in command.params:
+        if each.param_type_name == "argument":
+            each.metavar = each.metavar or each.name.upper()
+            name = each.metavar if each.nargs == 1 else f"{each.metavar}…"
+            usage = name if each.required else f"[{name}]"
+            each.get_usage_pieces = lambda context, usage=usage: [usage]
 
 
 class GroupedCommands(TyperGroup):
@@ -149,7 +161,7 @@ class GroupedCommands(TyperGroup):
             for number, (name, about) in enumerate(commands.items()):
                 table.add_row(Text("" if number else group, "dim"), Text(name, "bold cyan"), about.line)
             table.add_row()
-        before = ", ".join(each.opts[0] for each in self.get_params(ctx))
+        before = ", ".join(max(each.opts, key=len) for each in self.get_params(ctx))
         screen().print(
             Text("Usage: lthfunc COMMAND …", "yellow"), "", self.help, "", table,
             Text.assemble(("lthfunc COMMAND --help", "bold cyan"), "  explains a command, with examples."),

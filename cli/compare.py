@@ -14,7 +14,7 @@ from .console import printable, put, put_json, say, screen
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders.")],
     at: Annotated[
         str,
         o.option(
@@ -48,7 +48,8 @@ def compare(
         comparison_table,
         comparison_warnings,
     )
-    from lthfunc.runs.folder import distinct_names, whole_run
+    from lthfunc.runs.folder import whole_run
+    from lthfunc.runs.names_of_runs import distinct_names
 
     names = distinct_names(folders)
     read = [whole_run(folder) for folder in folders]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @o.with_settings("prune")
 def config(
     file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="A TOML file, or a run's folder. \\[default: all defaults]")
+        str | None, typer.Argument(help="A TOML file, or a run's folder. \\[default: all defaults]")
     ] = None,
     *,
     given: o.Given,

@@ -12,7 +12,7 @@ from lthfunc.catalog.deployment import EXPORTS, FORMATS
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import aside, put, put_json, screen
+from .console import aside, put, put_json, put_words, screen
 
 Round = Annotated[
     Any,
@@ -97,6 +97,8 @@ def specialize(
             steadiness_line,
         )
 
+        from .results import AFTER_TRAINING
+
         table = form_table(report)
         remarks = filter(None, [beside_line(report), steadiness_line(report)])
         screen().print(
@@ -107,6 +109,7 @@ def specialize(
             f"differ by at most {report.difference:.1e} of the largest",
             sep="\n", highlight=False,
         )  # fmt: skip
+        put_words(AFTER_TRAINING, style="dim")
         for name, reason in report.left_out.items():
             line = reason if reason.startswith(f"{name} ") else f"without {name}: {reason}"
             screen().print(line, style="dim", highlight=False)

@@ -94,13 +94,11 @@ def energy(
 def breakeven(
     sparse: Annotated[
         str,
-        typer.Argument(
-            metavar="SPARSE", help="Run whose inference was measured, or costs as FIXED+COST/N, e.g. 1e-3+8e-5/50000."
-        ),
+        typer.Argument(help="Run whose inference was measured, or costs as FIXED+COST/N, e.g. 1e-3+8e-5/50000."),
     ],
     dense: Annotated[
         str | None,
-        typer.Argument(metavar="[DENSE]", help="The same for the dense network. \\[default: round 0 of the same run]"),
+        typer.Argument(help="The same for the dense network. \\[default: round 0 of the same run]"),
     ] = None,
     format: Annotated[
         str,

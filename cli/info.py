@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,9 @@ from lthfunc.printable import counted
 
 from . import options as o
 from .console import printable, put, put_json, put_words, screen
+
+if TYPE_CHECKING:
+    from lthfunc.experiments.config import Config
 
 
 @o.with_settings("info")
@@ -39,11 +43,14 @@ def info(
         if classes and not json:
             _show_classes(path, given.get("data_dir"), trust)
     else:
-        raise UserError(f"{run}: no such folder or file")
+        from lthfunc.runs.folder import METRICS
+        from lthfunc.runs.names_of_runs import like_run
+
+        raise UserError(f"{run}: no such folder or file{like_run(path, METRICS)}")
 
 
 def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
-    from lthfunc.experiments.config import to_mapping, trainings_of
+    from lthfunc.experiments.config import trainings_of
     from lthfunc.experiments.records import summarize
     from lthfunc.runs.environment import machine_in_words
     from lthfunc.runs.folder import whole_run
@@ -62,7 +69,10 @@ def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
     put(f"{folder}: lthfunc {about['command']}, {len(records)} of {counted(wanted, 'training')} finished")
     where, versions = machine_in_words(about["machine"])
     put(f"on {where}; {versions}")
-    put_words(_settings(to_mapping(config)))
+    chosen, decided = _changed(config)
+    put_words(_settings(chosen))
+    everything = f"all settings: lthfunc config {shlex.quote(str(folder))}"
+    put_words(f"chosen at its start: {_settings(decided)}; {everything}", style="dim")
     if rows:
         put()
         show_tables(rows, layers=layers)
@@ -81,10 +91,13 @@ def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:
     from lthfunc.reports.classes import class_rows, per_class
     from lthfunc.runs.tickets import tickets_of_run
 
+    from .results import AFTER_TRAINING
+
     dense, found = tickets_of_run(folder, [0, None], None, data_dir, trusted=trust)
     networks = {"dense": dense.ticket} | ({f"round {found.number}": found.ticket} if found.number else {})
     put()
     put(found.words)
+    put_words(AFTER_TRAINING, style="dim")
     screen().print(class_rows(per_class(dense.model, networks, dense.data)))
 
 
@@ -115,6 +128,23 @@ def _show_file(path: Path, *, as_json: bool) -> None:
         layer = layers.get(name)
         kept = f"  {layer['kept']:,} of {layer['total']:,} remain" if layer else ""
         put(f"  {name}  {shape}{kept}")
+
+
+def _changed(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(network, data set and the settings that differ from their defaults, those that were open until it began)."""
+    from lthfunc.experiments.config import SETTINGS, to_mapping
+    from lthfunc.experiments.resolve import resolved
+    from lthfunc.experiments.schema import from_mapping
+
+    values, named = to_mapping(config), ("arch", "dataset")
+    defaults = to_mapping(resolved(from_mapping({name: values[name] for name in named})))
+    decided = {name: value for name, value in values.items() if SETTINGS[name].decided}
+    changed = {
+        name: value
+        for name, value in values.items()
+        if name in named or (name not in decided and value != defaults.get(name))
+    }
+    return changed, decided
 
 
 def _settings(config: dict[str, Any]) -> str:

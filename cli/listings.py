@@ -34,7 +34,8 @@ datasets = typer.Typer(
 def archs(
     given: o.Given,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Networks to list, also torchvision:NAME, timm:NAME or your own.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Networks to list, also torchvision:NAME, timm:NAME or your own."),
     ] = None,
     dataset: Annotated[str | None, o.option("--dataset", "Count for the inputs and classes of this data set.")] = None,
     shape: Annotated[str, o.option("--input", "Count for inputs of this shape.", "CxHxW")] = "3x32x32",
@@ -139,8 +140,8 @@ def list_datasets(context: typer.Context) -> None:
     listing(
         heads,
         rows,
-        f"Looked for in {default_data_dir()} or in that of --data-dir or {DATA_DIR_VARIABLE}, and downloaded there "
-        "on first use (except tinyimagenet).",
+        f"They are looked for in {default_data_dir()}, or in the folder that --data-dir or {DATA_DIR_VARIABLE} names, "
+        "and are downloaded there on first use (except tinyimagenet).",
         "By kind:",
         *(f"  {name}, {entry.about}" for name, entry in FILE_KINDS.items()),
         "  NAME.safetensors, a file written by lthfunc.data.save_mapped",

@@ -105,18 +105,12 @@ def _told(arguments: list[str] | None) -> int:
         hint = "; free some space there, or set TMPDIR to another folder" if no_room else ""
         return _complain(f"{where}{why}{hint}; finished results are kept", 3)
     except typer.TyperException as error:
-        _hide_former_names(error)
-        return _complain(error.format_message(), error.exit_code) if error.format_message() else error.exit_code
+        from .usage_errors import words_of
+
+        return _complain(words_of(error), error.exit_code) if error.format_message() else error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _complain("interrupted", 130)
     return code if isinstance(code, int) else 0
-
-
-def _hide_former_names(error: Any) -> None:
-    """Leave hidden options out of what the message on an unknown one suggests."""
-    if getattr(error, "possibilities", None):
-        hidden = {flag for each in error.ctx.command.params if getattr(each, "hidden", False) for flag in each.opts}
-        error.possibilities = [each for each in error.possibilities if each not in hidden]
 
 
 def launched() -> bool:

@@ -49,11 +49,16 @@ def watching(
         yield Lines(trainings, tracker, records)
         return
     display = _Display(console, title, trainings, tracker, records, stopping)
-    with (
-        Live(console=console, get_renderable=display.now, refresh_per_second=_REFRESHES, transient=True),
-        indicating(display.note),
-    ):
-        yield display
+    try:
+        with (
+            Live(console=console, get_renderable=display.now, refresh_per_second=_REFRESHES, transient=True),
+            indicating(display.note),
+        ):
+            yield display
+    except BaseException:  # the results at the end of the run, which would have taken its place, won't be printed
+        if display.rows:
+            console.print(result_table(display.rows, console.width))
+        raise
 
 
 @contextmanager
@@ -149,7 +154,7 @@ class _Display(Watcher):
         self._console, self._title, self._trainings, self._tracker = console, title, trainings, tracker
         self._stopping, self._note = stopping, ""
         self._records = list(records)
-        self._rows = summarize(self._records)
+        self.rows = summarize(self._records)
 
     def note(self, text: str) -> None:
         """What else is going on, e.g. a build; empty: nothing."""
@@ -157,12 +162,12 @@ class _Display(Watcher):
 
     def end(self, task: Task, item: Record) -> None:
         self._records.append(item)
-        self._rows = summarize(self._records)
+        self.rows = summarize(self._records)
 
     def now(self) -> Group:
         """What is drawn."""
         finished, about, (width, height) = len(self._records), self._tracker.snapshot(), self._console.size
-        view = progress_view(self._title, finished, self._trainings, about, self._rows, (width, height - 1))
+        view = progress_view(self._title, finished, self._trainings, about, self.rows, (width, height - 1))
         note = STOPPING if self._stopping() else self._note
         return Group(view, Text(note)) if note else view
 

@@ -14,7 +14,7 @@ from .console import put, say
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders, finished or not.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, finished or not.")],
     out: Annotated[
         str | None,
         o.option("--out", "The page. \\[default: report.html in the run's folder; here for several runs]", "FILE"),

@@ -20,6 +20,8 @@ from lthfunc.runs.ticket_files import LAST, OLD_TICKET, WINNING, WINNING_TRAINED
 from .console import put, put_words, screen
 from .remote_runs import named
 
+#: Why accuracies of trained weights differ from those of a run's table.
+AFTER_TRAINING = "trained weights: those after the last step; the table of the run measures those of the early stop"
 #: A command, and what it does.
 Suggestion = tuple[str, str]
 
@@ -33,7 +35,7 @@ def show_tables(rows: Sequence[Row], *, layers: bool = False) -> None:
         console.print(layer_table(rows, console.width))
 
 
-def show_results(run: Run, folder: Path, pictures: Sequence[Path], *, layers: bool) -> None:
+def show_results(run: Run, folder: Path, *, layers: bool) -> None:
     """Print tables, which round won, the files, and what to do next."""
     rows = summarize(run.records)
     put()
@@ -41,7 +43,7 @@ def show_results(run: Run, folder: Path, pictures: Sequence[Path], *, layers: bo
     put_words(legend(rows), style="dim")
     put()
     show_outcome(run, folder, rows)
-    for line in file_lines(run, folder, pictures):
+    for line in file_lines(run, folder):
         put(line)
     show_suggestions(suggestions(run, folder))
 
@@ -64,7 +66,7 @@ def show_outcome(run: Run, folder: Path, rows: Sequence[Row]) -> None:
             put()
 
 
-def file_lines(run: Run, folder: Path, pictures: Sequence[Path] = ()) -> Iterator[str]:
+def file_lines(run: Run, folder: Path) -> Iterator[str]:
     """A line per file of a finished run, with the network that it has."""
     yield f"Files in {named(folder)}:"
     last, won = max(item["round"] for item in run.records), run.choice.winning_round
@@ -79,8 +81,8 @@ def file_lines(run: Run, folder: Path, pictures: Sequence[Path] = ()) -> Iterato
     if safe_files.status(folder, folder / OLD_TICKET) is not None:
         files.append((OLD_TICKET, f"last round, by an older version: round {last} before training"))
     if run.config.replicates > 1 and files:
-        files.append(("seed*/", "those of all seeds; above: the first's"))
-    files += [(path.name, "picture") for path in pictures]
+        files.append(("seed*/", "the same for every seed; the files above are the first seed's"))
+    files += [(name, "picture") for name in safe_files.names(folder, folder) if name.endswith(".png")]
     width = max((len(name) for name, _ in files), default=0)
     yield from (f"  {name:{width}}  {what}" for name, what in files)
     if missing:

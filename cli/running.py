@@ -197,12 +197,12 @@ def _run(
     records = train_run(prepared, command, folder, earlier, tasks)
     from lthfunc.reports.run_pictures import draw  # matplotlib takes half a second, which would delay training
 
-    pictures = draw(folder, records, f"{prepared.config.arch} on {prepared.config.dataset}")
+    draw(folder, records, f"{prepared.config.arch} on {prepared.config.dataset}")
     run = scan_run(folder)
     if shown.json:
         put_json(as_json(run, folder))
     else:
-        show_results(run, folder, pictures, layers=shown.layers)
+        show_results(run, folder, layers=shown.layers)
 
 
 def _free_folder(config: Config, out: str | None) -> Path:

@@ -45,6 +45,7 @@ def shown(width: int, *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_the_help_lists_all_commands_on_one_screen(width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     lines = shown(width, "--help", monkeypatch=monkeypatch, capsys=capsys)
     assert len(lines) <= 40
+    assert any(line.endswith("--show-completion, --help.") for line in lines)
     for group, commands in COMMANDS.items():
         at = next(number for number, line in enumerate(lines) if line.startswith(f"{group}  "))
         rows = [line.removeprefix(group).strip() for line in lines[at : at + len(commands)]]
@@ -64,6 +65,8 @@ def test_the_help_of_a_command_has_its_options_and_examples_whole(
     words = {*re.split(r"[\s,]+", " ".join(lines))}
     options = {each.opts[0] for each in command.commands[name].loaded.params if not each.hidden}
     assert {each for each in options if each.startswith("-")} <= words
+    usage = next(line for line in lines if line.startswith(" Usage: "))
+    assert re.fullmatch(rf" Usage: .* {name} \[OPTIONS\]( COMMAND \[ARGS\]\.\.\.|( \[?[A-Z]+…?\]?)*)", usage)
     if name == "prune":
         assert re.findall(r"╭─ (.*?) ─", "\n".join(lines))[:3] == ["Options", "Most used", "What"]
 

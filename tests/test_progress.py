@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lthfunc_cli.progress import progress_view
+from lthfunc_cli.progress import progress_view, watching
 from rich.console import Console
 from test_winner import line
 
@@ -19,6 +19,7 @@ from lthfunc.models.factory import build
 from lthfunc.scheduling.forecast import Seen, pace_of, seconds_left
 from lthfunc.scheduling.progress import Outlook, Tracker
 from lthfunc.sparse.cost_model import relative_time
+from lthfunc.training.results import Stopped
 
 #: Trainings of real runs on two cores of an AMD EPYC: when they began and ended, and times of some of their steps.
 RECORDS = json.loads((Path(__file__).parent / "progress_records.json").read_text())
@@ -143,3 +144,19 @@ def test_the_display_fits_its_screen(width: int) -> None:
     assert last[:2] == ["10", "random-mask"]
     assert text.count("0.00") >= 1
     assert text.count("±") > 10
+
+
+def test_the_results_so_far_stay_on_the_terminal_when_a_run_stops() -> None:
+    console = Console(width=100, height=30, color_system=None, force_terminal=True, legacy_windows=False)
+    seeds = {0: 3, 1: 2, 2: 1}
+    records = [line(seed, number, 0.98) for number, count in seeds.items() for seed in range(count)]
+    tracker = Tracker(Outlook({}, 1, lambda number: 1.0, lambda kept: 1.0))
+    with (
+        console.capture() as capture,
+        pytest.raises(Stopped),
+        watching(console, "a on b", 9, tracker, records, lambda: True),
+    ):
+        raise Stopped
+    shown = capture.get().rpartition("mean ±")[2].splitlines()
+    assert shown[0].strip() == "standard deviation of 1 to 3 replicates"
+    assert [row.split()[0] for row in shown[2:] if row.strip()] == ["0", "1", "2"]

@@ -21,8 +21,9 @@ import lthfunc as lf
 from lthfunc.reports.charts import Bars, Chart, Heat, Series
 from lthfunc.reports.page.mask_history import overlap_of, pixel_shares, read_patterns
 from lthfunc.reports.page.plotly_figures import figure_of
-from lthfunc.runs.folder import distinct_names, read_run
+from lthfunc.runs.folder import read_run
 from lthfunc.runs.json_lines import line_of, scan_lines
+from lthfunc.runs.names_of_runs import distinct_names
 from lthfunc.trees.files import load_tree
 
 SMALL = ["--rounds", "3", "--steps", "40", "--eval-every", "10", "--batch-size", "50"]

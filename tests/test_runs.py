@@ -236,12 +236,18 @@ def test_json_is_all_that_stdout_holds(tmp_path: Path, capsys: Any) -> None:
     assert json.loads(capsys.readouterr().out)["finished"] is True
 
 
-def test_info_shows_runs_tickets_and_what_is_unfinished(finished: Path, tmp_path: Path, capsys: Any) -> None:
+def test_info_shows_runs_tickets_and_what_is_unfinished(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     assert run("info", finished) == 0
     out = capsys.readouterr().out
     assert "10 of 10 trainings finished" in out
     assert "mean ± standard deviation of 2 replicates" in out
     assert "40,160 / 50,200" in out
+    assert "arch=lenet300  dataset=digits  " in out
+    assert "optimizer=" not in out  # a default
+    assert "accuracy_vs_density.png" in out
+    assert "seed*/  " in out
     assert run("info", finished / "winning_ticket.safetensors") == 0
     assert "32,128 of 50,200 weights remain (64.00 %)" in capsys.readouterr().out
     folder = tmp_path / "cut"
@@ -250,6 +256,17 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(finished: Path, tmp_path
     (folder / "metrics.jsonl").write_text("".join(lines[:3]))
     assert run("info", folder) == 0
     assert f"unfinished; resume with: lthfunc resume {folder}" in capsys.readouterr().out
+    (tmp_path / "runs").mkdir()
+    folder = folder.rename(tmp_path / "runs" / "cut")
+    shutil.copytree(finished, tmp_path / "runs" / "whole")
+    monkeypatch.chdir(tmp_path)
+    for words, said in (
+        (["resume"], "Unfinished runs here: runs/cut\n"),
+        (["report"], "The newest runs here: "),
+        (["report", "runs/hwole"], "is not a run folder (it does not exist); did you mean 'runs/whole'?"),
+    ):
+        assert run(*words) == 2
+        assert said in capsys.readouterr().err
     for target in (tmp_path, tmp_path / "absent", finished / "config.toml"):
         assert run("info", target) == 2
 

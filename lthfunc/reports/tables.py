@@ -106,7 +106,8 @@ def result_table(rows: Sequence[Row], width: int | None = None) -> Table:
         mine = [key for key in columns if key.partition(":")[0] == name]
         columns |= {key: columns[key]._replace(cells=shorter) for key in mine if shorter is not None}
         columns = {key: each for key, each in columns.items() if shorter is not None or key not in mine}
-    title = f"mean ± standard deviation of {' to '.join(map(str, replicates))} replicates" if several else None
+    counts = f"{replicates[0]} to {replicates[-1]}" if replicates[1:] else replicates[0]
+    title = f"mean ± standard deviation of {counts} replicates" if several else None
     table = Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)
     for each in columns.values():
         table.add_column(each.head, justify=each.side, style=each.style, no_wrap=True)

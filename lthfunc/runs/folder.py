@@ -21,7 +21,6 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +31,12 @@ from lthfunc.experiments.records import Record
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.winner import Choice, choose
-from lthfunc.printable import printable
 from lthfunc.runs import safe_files
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.json_lines import append_lines, line_of, scan_lines
 from lthfunc.runs.line_schemas import Header, line_problem, training_problem
 from lthfunc.runs.lock import HOLDER, LOCK
+from lthfunc.runs.names_of_runs import like_run
 from lthfunc.runs.toml_files import read_config, to_toml
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 from lthfunc.trees.types import Dataset
@@ -193,7 +192,8 @@ def scan_run(folder: Path) -> Run:
     Raises UserError if this is not a run or has another format; DamagedError if its first line can't be read.
     """
     if not safe_files.exists(folder, folder / METRICS):
-        raise UserError(f"{folder}: is not a run folder (it has no {METRICS})")
+        why = f"it has no {METRICS}" if folder.exists() else "it does not exist"
+        raise UserError(f"{folder}: is not a run folder ({why}){like_run(folder, METRICS)}")
     lines = scan_lines(folder / METRICS)  # a training whose line an interruption cut off counts as not finished
     if not lines or lines[0].value is None:
         reason = lines[0].reason if lines else "it is cut off"
@@ -277,20 +277,3 @@ def in_order(records: list[Record], controls: tuple[str, ...]) -> list[Record]:
     variants = (TICKET, *controls)
     rank = {name: number for number, name in enumerate(variants)}
     return sorted(records, key=lambda item: (item["seed"], item["round"], rank.get(item["variant"], len(rank))))
-
-
-def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Short names for runs: the last part of each path, or as many parts as make it unique.
-
-    Raises UserError where one is given twice.
-    """
-    parts = [folder.resolve().parts for folder in folders]
-    if len({*parts}) < len(parts):
-        raise invalid("RUN", ", ".join(map(str, folders)), "each run once")
-    names = []
-    for mine in parts:
-        length = 1
-        while length < len(mine) and sum(other[-length:] == mine[-length:] for other in parts) > 1:
-            length += 1
-        names.append(printable("/".join(mine[-length:]), keep=""))
-    return names

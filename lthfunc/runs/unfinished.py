@@ -19,12 +19,7 @@ _MOST = 20
 
 def unfinished_like(config: Config, command: str, out: str | None) -> Path | None:
     """The newest unfinished run with these settings that no process is working on: `out`, or one of the runs here."""
-    if out is not None:
-        folders = [Path(out)]
-    else:
-        ages = {RUNS / name: _age(RUNS / name) for name in safe_files.names(RUNS, RUNS)}
-        folders = sorted(filter(ages.get, ages), key=lambda folder: ages[folder], reverse=True)[:_MOST]
-    for folder in folders:
+    for folder in _newest() if out is None else [Path(out)]:
         try:
             run = scan_run(folder)
             mine = run.about.get("command") == command and not is_finished(run) and _alike(run, config)
@@ -33,6 +28,21 @@ def unfinished_like(config: Config, command: str, out: str | None) -> Path | Non
         except (UserError, OSError):
             continue
     return None
+
+
+def runs_here(*, unfinished: bool, most: int = 5) -> list[Path]:
+    """The newest runs in the folder of runs. unfinished: only those that are, and that no process is working on."""
+    found: list[Path] = []
+    for folder in _newest():
+        with suppress(UserError, OSError):
+            if not unfinished or not (is_finished(scan_run(folder)) or is_held(folder)):
+                found.append(folder)
+    return found[:most]
+
+
+def _newest() -> list[Path]:
+    ages = {RUNS / name: _age(RUNS / name) for name in safe_files.names(RUNS, RUNS)}
+    return sorted(filter(ages.get, ages), key=lambda folder: ages[folder], reverse=True)[:_MOST]
 
 
 def is_finished(run: Run) -> bool:

@@ -10,10 +10,11 @@ from lthfunc.errors import DamagedError
 from lthfunc.experiments.config import Config, trainings_of
 from lthfunc.experiments.records import Record, Row, summarize
 from lthfunc.experiments.winner import Choice
-from lthfunc.runs.folder import ENVIRONMENT, distinct_names, scan_run
+from lthfunc.runs.folder import ENVIRONMENT, scan_run
 from lthfunc.runs.integrity import sum_problems
 from lthfunc.runs.json_lines import whole_lines
 from lthfunc.runs.measurements import measurements
+from lthfunc.runs.names_of_runs import distinct_names
 from lthfunc.runs.side_file_schemas import session_problem
 
 
