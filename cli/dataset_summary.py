@@ -18,9 +18,9 @@ def show_dataset(
     name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
 ) -> None:
     """Load, describe and draw a data set. Raises UserError if it cannot be loaded."""
+    name = canonical(name)
     with decoding(f"reading {name}") as observe, without_data_warnings():
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
-    name = canonical(name)
     where = f" in {data_dir or default_data_dir()}" if name in DATASETS and DATASETS[name].home else ""
     put(f"{name}{where}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test")
     put(_inputs(data))

@@ -38,7 +38,11 @@ def lazy_exports(
         if name == "__all__":
             return list(homes())
         if name.startswith("__") or name not in homes():
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            import difflib  # which an import need not wait for
+
+            near = [] if name.startswith("_") else difflib.get_close_matches(name, homes(), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
         if homes()[name] == package:  # a submodule
             return importlib.import_module(f"{package}.{name}")
         found = getattr(importlib.import_module(homes()[name]), name)

@@ -134,6 +134,7 @@ def test_without_network_and_files_one_line_names_both_ways_out(
     for folder in (tmp_path / "new" / "data", tmp_path):
         with pytest.raises(UserError, match=r"--data-dir or LTHFUNC_DATA, or use --dataset digits") as caught:
             lf.data.load("fashionmnist", folder)
+        assert ("a folder that does not exist" in str(caught.value)) == (folder != tmp_path)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*half*"))
     assert not (tmp_path / "new" / "data").exists()
@@ -159,8 +160,10 @@ def test_the_data_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPa
 
 
 def test_near_misses_are_suggested() -> None:
-    with pytest.raises(UserError, match="unknown name 'minst'; did you mean 'mnist'"):
+    with pytest.raises(UserError, match=r"^name: unknown name 'minst'; did you mean 'mnist'"):
         lf.data.load("minst")
+    with pytest.raises(AttributeError, match="no attribute 'magnitude_prune'; did you mean 'magnitude'"):
+        lf.magnitude_prune  # noqa: B018
 
 
 def test_anybodys_tensors_make_a_data_set() -> None:

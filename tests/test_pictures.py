@@ -21,6 +21,7 @@ from lthfunc.reports.charts import (
     Colour,
     Heat,
     Series,
+    linear_tick_text,
     log_ticks,
     ordered,
     tick_texts,
@@ -162,6 +163,16 @@ def test_a_logarithmic_axis_has_several_ticks(low: float, high: float) -> None:
     assert 3 <= len(ticks) <= 6
     assert len(set(tick_texts(ticks))) == len(ticks)
     assert all(low / 1.21 <= tick <= high * 1.21 for tick in ticks)
+
+
+def test_ticks_of_a_linear_axis_have_equally_many_decimals_and_captions_start_at_the_title() -> None:
+    assert [linear_tick_text(value, [98.5, 99.0, 99.5]) for value in (99.0, 99.5)] == ["99.0", "99.5"]
+    assert [linear_tick_text(value, [0, 5e4, 1e5]) for value in (0, 5e4)] == ["0", "50k"]
+    made: Any = printed(accuracy_chart({"": records()}))
+    made.draw_without_rendering()
+    under, title = made.axes[0]._left_title, made._suptitle
+    assert under.get_text().startswith("Mean ± standard deviation")
+    assert under.get_window_extent().x0 == pytest.approx(title.get_window_extent().x0, abs=2)
 
 
 def test_error_bars_and_axes_end_where_the_possible_does() -> None:

@@ -111,15 +111,15 @@ def default_data_dir() -> Path:
     return user_cache() / "data"
 
 
-def canonical(name: str) -> str:
-    """The catalogue's name; ``package.module:function`` and files stay. Raises UserError if unknown."""
+def canonical(name: str, argument: str = DATASETS.option) -> str:
+    """The catalogue's name; ``package.module:function`` and files stay. Raises UserError, on `argument`, if unknown."""
     if (kind := next((key for key in FILE_KINDS if key.startswith(f"{name}:")), None)) is not None:
-        raise invalid("--dataset", name, f"{kind}, {FILE_KINDS[kind].about}")
+        raise invalid(argument, name, f"{kind}, {FILE_KINDS[kind].about}")
     if ":" in name or name.endswith(SUFFIX) or FILE_KINDS.find(name) is not None:
         return name
     found = name.lower().replace("-", "")
     if found in DATASETS:
         return found
     if name not in (installed := DATASETS.installed()):
-        raise unknown("--dataset", name, [*DATASETS, *FILE_KINDS, *sorted(installed)])
+        raise unknown(argument, name, [*DATASETS, *FILE_KINDS, *sorted(installed)])
     return name

@@ -124,8 +124,11 @@ ZOOS = Registry("model zoos", "--arch", {
 ALIASES: dict[str, str] = {alias: name for name, entry in NETWORKS.items() for alias in entry.aliases}
 
 
-def canonical(name: str) -> str:
-    """The catalogue's name for a name or alias; names of collections and users stay. Raises UserError if unknown."""
+def canonical(name: str, argument: str = NETWORKS.option) -> str:
+    """The catalogue's name for a name or alias; names of collections and users stay.
+
+    Raises UserError, on `argument`, if unknown.
+    """
     if ":" in name:
         return name
     found = ALIASES.get(name.lower(), name.lower())
@@ -133,5 +136,5 @@ def canonical(name: str) -> str:
         return found
     if not NETWORKS.has(name):
         short = [alias for alias in ALIASES if "-" not in alias]
-        raise unknown(NETWORKS.option, name, [*NETWORKS, *short, *sorted(NETWORKS.installed())])
+        raise unknown(argument, name, [*NETWORKS, *short, *sorted(NETWORKS.installed())])
     return name

@@ -49,7 +49,7 @@ def load(
     >>> data.train.x.shape, data.classes
     (torch.Size([1257, 1, 8, 8]), 10)
     """
-    name, options = canonical(name), options or {}
+    name, options = canonical(name, "name"), options or {}
     if is_remote(name):
         name = str(fetch_to_cache("--dataset", name))
     if name in DATASETS or name.endswith(SUFFIX):

@@ -39,7 +39,7 @@ def load_vision(name: str, entry: DataSetEntry, folder: Path, download: bool) ->
     source = folder / entry.home
     if not source.exists():
         if not download:
-            raise _absent(name, folder, "downloading is off")
+            raise _absent(name, folder, "downloading is off", new=not folder.exists())
         _download(name, folder)
     read = _read_idx if "mnist" in name else _read_svhn if name == "svhn" else _read_cifar
     train, test = read(name, source)
@@ -147,7 +147,7 @@ def _download(name: str, folder: Path) -> None:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the servers did not answer"
-        raise _absent(name, folder, reason) from error
+        raise _absent(name, folder, reason, new=new) from error
 
 
 def _fetch(name: str, folder: str) -> None:
@@ -174,9 +174,10 @@ def _within() -> Iterator[None]:
         tarfile.TarFile.extraction_filter = before
 
 
-def _absent(name: str, folder: Path, reason: str) -> UserError:
+def _absent(name: str, folder: Path, reason: str, *, new: bool) -> UserError:
+    where = f"{folder}, a folder that does not exist," if new else folder
     return UserError(
-        f"--dataset: {name!r} is not in {folder} and could not be downloaded ({reason}); name a folder that holds "
+        f"--dataset: {name!r} is not in {where} and could not be downloaded ({reason}); name a folder that holds "
         f"it with --data-dir or {DATA_DIR_VARIABLE}, or use --dataset digits, which needs no network"
     )
 

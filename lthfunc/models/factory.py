@@ -40,7 +40,7 @@ def build_for(
 
     any_outputs: the network's outputs may be anything, for a loss of the user's own.
     """
-    name, data = canonical(name), check_data(data)
+    name, data = canonical(name, "name"), check_data(data)
     model = build(name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs)
     if data.tokens and not data.mapped:
         check_tokens(name, model, data.train.x, data.val.x, data.test.x)
@@ -69,7 +69,7 @@ def build(
 
     Raises UserError where the name is unknown or the pair cannot work, with the reason.
     """
-    name, options = canonical(name), options or {}
+    name, options = canonical(name, "name"), options or {}
     check_fit(name, shape, inputs)
     module = made(name, shape, classes, options, parts)
     if name not in NETWORKS:

@@ -194,6 +194,14 @@ def tick_text(value: float, most: float = 0.0) -> str:
     return f"{value:,.6g}"
 
 
+def linear_tick_text(value: float, ticks: Sequence[float]) -> str:
+    """A tick on a linear axis, with as many decimals as the longest of the axis's ticks."""
+    texts = [tick_text(each, max(map(abs, ticks))) for each in (value, *ticks)]
+    if any(not text[-1].isdigit() or "e" in text for text in texts):  # of thousands or millions, or tiny
+        return texts[0]
+    return f"{value:,.{max(len(text.partition('.')[2]) for text in texts)}f}"
+
+
 def tick_texts(ticks: Sequence[float]) -> list[str]:
     """Texts of ticks on a logarithmic axis, with three digits."""
     return [tick_text(float(f"{value:.3g}")) for value in ticks]

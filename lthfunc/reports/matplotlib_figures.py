@@ -12,9 +12,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import blended_transform_factory
 
 from lthfunc.printable import printable
-from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, tick_text, tick_texts, with_texts
+from lthfunc.reports.charts import GREY, PALETTE, Bars, Chart, Heat, Picture, linear_tick_text, tick_texts, with_texts
 from lthfunc.runs import safe_files
 
 _DASHES: dict[str, Any] = {
@@ -101,8 +102,7 @@ def _ticks(axis: Any, ticks: Sequence[float] | None) -> None:
     """A logarithmic axis with these ticks, or a linear one with ticks of its own."""
     if ticks is None:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        texts = FuncFormatter(lambda value, _: tick_text(value, max(map(abs, axis.get_view_interval()))))
-        axis.set_major_formatter(texts)
+        axis.set_major_formatter(FuncFormatter(lambda value, _: linear_tick_text(value, axis.get_majorticklocs())))
         return
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_ticks(list(ticks), tick_texts(ticks))
@@ -194,7 +194,10 @@ def _entitle(made: Figure, title: str, caption: str = "") -> None:
     made.suptitle(fill(title, int(9.5 * made.get_figwidth())), x=0.01, ha="left", fontsize="large", weight="bold")
     if caption:
         caption = fill(caption, int(13 * made.get_figwidth()))
-        made.axes[0].set_title(caption, loc="left", fontsize="small", color=GREY.light)
+        axes: Any = made.axes[0]
+        under = axes.set_title(caption, loc="left", x=0.01, fontsize="small", color=GREY.light)
+        # From the figure's edge, as the title; above the axes, whose own offset keeps its distance.
+        under.set_transform(blended_transform_factory(made.transFigure, axes.transAxes + axes.titleOffsetTrans))
 
 
 def _add_legend(made: Figure, listed: dict[str, Any], title: str = "") -> None:
