@@ -113,7 +113,8 @@ def suggestions(run: Run, folder: Path) -> list[Suggestion]:
         found.append((f"{again} {' '.join(lacking)}", f"the same {' and '.join(seeds + control)}, to be certain"))
     if config.rounds:
         found.append((f"lthfunc specialize {path}{trust}", "the ticket's fastest program on this machine"))
-        found.append((f"lthfunc export {path} --to state-dict{trust}", "its weights for plain PyTorch; or ONNX, …"))
+        if "://" not in path:
+            found.append((f"lthfunc export {path} --to state-dict{trust}", "its weights for plain PyTorch; or ONNX, …"))
     return found
 
 

@@ -92,11 +92,12 @@ def test_the_next_commands_work_as_shown(tmp_path: Path, monkeypatch: pytest.Mon
     folder = Path("my run")
     options = ["--steps", "20", "--engine", "eager", "--jobs", "1", "--threads", "1"]
     assert run("prune", *options, "--rounds", "1", "--control", "random-mask", "--out", folder) == 0
-    report, again, specialize = commands(capsys.readouterr().out)
+    report, again, specialize, export = commands(capsys.readouterr().out)
     assert report == "lthfunc report 'my run'"
     assert again == "lthfunc prune --config 'my run' --replicates 3 --control random-mask --control reinit"
     assert specialize == "lthfunc specialize 'my run'"
-    for command in (report, again, f"{specialize} --format sparse"):  # other formats would compile for long
+    assert export == "lthfunc export 'my run' --to state-dict"
+    for command in (report, again, f"{specialize} --format sparse", export):  # other formats would compile for long
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert (folder / "report.html").exists()
     (made,) = Path("runs").iterdir()
@@ -106,7 +107,7 @@ def test_the_next_commands_work_as_shown(tmp_path: Path, monkeypatch: pytest.Mon
     assert about["finished"]
     # What has been done is not suggested again; a branch is compared with its run.
     assert run("resume", made) == 0
-    assert [each.split()[1] for each in commands(capsys.readouterr().out)] == ["report", "specialize"]
+    assert [each.split()[1] for each in commands(capsys.readouterr().out)] == ["report", "specialize", "export"]
     assert run("branch", folder, "--from-round", "0", "--rewind", "reinit", "--out", "branch") == 0
     assert f"lthfunc compare '{folder.resolve()}' branch" in commands(capsys.readouterr().out)
     assert run("train", *options, "--out", "dense") == 0
