@@ -57,6 +57,7 @@ def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
     from lthfunc.runs.integrity import sum_problems
     from lthfunc.runs.unfinished import is_finished
 
+    from .remote_runs import named
     from .results import as_json, file_lines, show_outcome, show_tables
 
     run = whole_run(folder)
@@ -71,7 +72,7 @@ def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
     put(f"on {where}; {versions}")
     chosen, decided = _changed(config)
     put_words(_settings(chosen))
-    everything = f"all settings: lthfunc config {shlex.quote(str(folder))}"
+    everything = f"all settings: lthfunc config {shlex.quote(named(folder))}"
     put_words(f"chosen at its start: {_settings(decided)}; {everything}", style="dim")
     if rows:
         put()

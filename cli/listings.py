@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # imports torch
 _LEAST = 28
 
 datasets = typer.Typer(
+    subcommand_metavar="[COMMAND]",
     help="List the data sets; `show NAME` describes one and draws it.",
     invoke_without_command=True,
     add_completion=False,
