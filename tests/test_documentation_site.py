@@ -61,10 +61,22 @@ def test_every_link_leads_to_something(site: Path) -> None:
 
 
 def test_links_of_the_other_pages_lead_to_something() -> None:
-    """Of README.md, CHANGELOG.md and their like."""
+    """Of README.md, CHANGELOG.md and their like; README's are addresses, so that a package index shows them."""
+    ours = re.compile(r"https://(?:github\.com/lthfunc/lthfunc/blob|raw\.githubusercontent\.com/lthfunc/lthfunc)/main/")
     for page in ROOT.glob("*.md"):
-        for target in re.findall(r"\]\((?!http|mailto)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), f"{page.name}: {target}"
+        links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        assert page.name != "README.md" or all(link.startswith("https://") for link in links)
+        for link in (ours.sub("", link) for link in links):
+            target, _, anchor = link.partition("#")
+            if target and not re.match("https?:|mailto:", link):
+                assert (ROOT / target).exists(), f"{page.name}: {link}"
+                assert not anchor or anchor in slugs(ROOT / target), f"{page.name}: {link}"
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_search_works_without_a_network(site: Path, browser: Any) -> None:  # noqa: F811
