@@ -33,6 +33,7 @@ WIDTHS = (80, 100, 140)
 
 def shown(width: int, *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> list[str]:
     """The lines that a command prints on a terminal of this width, none of which is wider or cut off."""
+    monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)  # read once, when that file is imported: here
     for name, value in {"COLUMNS": str(width), "FORCE_COLOR": "1", "TERM": "xterm-256color"}.items():
         monkeypatch.setenv(name, value)
     assert main([*arguments]) == 0

@@ -49,6 +49,6 @@ def test_programs_under_sanitizers() -> None:
     if not all(map(os.path.isabs, libraries)):
         pytest.skip("the compiler brings no sanitizers")
     run(
-        ["tests/test_program_verification.py", "--programs", "60"],
+        ["tests/test_program_verification.py", "--programs", "20"],
         LTHFUNC_SANITIZE="1", ASAN_OPTIONS="detect_leaks=0", LD_PRELOAD=" ".join(libraries),
     )  # fmt: skip

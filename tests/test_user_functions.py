@@ -249,7 +249,7 @@ def test_on_the_command_line(
         ("--score own.py:leaves", "--score: 'own.py:leaves' fails (line 9 of"),
         ("--score own.py:partly", "one leaf for each of"),
         ("--loss own.py:clamps", "--loss: 'clamps' changes its arguments in place"),
-        ("--densities own.py:schedule", "--densities: 'own.py:schedule' called with 1 fails"),
+        ("--densities own.py:schedule", "--densities: 'own.py:schedule' fails (line 19 of"),
         ("--rewind own.py:other", "--rewind: 'own.py:other' returned another network"),
     ]:
         assert main(f"{base} {option} --out refused".split()) == 2, option
