@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.networks("one of `lthfunc archs` (default: all)")
     options.add("--batch", type=int, default=8, help="examples of a step (8)")
     options.add("--density", type=float, default=0.1, help="of the masks (0.1)")
-    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.threads()
     options.add("--quick", action="store_true", help="only LeNet-300-100: under a minute")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     run(**options.parsed(arguments))
 
 

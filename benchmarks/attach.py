@@ -37,11 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.networks("lenet300, resnet20 or another of `lthfunc benchmark training` (lenet300, resnet20)")
     options.add("--optimizer", dest="optimizers", action="append", choices=OPTIMIZERS, help="repeatable (all)")
     options.add("--density", type=float, default=0.2, help="of the masks (0.2)")
-    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    options.add("--threads", type=int, default=1, help="of PyTorch (1)")
-    options.add("--seconds", type=float, default=0.5, help="seconds of a timing (0.5)")
-    options.add("--repeats", type=int, default=15, help="timings of each (15)")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.device()
+    options.threads()
+    options.timings(0.5, 15)
+    options.json()
     run(**options.parsed(arguments))
 
 

@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.add("--every", default=Config().checkpoint_every, help="checkpoint interval")
     options.add("--seconds", type=float, default=65.0, help="length of each training (65)")
     options.add("--repeats", type=int, default=3, help="trainings of each kind (3)")
-    options.add("--threads", type=int, default=1, help="CPU threads (1)")
-    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    options.threads()
+    options.device()
     options.add("--quick", action="store_true", help="only LeNet-300-100: under a minute")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     run(**options.parsed(arguments))
 
 

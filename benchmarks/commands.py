@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = Options("commands", __doc__)
     options.add("--repeats", type=int, default=3, help="runs of each command (3)")
     options.add("--quick", action="store_true", help="two short commands, once: under a minute")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     run(**options.parsed(arguments))
 
 

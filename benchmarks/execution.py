@@ -83,13 +83,12 @@ def main(arguments: list[str] | None = None) -> None:
     options.add(
         "--batch", dest="batches", action="append", default=[], type=int, help="batch size; repeatable (1, 64 and 1024)"
     )
-    options.add("--threads", type=int, default=1, help="CPU threads (1)")
-    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    options.threads()
+    options.device()
     options.add("--precision", default="fp32", help="fp32; on a GPU also tf32 or bf16 (fp32)")
-    options.add("--seconds", type=float, help="seconds of a timing")
-    options.add("--repeats", type=int, help="timings of each")
+    options.timings()
     options.add("--quick", action="store_true", help="LeNet-300-100 at two densities: under a minute")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     options.add("--plot", metavar="FILE", help="draw speed against density here")
     run(**options.parsed(arguments))
 

@@ -89,9 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = Options("kernels", __doc__)
     options.add("--device", default="auto", help="auto, cuda or cuda:N (auto)")
     options.add("--precision", default="fp32", help="fp32, tf32 or bf16 (fp32)")
-    options.add("--seconds", type=float, default=0.2, help="seconds of a timing (0.2)")
-    options.add("--repeats", type=int, default=5, help="timings of each (5)")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.timings(0.2, 5)
+    options.json()
     run(**options.parsed(arguments))
 
 

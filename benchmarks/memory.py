@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("memory", __doc__)
     options.add("--rounds", type=int, default=1000, help="how often to prune (1000)")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     run(**options.parsed(arguments))
 
 

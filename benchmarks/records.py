@@ -43,6 +43,24 @@ class Options(argparse.ArgumentParser):
         """Add `--network`."""
         self.add("--network", dest="networks", metavar="NAME", action="append", default=[], help=f"{about}; repeatable")
 
+    def device(self) -> None:
+        """Add `--device`, the CPU by default."""
+        self.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+
+    def threads(self) -> None:
+        """Add `--threads`, one by default."""
+        self.add("--threads", type=int, default=1, help="CPU threads (1)")
+
+    def timings(self, seconds: float | None = None, repeats: int | None = None) -> None:
+        """Add `--seconds` and `--repeats`, with these defaults; None: the benchmark decides."""
+        shown = ["" if default is None else f" ({default})" for default in (seconds, repeats)]
+        self.add("--seconds", type=float, default=seconds, help=f"seconds of a timing{shown[0]}")
+        self.add("--repeats", type=int, default=repeats, help=f"timings of each{shown[1]}")
+
+    def json(self) -> None:
+        """Add `--json`."""
+        self.add("--json", metavar="FILE", help="write the records here")
+
     def parsed(self, arguments: Sequence[str] | None) -> dict[str, Any]:
         """The options' values by name; of this process's arguments where none are given."""
         return vars(self.parse_args(arguments))

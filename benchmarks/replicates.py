@@ -45,13 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("replicates", __doc__)
     options.add("--network", default="lenet300", help="(lenet300)")
-    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
+    options.device()
     options.add("--widths", type=int, nargs="+", default=[1, 8, 64, 256], help="networks side by side (1 8 64 256)")
     options.add("--precision", default="fp32", choices=PRECISIONS, help="(fp32)")
     options.add("--density", type=float, default=0.2, help="of the masks (0.2)")
-    options.add("--seconds", type=float, default=0.5, help="seconds of a timing (0.5)")
-    options.add("--repeats", type=int, default=5, help="timings of each (5)")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.timings(0.5, 5)
+    options.json()
     run(**options.parsed(arguments))
 
 

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     options.add("--engine", default="compile", help="eager or compile (compile)")
     options.add("--quick", action="store_true", help="LeNet-300-100 on two ranks: under a minute")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     run(**options.parsed(arguments))
 
 

@@ -50,11 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("sparse", __doc__)
     options.networks(f"one of {', '.join((*NETWORKS, *_LARGE))}")
-    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.threads()
     options.add("--device", default="cpu", help="cpu")
     options.add("--ticket", metavar="FILE", help="also measure this ticket of the (one) network")
     options.add("--quick", action="store_true", help="LeNet-300-100 at three densities: under a minute")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     options.add("--plot", metavar="FILE", help="draw speed against density here")
     run(**options.parsed(arguments))
 

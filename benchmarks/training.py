@@ -62,14 +62,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("training", __doc__)
     options.networks(f"one of {', '.join((*NETWORKS, *_LARGE))}")
-    options.add("--threads", type=int, default=1, help="CPU threads (1)")
+    options.threads()
     options.add("--density", type=float, default=0.2, help="of the masks (0.2)")
     options.add("--precision", default="fp32", help="of our engines: fp32, tf32 or bf16 (fp32)")
-    options.add("--device", default="cpu", help="cpu, cuda or cuda:N (cpu)")
-    options.add("--seconds", type=float, help="seconds of a timing")
-    options.add("--repeats", type=int, help="timings of each")
+    options.device()
+    options.timings()
     options.add("--quick", action="store_true", help="LeNet-300-100 alone, few repeats: under a minute")
-    options.add("--json", metavar="FILE", help="write the records here")
+    options.json()
     options.add("--plot", metavar="FILE", help="draw bars and floors here")
     run(**options.parsed(arguments))
 

@@ -81,7 +81,7 @@ def _build(folder: Path) -> None:
 
 def prebuilt() -> Path | None:
     """The best library for this processor among those that the package brings; None where it brings none."""
-    return _brought(_march(), bool(os.environ.get("LTHFUNC_SANITIZE")))[1]
+    return _brought(_march(), _sanitized())[1]
 
 
 @functools.cache
@@ -127,7 +127,7 @@ def why_no_kernels() -> str | None:
 
 def have_avx512() -> bool:
     """Whether the kernels are made with AVX-512; not counted on where they are made for another processor."""
-    made_with, _ = _brought(_march(), bool(os.environ.get("LTHFUNC_SANITIZE")))
+    made_with, _ = _brought(_march(), _sanitized())
     return made_with in _WITH_AVX512 and has_avx512()
 
 
@@ -136,8 +136,13 @@ def _march() -> str:
     return os.environ.get("LTHFUNC_MARCH", "native")
 
 
+def _sanitized() -> bool:
+    # LTHFUNC_SANITIZE: kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+    return bool(os.environ.get("LTHFUNC_SANITIZE"))
+
+
 def _flags() -> list[str]:
-    return [*FLAGS, f"-march={_march()}", *(_SANITIZE if os.environ.get("LTHFUNC_SANITIZE") else ())]
+    return [*FLAGS, f"-march={_march()}", *(_SANITIZE if _sanitized() else ())]
 
 
 def cache_folder() -> Path:
