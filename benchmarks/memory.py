@@ -76,7 +76,7 @@ def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
         folder = Path(scratch) / "run"
         folder.mkdir()
         create(folder, config, PRUNE, data=plan.trainer.data)
-        execute(Execution(config, plan, folder, watcher=watching), [])
+        execute(Execution(config, plan, folder, watcher=watching), [], 1)
     mib, seconds = watching.mib, time.perf_counter() - begun
     at = sorted({round(number * rounds / _POINTS) for number in range(_POINTS + 1)})
     console = Console(width=100)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from lthfunc.runs.folder import (
     create,
     read_run,
     scan_run,
+    version_of,
+    whole_run,
     write_config,
 )
 from lthfunc.runs.json_lines import append_lines
@@ -60,7 +62,7 @@ def new_run(config: Config, command: str, out: str | None, *, shown: Shown) -> N
     """
     earlier = unfinished_like(config, command, out)
     if earlier is not None and _confirms_resuming(earlier, out):
-        resume_run(str(earlier), {}, trust=False, shown=shown, typed=_same(config, scan_run(earlier).config))
+        resume_run(str(earlier), {}, trust=False, shown=shown, typed=config)
         return
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
@@ -68,26 +70,24 @@ def new_run(config: Config, command: str, out: str | None, *, shown: Shown) -> N
         _run(prepared, command, folder, [], shown)
 
 
-def resume_run(run: str, changed: Given, trust: bool, *, shown: Shown, typed: Collection[str] = ()) -> None:
+def resume_run(run: str, changed: Given, trust: bool, *, shown: Shown, typed: Config | None = None) -> None:
     """Resume an interrupted run; for a finished one, make its table and pictures again.
 
-    changed: settings that change no result, to be used instead of the run's. typed: those that need no trust, since
-    the user has typed the same.
+    changed: settings that change no result, to be used instead of the run's. typed: what the user has typed, which
+    needs no trust where the run has the same.
     """
     folder = Path(run)
-    config = scan_run(folder).config
-    check_started_here(config, folder)
-    check_trust(to_mapping(config), folder, trusted=trust, typed={*changed, *typed})
-    with locked(folder):
-        found = _recovered(folder)
-        config = resolved(from_mapping({**to_mapping(found.config), **changed}))
-        prepared = prepare_run(config)
+    with _locked_run(folder, changed, trust, typed) as found:
+        prepared = prepare_run(found.continued(changed))
+        config, about = prepared.config, found.about
         if changed:
-            write_config(folder, replace(found.config, **changed), found.about)
+            write_config(folder, replace(found.config, **changed), about)
         append_lines(folder / ENVIRONMENT, [environment("resume", config.device, config.threads)])
-        about = found.about
-        source = transfers(Path(about["source"]), prepared.plan, prepared.config) if "source" in about else None
-        _run(prepared, about["command"], folder, found.records, shown, source)
+        tasks = None
+        if "source" in about:
+            source = Path(about["source"])
+            tasks = transfers(source, whole_run(source).records, prepared.plan, config)
+        _run(prepared, about["command"], folder, found.records, shown, tasks)
 
 
 def trial_run(config: Config, folder: Path, again: str) -> None:
@@ -98,26 +98,22 @@ def trial_run(config: Config, folder: Path, again: str) -> None:
         with _new_folder(folder, lambda: create(folder, prepared.config, PRUNE, data=prepared.plan.trainer.data)):
             train_run(prepared, PRUNE, folder, [], again=again)
         return
-    theirs = scan_run(folder).config
-    check_trust(to_mapping(theirs), folder, trusted=False, typed=_same(config, theirs))
-    with locked(folder):
-        found = _recovered(folder)
-        prepared = prepare_run(resolved(found.config))
-        train_run(prepared, PRUNE, folder, found.records, again=again)
+    with _locked_run(folder, {}, False, config) as found:
+        train_run(prepare_run(found.continued()), PRUNE, folder, found.records, again=again)
 
 
 def branch_run(run: Path, number: int, given: Given, out: str | None, trust: bool, *, shown: Shown) -> None:
     """Continue from a round of a finished run with other settings, in a new folder."""
-    _, theirs, _ = read_run(run)
+    found = whole_run(run)
     # The run's rate stays, unless a rate or another number of rounds replaces its densities.
     by_name = {"densities": None} if "rate" in given or "rounds" in given else {}
-    config = _changed(theirs, {"density": None, **by_name}, given)
+    config = _changed(found.config, {"density": None, **by_name}, given)
     check_started_here(config, run)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
-    check_branch(run, prepared.plan, number)
-    with _new_folder(folder, lambda: branch(run, folder, number, prepared)) as early:
+    check_branch(run, found, prepared.plan, number)
+    with _new_folder(folder, lambda: branch(run, found.records, folder, number, prepared)) as early:
         _run(prepared, PRUNE, folder, early, shown)
 
 
@@ -137,18 +133,35 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, shown
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
     prepared = prepare_run(config)
-    tasks = transfers(run, prepared.plan, prepared.config)
+    tasks = transfers(run, records, prepared.plan, prepared.config)
     data = prepared.plan.trainer.data
     with _new_folder(folder, lambda: create(folder, prepared.config, TRANSFER, run, data=data)):
         _run(prepared, TRANSFER, folder, [], shown, tasks)
 
 
-def _recovered(folder: Path) -> Run:
-    """What remains of a run, after reporting what was damaged."""
-    found, said = recover(folder)
-    for line in said:
-        say(f"damaged: {line}")
-    return found
+@contextmanager
+def _locked_run(folder: Path, changed: Given, trust: bool, typed: Config | None) -> Iterator[Run]:
+    """Read a run, check that its settings are trusted, lock it, and recover it; what was damaged is reported.
+
+    Nothing is written to a run that is not trusted, not even a lock.
+    """
+
+    def trusted() -> Run:
+        found = scan_run(folder)
+        check_started_here(found.config, folder)
+        same = set() if typed is None else _same(typed, found.config)
+        check_trust(to_mapping(found.config), folder, trusted=trust, typed={*changed, *same})
+        return found
+
+    version = version_of(folder)
+    found = trusted()
+    with locked(folder):
+        if version_of(folder) != version:  # another process has worked on it in the meantime
+            found = trusted()
+        found, said = recover(folder, found)
+        for line in said:
+            say(f"damaged: {line}")
+        yield found
 
 
 def _same(mine: Config, theirs: Config) -> set[str]:

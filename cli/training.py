@@ -65,8 +65,9 @@ def train_run(
     """Run the missing trainings of a run. again: the command that resumes it."""
     config, plan, note, _ = prepared
     again = again or _resume(folder, config)
-    tracker = Tracker(outlook_of(config, plan, jobs_of(config, plan), earlier))
-    for line in (*_headline(prepared, command, folder), *([note] if note else [])):
+    jobs = jobs_of(config, plan)
+    tracker = Tracker(outlook_of(config, plan, jobs, earlier))
+    for line in (*_headline(prepared, command, folder, jobs), *([note] if note else [])):
         put_words(line, console=aside())
     with (
         session(config, again, _resume(folder, config), aloud=not aside().is_terminal) as (stop, meter),
@@ -74,7 +75,7 @@ def train_run(
         tracking(config, folder) as trackers,
         broadcasting(folder, tracker, [live, *trackers, *sent_on(folder)]) as watcher,
     ):
-        return execute(Execution(config, plan, folder, stop, watcher, meter=meter, again=again), earlier, tasks)
+        return execute(Execution(config, plan, folder, stop, watcher, meter=meter, again=again), earlier, jobs, tasks)
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def _resume(folder: Path, config: Config) -> str:
     return f"lthfunc resume {shlex.quote(named(folder))}" + (" --trust" if places_in(to_mapping(config)) else "")
 
 
-def _headline(prepared: PreparedPlan, command: str, folder: Path) -> Iterator[str]:
+def _headline(prepared: PreparedPlan, command: str, folder: Path, jobs: int) -> Iterator[str]:
     """What will be done, in a few lines."""
     config, plan = prepared.config, prepared.plan
     data = plan.trainer.data
@@ -131,7 +132,7 @@ def _headline(prepared: PreparedPlan, command: str, folder: Path) -> Iterator[st
     seeds = f" with {config.replicates} seeds" if config.replicates > 1 else ""
     trainings = f"{counted(trainings_of(config), 'training')} of {counted(plan.steps, 'step')}"
     yield f"{trainings}{seeds}: {_rounds(config, command)}"
-    at_once = f", {jobs} trainings side by side" if (jobs := jobs_of(config, plan)) > 1 else ""
+    at_once = f", {jobs} trainings side by side" if jobs > 1 else ""
     if (ranks := plan.trainer.work.collectives.world_size) > 1:
         at_once = f", on {ranks} ranks"
     if config.executor != "local":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lthfunc_cli import running
 from lthfunc_cli.main import main
 from strangers import TINY, a_finished_run, a_run, contents  # noqa: F401
 
@@ -83,6 +84,20 @@ def test_places_that_were_typed_need_no_trust(run: Path) -> None:
         check_trust(check, "here", trusted=False, typed=["arch"])
     assert main(["resume", "run", "--data-dir", ".", "--no-wandb"]) == 0
     assert main(["resume", "run"]) == 0  # which has kept what was typed
+
+
+def test_a_run_that_changes_before_it_is_locked_is_read_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    locked = running.locked
+
+    def changing(folder: Path) -> Any:
+        with_settings(folder, wandb=True)
+        return locked(folder)
+
+    monkeypatch.setattr(running, "locked", changing)
+    assert main(["resume", "run"]) == 2
+    assert "the settings connect to wandb = 'true'" in capsys.readouterr().err
 
 
 def test_a_trial_in_a_strangers_sweep_is_not_believed(run: Path, capsys: Any) -> None:

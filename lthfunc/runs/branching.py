@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lthfunc.errors import UserError, invalid
@@ -19,9 +20,9 @@ from lthfunc.runs.folder import (
     PARAMS,
     PRUNE,
     Name,
+    Run,
     create,
     make_training_folder,
-    read_run,
     record_key,
     run_of,
     training_folder,
@@ -35,19 +36,23 @@ from lthfunc.trees.ops import to_device
 from lthfunc.trees.types import Ticket, TrainState
 
 
-def branch(run: Path, folder: Path, number: int, prepared: PreparedPlan) -> list[Record]:
+def branch(run: Path, records: Sequence[Record], folder: Path, number: int, prepared: PreparedPlan) -> list[Record]:
     """Make `folder` a run of these settings with the trainings of `run` up to round `number`; returns their records.
 
-    Call `check_branch` first.
+    records: of the trainings of `run`. Call `check_branch` first.
     """
     config, plan = prepared.config, prepared.plan
     create(folder, config, PRUNE, branched=(run, number), data=plan.trainer.data)
-    return copy_early(run, number, folder, config, set())
+    return copy_early(run, records, number, folder, config, set())
 
 
-def copy_early(run: Path, number: int, folder: Path, config: Config, there: set[Name]) -> list[Record]:
-    """Copy the trainings of a run up to round `number` that are not in `there`; returns their records."""
-    _, _, records = read_run(run)
+def copy_early(
+    run: Path, records: Sequence[Record], number: int, folder: Path, config: Config, there: set[Name]
+) -> list[Record]:
+    """Copy the trainings of a run up to round `number` that are not in `there`; returns their records.
+
+    records: of the run's trainings.
+    """
     seeds = range(config.seed, config.seed + config.replicates)
     variants = (TICKET, *config.control)
     early = [
@@ -74,13 +79,12 @@ def _copy(source: Path, target: Path, *, anchor: bool) -> None:
     write_manifest(target, sums)
 
 
-def transfers(run: Path, plan: Plan, config: Config) -> list[Task]:
-    """The run's tickets and their controls as trainings of another plan, for other data.
+def transfers(run: Path, records: Sequence[Record], plan: Plan, config: Config) -> list[Task]:
+    """The run's tickets and their controls as trainings of another plan, for other data. records: of the run.
 
     An output layer for other classes is newly initialised and dense. Raises UserError if any other shape of a
     ticket doesn't fit the plan's network.
     """
-    _, _, records = read_run(run)
     tasks = []
     for item in records:
         if item["variant"] != TICKET:
@@ -125,9 +129,9 @@ def _fitted(state: TrainState, plan: Plan, seed: int) -> TrainState:
     return to_device(state._replace(params=moved.params, buffers=moved.buffers, masks=moved.masks), state.step.device)
 
 
-def check_branch(run: Path, plan: Plan, number: int) -> None:
-    """Raise UserError if the run can't be branched like this."""
-    _, config, records = read_run(run)
+def check_branch(run: Path, source: Run, plan: Plan, number: int) -> None:
+    """Raise UserError if the run can't be branched like this. source: what was read of it."""
+    config, records = source.config, source.records
     rounds = [item["round"] for item in records if item["variant"] == TICKET]
     if rounds.count(number) < config.replicates:
         accepted = f"a finished round of {run} (0 to {max(rounds)})" if rounds else "a run with a finished round"

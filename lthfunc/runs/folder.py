@@ -21,6 +21,7 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,11 +69,13 @@ Name = tuple[int, int, str]
 class Run(NamedTuple):
     """A run as read from its folder. format: of its files; about: its description.
 
+    begun: the settings that it began with, resolved; config: those of the settings' file, where that is intact.
     damaged: the numbers of damaged lines, with the reasons; settings: what is wrong with the settings' file, or None.
     """
 
     format: int
     about: dict[str, Any]
+    begun: Config
     config: Config
     records: list[Record]
     damaged: dict[int, str]
@@ -83,6 +86,12 @@ class Run(NamedTuple):
         """The problems, one line each."""
         lines = [f"{METRICS}: line {number} is damaged: {reason}" for number, reason in self.damaged.items()]
         return lines if self.settings is None else [*lines, f"{CONFIG}: {self.settings}"]
+
+    def continued(self, changed: Mapping[str, Any] = {}) -> Config:
+        """The settings to continue with, resolved; changed: some of them. Raises UserError."""
+        values, known = {**to_mapping(self.config), **changed}, to_mapping(self.begun)
+        same = all(known.get(name) == values.get(name) for name in {*values, *FREE})
+        return self.begun if same else resolved(from_mapping(values))
 
     @property
     def choice(self) -> Choice:
@@ -229,17 +238,23 @@ def scan_run(folder: Path) -> Run:
                     damaged.pop(known, None)
         except (KeyError, TypeError):
             damaged[line.number] = "it lacks the fields of such a line"
-    config, settings = _config_of(folder, about)
-    return Run(number, about, config, in_order(list(records.values()), config.control), damaged, settings)
-
-
-def _config_of(folder: Path, about: dict[str, Any]) -> tuple[Config, str | None]:
-    """(the settings, what is wrong with their file). A run's settings are fixed, except those that change no result."""
     try:
         begun = from_mapping(about["config"])
-        resolved(begun)
+        complete = resolved(begun)
     except UserError as error:
         raise DamagedError(f"{folder / METRICS}: its first line holds no settings of a run: {error}") from error
+    config, settings = _config_of(folder, begun)
+    return Run(number, about, complete, config, in_order(list(records.values()), config.control), damaged, settings)
+
+
+def version_of(folder: Path) -> list[tuple[int, ...] | None]:
+    """What changes whenever a run's lines or settings are written."""
+    found = [safe_files.status(folder, folder / name) for name in (METRICS, CONFIG)]
+    return [None if each is None else (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
+
+
+def _config_of(folder: Path, begun: Config) -> tuple[Config, str | None]:
+    """(the settings, what is wrong with their file). A run's settings are fixed, except those that change no result."""
     if safe_files.status(folder, folder / CONFIG) is None:
         return begun, "it is missing; lthfunc resume writes it again"
     again = f"a run's settings are fixed; delete {CONFIG}, and lthfunc resume writes it again"

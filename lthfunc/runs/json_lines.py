@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -96,9 +97,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def drop_partial_line(path: Path) -> None:
     """Remove a last line that an interruption cut off, so that new lines start on a line of their own."""
+    with safe_files.opened(path.parent, path) as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
     text = _content(path)
-    if text and not text.endswith(b"\n"):
-        safe_files.write(path.parent, path, text[: text.rfind(b"\n") + 1])
+    safe_files.write(path.parent, path, text[: text.rfind(b"\n") + 1])
 
 
 def _content(path: Path) -> bytes:

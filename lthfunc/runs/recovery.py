@@ -18,9 +18,10 @@ from lthfunc.runs.folder import (
     TRANSFER,
     Name,
     Run,
+    in_order,
     record_key,
-    scan_run,
     training_folder,
+    whole_run,
     write_config,
 )
 from lthfunc.runs.integrity import Problem, checkpoint_problems, wrong
@@ -32,20 +33,18 @@ from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 _NAME = ("seed", "round", "variant")
 
 
-def recover(folder: Path) -> tuple[Run, list[str]]:
-    """Make a run ready to continue; returns what remains of it, and lines on the problems.
+def recover(folder: Path, run: Run) -> tuple[Run, list[str]]:
+    """Make a run ready to continue; returns what remains of it, and lines on the problems. run: as it was just read.
 
     Damaged trainings, and those of their seed that follow from them, no longer count as finished; their files are
     written again. Nothing else is deleted, except what interrupted writes left.
 
-    Raises UserError if this is not a run, DamagedError if its description can't be read or its settings were changed.
+    Raises DamagedError if its settings were changed.
     """
     for path in list(safe_files.files(folder)):
         if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
             safe_files.remove(folder, path)
-    scan_run(folder)  # raises if there is nothing to resume
     drop_partial_line(folder / METRICS)
-    run = scan_run(folder)
     said = run.damage
     if safe_files.status(folder, folder / CONFIG) is None:
         write_config(folder, run.config, run.about)
@@ -65,10 +64,10 @@ def recover(folder: Path) -> tuple[Run, list[str]]:
             {"kind": "dropped", **dict(zip(_NAME, name, strict=True)), "reason": why} for name, why in lost.items()
         )
         append_lines(folder / METRICS, dropped)
-    run = scan_run(folder)
-    for item in run.records:  # a crash may have come between a training's line and this
+    left = [item for item in run.records if record_key(item) not in lost]
+    for item in left:  # a crash may have come between a training's line and this
         drop_checkpoints(training_folder(folder, *record_key(item)))
-    return run, said
+    return run._replace(records=left, damaged={}, settings=None), said
 
 
 def _without_damaged_lines(folder: Path) -> list[str]:
@@ -104,11 +103,12 @@ def _with_early(folder: Path, run: Run, lost: Mapping[Name, str], missing: Seque
     source, number = Path(run.about["branched"]["run"]), run.about["branched"]["round"]
     there = {record_key(item) for item in run.records} - {name for name in lost if name[1] <= number}
     try:
-        copy_early(source, number, folder, run.config, there)
+        early = copy_early(source, whole_run(source).records, number, folder, run.config, there)
     except (UserError, OSError) as error:
         named = ", ".join(missing)
         raise DamagedError(f"{folder}: {named} cannot be copied from {source} again: {error}") from error
-    return scan_run(folder)
+    records = {record_key(item): item for item in (*run.records, *early)}
+    return run._replace(records=in_order(list(records.values()), run.config.control))
 
 
 def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:

@@ -30,11 +30,11 @@ _PROCESSES_FROM_STEPS = 10_000
 _REACH = 10
 
 
-def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None = None) -> list[Record]:
+def execute(run: Execution, earlier: list[Record], jobs: int, tasks: Sequence[Task] | None = None) -> list[Record]:
     """Run the missing trainings of a plan; returns the records of all its trainings, including earlier ones.
 
-    tasks: the trainings, if they are known beforehand and don't follow from each other. Raises Stopped, once all
-    unfinished trainings have written their checkpoints.
+    jobs: how many at once (`jobs_of`). tasks: the trainings, if they are known beforehand and don't follow from each
+    other. Raises Stopped, once all unfinished trainings have written their checkpoints.
     """
     config, plan, folder = run.config, run.context, run.folder
     assert folder is not None
@@ -56,7 +56,7 @@ def execute(run: Execution, earlier: list[Record], tasks: Sequence[Task] | None 
         save_training(folder, config, task.seed, value, item)
         return item
 
-    records = in_order([*earlier, *run_all(run, queue, jobs_of(config, plan), save)], config.control)
+    records = in_order([*earlier, *run_all(run, queue, jobs, save)], config.control)
     write_ticket_files(folder)
     return records
 
