@@ -63,6 +63,7 @@ def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str
     from contextlib import closing
 
     from lthfunc.experiments.connectivity import Finished, check_points, measured, segments
+    from lthfunc.experiments.metrics import metric_scale
     from lthfunc.experiments.records import search_energy
     from lthfunc.reports.connectivity import barrier_charts, barrier_rows, barrier_table
     from lthfunc.runs.measurements import keep_measurement
@@ -94,9 +95,11 @@ def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str
                     kwh += 0.0 if cost.energy is None else search_energy(cost._asdict())
                     yield value
 
-        for seed, each in measured(plan.model, plan.trainer, finished(), points):
+        lower = metric_scale(config.metric).lower_is_better
+        for seed, each in measured(plan.model, plan.trainer, finished(), points, lower_is_better=lower):
             line = {name: getattr(each.line, name).tolist() for name in ("alphas", "error", "loss")}
-            found[seed, each.k] = {"seed": seed, "k": each.k, "barrier": each.line.barrier, **line}
+            about = {"seed": seed, "k": each.k, "metric": config.metric, "barrier": each.line.barrier}
+            found[seed, each.k] = {**about, **line}
     records = [found[seed, k] for seed in seeds for k in sorted(at)]
     if config.energy:
         say(f"energy: {1000 * kwh:.2f} Wh for {counted(count, 'training')}")

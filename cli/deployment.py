@@ -61,6 +61,7 @@ def specialize(
     from lthfunc.deployment.specialize import specialize as lf_specialize
     from lthfunc.deployment.tuning_cache import tunings_file
     from lthfunc.experiments.devices import choose_device
+    from lthfunc.experiments.metrics import metric_scale
     from lthfunc.experiments.objective import metric_of_name
     from lthfunc.runs.measurements import keep_measurement
     from lthfunc.runs.tickets import tickets_of_run
@@ -80,7 +81,7 @@ def specialize(
             beside=["onnxruntime"] if find_spec("onnxruntime") is not None else [],
         )  # fmt: skip
         whole = masked_module(found.model, found.ticket, device)
-        metric = metric_of_name(found.config, data)
+        metric, scale = metric_of_name(found.config, data), metric_scale(found.config.metric)
         reached, masked = (accuracy_of(each, data, batch_size, device, metric) for each in (program, whole))
     report = program.report
     about = {"round": found.number, "seed": found.seed, "test_accuracy": reached, "masked_test_accuracy": masked}
@@ -105,8 +106,8 @@ def specialize(
             headline(found), "", *(() if table is None else (table, *remarks, "")),
             layer_cost_table(report), "",
             *cost_lines(report),
-            f"{report.form}: test accuracy {100 * reached:.2f} % (masked network: {100 * masked:.2f} %); the outputs "
-            f"differ by at most {report.difference:.1e} of the largest",
+            f"{report.form}: test {scale.word} {scale.text(reached)} (masked network: {scale.text(masked)}); "
+            f"the outputs differ by at most {report.difference:.1e} of the largest",
             sep="\n", highlight=False,
         )  # fmt: skip
         put_words(AFTER_TRAINING, style="dim")

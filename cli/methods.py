@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
+from lthfunc.experiments.metrics import metric_scale
 
 from . import options as o
 from .console import put, put_json, put_words, say, screen
@@ -112,5 +113,5 @@ def methods(
 
 
 def _line(task: Any, item: dict[str, Any]) -> str:
-    figures = f"test {100 * item['test_accuracy']:.2f} %, {item['seconds']:.1f} s"
+    figures = f"test {metric_scale(item['metric']).text(item['test_accuracy'])}, {item['seconds']:.1f} s"
     return f"{item['method']} seed {item['seed']}: {figures}"

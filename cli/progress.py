@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lthfunc.experiments.iterative import TICKET, Task
+from lthfunc.experiments.metrics import MetricScale, metric_scale
 from lthfunc.experiments.records import Record, Row, summarize
 from lthfunc.printable import counted
 from lthfunc.reports.tables import result_table
@@ -87,7 +88,7 @@ def progress_view(
     if about is not None:
         steps = f"{about['done']:,} of {about['total']:,} steps"
         left = "" if about.get("left") is None else f", about {duration(about['left'])} left"
-        parts += [steps + left, _bars(about["trainings"], width)]
+        parts += [steps + left, _bars(about["trainings"], metric_scale(about.get("metric", "accuracy")), width)]
     if rows:
         room = height - len(parts) - len((about or {}).get("trainings", ())) - 4
         shown = rows[-max(1, room) :]
@@ -97,8 +98,8 @@ def progress_view(
     return Group(*parts)
 
 
-def _bars(trainings: Sequence[dict[str, Any]], width: int) -> Table:
-    """A line per training: its name, a bar that moves until it can be counted, steps per second, accuracy."""
+def _bars(trainings: Sequence[dict[str, Any]], scale: MetricScale, width: int) -> Table:
+    """A line per training: its name, a bar that moves until it can be counted, steps per second, the metric."""
     table = Table.grid(padding=(0, 2))
     names = [who(each["seed"], each["round"], each["variant"]) for each in trainings]
     room = width - max(map(len, names), default=0)
@@ -111,7 +112,7 @@ def _bars(trainings: Sequence[dict[str, Any]], width: int) -> Table:
         point, rate, counts = each["point"], each.get("rate"), done > 0
         cells = [
             "" if rate is None else f"{rate:,.0f} steps/s",
-            "" if point is None else f"val {100 * point['accuracy']:.2f} %",
+            "" if point is None else f"val {scale.text(point['accuracy'])}",
         ]
         if wide:
             loss = "" if point is None else f"loss {point['loss']:.3f}"
@@ -141,7 +142,8 @@ class Lines(Watcher):
 
 def _accuracies(item: Record) -> str:
     name = "" if item["variant"] == TICKET else f"{item['variant']} "
-    return f"{name}val {100 * item['val_accuracy']:.2f} %, test {100 * item['test_accuracy']:.2f} %"
+    val, test = (metric_scale(item["metric"]).text(item[split]) for split in ("val_accuracy", "test_accuracy"))
+    return f"{name}val {val}, test {test}"
 
 
 class _Display(Watcher):

@@ -89,7 +89,7 @@ def sweep(
                 if planned is not None:
                     values = planned[number]
                 else:
-                    known = [(each.values, None if each.worth is None else each.worth.mean) for each in done]
+                    known = [(each.values, None if each.worth is None else each.gain) for each in done]
                     values = suggested(space, shared.seed, known)
                 told = " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
                                 for name, value in values.items())  # fmt: skip
@@ -113,7 +113,7 @@ def sweep(
 def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, grid: bool, wants_json: bool) -> None:
     from lthfunc.reports.matplotlib_figures import printed, save
     from lthfunc.reports.sweeps import best_of, trial_pictures, trial_table
-    from lthfunc.reports.tables import percent
+    from lthfunc.reports.tables import with_unit
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.sweep_results import as_values, trial_folder
 
@@ -135,8 +135,10 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     if best is None or best.worth is None:
         put("Every trial failed.")
     else:
-        reached = f"{percent(best.worth, replicates)} %"
-        put_words(f"Best: trial {best.number}, whose validation accuracy ({reached}) is the highest of {len(done)}.")
+        scale = best.scale
+        reached = with_unit(best.worth, replicates, scale)
+        most = "lowest" if scale.lower_is_better else "highest"
+        put_words(f"Best: trial {best.number}, whose validation {scale.word} ({reached}) is the {most} of {len(done)}.")
     put(f"\nFiles in {named(folder)}:")
     put(f"  trial{best.number if best else 0:03d}/ …  a run for each trial")
     for path in pictures:

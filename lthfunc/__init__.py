@@ -126,6 +126,11 @@ if TYPE_CHECKING:
     from lthfunc.sparsify.synflow import synflow as synflow
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.batches import sample_batches as sample_batches
+    from lthfunc.training.language import (
+        label_smoothed_next_token as label_smoothed_next_token,
+        next_token as next_token,
+        perplexity as perplexity,
+    )
     from lthfunc.training.lion import lion as lion
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,

@@ -64,7 +64,7 @@ def test_names_of_losses_and_metrics_follow_the_targets(digits: lf.Dataset) -> N
     for name in LOSSES.choices:
         for data in (digits, numbers):
             config = resolved(from_mapping({"loss": name}))
-            fits = name == "auto" or (name == "cross-entropy") == (data is digits)
+            fits = name == "auto" or LOSSES[name].of == ("classes" if data is digits else "numbers")
             if fits:
                 assert callable(loss_of_name(decided(config, data), data))
             else:
@@ -73,7 +73,8 @@ def test_names_of_losses_and_metrics_follow_the_targets(digits: lf.Dataset) -> N
     for name in (*METRICS.spelled()[0], "top-3"):
         for data in (digits, numbers):
             config = resolved(from_mapping({"metric": name}))
-            if name == "auto" or (name == "r2") == (data is numbers):
+            of = "classes" if name == "top-3" or name == "auto" else METRICS[name].of
+            if name == "auto" or of == ("classes" if data is digits else "numbers"):
                 assert callable(metric_of_name(decided(config, data), data))
             else:
                 with pytest.raises(UserError, match=f"--metric: invalid value '{name}'"):

@@ -16,7 +16,8 @@ from lthfunc.errors import UserError
 from lthfunc.experiments import connectivity
 from lthfunc.experiments.connectivity import LinearPath, _at_each, between
 from lthfunc.experiments.iterative import Round
-from lthfunc.experiments.records import record, search_energy, summarize, word_of
+from lthfunc.experiments.metrics import metric_scale
+from lthfunc.experiments.records import record, search_energy, summarize
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.results import BestNetwork, Fit, Point
 from lthfunc.trees import ops
@@ -77,7 +78,7 @@ def test_a_summary_is_means_and_spreads_over_replicates() -> None:
     assert summarize(items)[0].energy is None
     del items[0]["metric"]
     assert summarize(items)[0].metric == "accuracy"
-    assert word_of("top-5") == "top-5"
+    assert metric_scale("top-5").head == "top-5 %"
 
 
 def test_a_point_between_two_networks() -> None:

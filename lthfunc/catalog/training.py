@@ -17,9 +17,21 @@ class OptimizerEntry(Entry):
 
 @dataclass(frozen=True)
 class TargetsEntry(Entry):
-    """of: what the targets must be, "classes" or "numbers"."""
+    """of: what the targets must be: "classes", "tokens" (a class for each token) or "numbers"."""
 
     of: str = "classes"
+
+    def fits(self, targets: str) -> bool:
+        """Whether it works on targets of a kind; what works on classes works on those of tokens."""
+        return targets == self.of or (self.of, targets) == ("classes", "tokens")
+
+
+@dataclass(frozen=True)
+class MetricEntry(TargetsEntry):
+    """share: whether it is a share, which is shown in per cent. lower_is_better: whether a smaller value is better."""
+
+    share: bool = True
+    lower_is_better: bool = False
 
 
 #: What of `objective.make_optimizer` it names -> an Optimizer.
@@ -62,6 +74,10 @@ LOSSES = Registry("losses", "--loss", {
         ".experiments.objective:cross_entropy_loss", "of classes", "Szegedy et al. 2016, sec. 7 (label smoothing)",
         takes=("label_smoothing",),
     ),
+    "next-token": TargetsEntry(
+        ".experiments.objective:next_token_loss", "of the token that follows each token",
+        "Szegedy et al. 2016, sec. 7 (label smoothing)", takes=("label_smoothing",), of="tokens",
+    ),
     "mse": TargetsEntry(".training.losses:mean_squared_error", "mean squared error", of="numbers"),
     "mae": TargetsEntry(".training.losses:mean_absolute_error", "mean absolute error", of="numbers"),
     "huber": TargetsEntry(
@@ -69,14 +85,18 @@ LOSSES = Registry("losses", "--loss", {
     ),
 }, auto="cross-entropy for classes, mse for numbers")  # fmt: skip
 
-#: The same; more is better.
+#: The same. A user's own is a share of which more is better.
 METRICS = Registry("metrics", "--metric", {
-    "accuracy": TargetsEntry(".training.losses:accuracy", "the largest output is the target"),
-    "top-K": TargetsEntry(
+    "accuracy": MetricEntry(".training.losses:accuracy", "the largest output is the target"),
+    "top-K": MetricEntry(
         ".training.losses:top_k", "the target is among the K largest outputs", pattern=r"top-(?P<count>[1-9]\d*)",
         example="top-5",
     ),
-    "r2": TargetsEntry(".training.losses:r2", "share of the variance that is explained, R²", of="numbers"),
+    "perplexity": MetricEntry(
+        ".training.language:perplexity", "e to the mean cross entropy of the next token; lower is better",
+        "Jelinek et al. 1977", of="tokens", share=False, lower_is_better=True,
+    ),
+    "r2": MetricEntry(".training.losses:r2", "share of the variance that is explained, R²", of="numbers"),
 }, auto="accuracy for classes, r2 for numbers")  # fmt: skip
 
 #: work -> Engine, or what makes such a function of the rest of its name.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lthfunc.training.evaluation import evaluate
+from lthfunc.training.evaluation import averaged, evaluate, from_means
 from lthfunc.training.losses import Metric, accuracy
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.ops import scaled
@@ -28,12 +28,12 @@ def accuracy_of(
         x, y = given
         whole = scaled(_filled(x, batch), data.scale).clone()  # a module may change what it is given
         outputs = map_outputs(lambda part: part[: len(x)] if part.ndim and len(part) == batch else part, program(whole))
-        found = metric(outputs, y)
+        found = averaged(metric)(outputs, y)
         return {"loss": found, "accuracy": found}
 
     with torch.no_grad():
-        (quality,) = evaluate(metrics_of, data.test, torch.device(device), batch)
-    return quality.accuracy
+        found = evaluate(metrics_of, data.test, torch.device(device), batch)
+    return from_means(found, metric)[0].accuracy
 
 
 def difference(got: Any, wanted: Any) -> float:

@@ -6,6 +6,7 @@ between the two rises by a barrier; where it doesn't, the network is stable to t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.task_schedules import in_turn
 from lthfunc.training.engines.vmapped import unstacked
+from lthfunc.training.evaluation import Evaluation, averaged, from_means
 from lthfunc.training.loop import take_steps
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.steps import Metrics, make_eval_step
@@ -32,7 +34,10 @@ _CHUNK = 500
 
 
 class LinearPath(NamedTuple):
-    """Two networks and what lies between them. alphas: (points,), 0 = the first; error, loss: (points,)."""
+    """Two networks and what lies between them. alphas: (points,), 0 = the first; error, loss: (points,).
+
+    error: 1 - the metric, or the metric itself where less of it is better.
+    """
 
     alphas: Tensor
     error: Tensor
@@ -40,7 +45,7 @@ class LinearPath(NamedTuple):
 
     @property
     def barrier(self) -> float:
-        """Highest error on the line less the mean of its ends, in [0, 1] (their *error barrier height*)."""
+        """Highest error on the line less the mean of its ends (their *error barrier height*)."""
         return float(self.error.max() - (self.error[0] + self.error[-1]) / 2)
 
 
@@ -73,12 +78,14 @@ def line(
     points: int = 11,
     loss: Loss = cross_entropy,
     metric: Metric = accuracy,
+    lower_is_better: bool = False,
 ) -> LinearPath:
     """Error (1 - `metric`) and `loss` at evenly spaced points between two networks: one `vmap` over α.
 
     model: of both. first, second: the networks at α = 0 and α = 1. split: the examples to evaluate on. scale: how its
-    inputs are scaled (``data.scale``); None: not at all. points: at least 3, both ends included. Source: Frankle et al.
-    2020, section 2. Raises UserError where the networks have different leaves.
+    inputs are scaled (``data.scale``); None: not at all. points: at least 3, both ends included. lower_is_better:
+    whether the metric is an error itself, such as `perplexity`. Source: Frankle et al. 2020, section 2. Raises
+    UserError where the networks have different leaves.
 
     >>> model = lf.from_module(nn.Linear(4, 2))
     >>> split = lf.Split(torch.randn(6, 4), torch.tensor([0, 1] * 3))
@@ -93,7 +100,7 @@ def line(
         differs = leaf_difference(getattr(first, part), getattr(second, part))
         if differs:
             raise UserError(f"line: first and second have different {part}: {differs}")
-    step = make_eval_step(model, loss, metric=metric)
+    step = make_eval_step(model, loss, metric=averaged(metric))
     alphas = torch.linspace(0, 1, points, dtype=torch.float64, device=first.step.device)
     params, buffers = torch.vmap(lambda alpha: between(first, second, alpha))(alphas)
     losses, hits, seen = torch.zeros_like(alphas), torch.zeros_like(alphas), 0
@@ -106,7 +113,9 @@ def line(
             losses += metrics["loss"].double() * len(x)
             hits += metrics["accuracy"] * len(x)
             seen += len(x)
-    return LinearPath(alphas.cpu(), (1 - hits / seen).cpu(), (losses / seen).cpu())
+    means = [Evaluation(math.nan, value) for value in (hits / seen).tolist()]
+    values = torch.tensor([each.accuracy for each in from_means(means, metric)], dtype=torch.float64)
+    return LinearPath(alphas.cpu(), values if lower_is_better else 1 - values, (losses / seen).cpu())
 
 
 def _at_each(step: Callable[[Params, Buffers], Metrics], params: Params, buffers: Buffers) -> Metrics:
@@ -164,7 +173,9 @@ def segments(
         state = next((each for task, each in found if task.variant == TRUNK), state)
 
 
-def measured(model: Model, trainer: Trainer, finished: Finished, points: int) -> Iterator[tuple[int, Instability]]:
+def measured(
+    model: Model, trainer: Trainer, finished: Finished, points: int, *, lower_is_better: bool = False
+) -> Iterator[tuple[int, Instability]]:
     """(seed, the line between two copies), as soon as both copies have ended."""
     waiting: dict[tuple[int, int], tuple[Segment, TrainState]] = {}
     data = trainer.data
@@ -176,7 +187,8 @@ def measured(model: Model, trainer: Trainer, finished: Finished, points: int) ->
             waiting[task.key[:2]] = (task, state)
             continue
         first, second = (state, other[1]) if task.variant == COPIES[0] else (other[1], state)
-        between_them = line(model, first, second, data.test, data.scale, points, trainer.work.loss, trainer.work.metric)
+        loss, metric = trainer.work.loss, trainer.work.metric
+        between_them = line(model, first, second, data.test, data.scale, points, loss, metric, lower_is_better)
         yield task.seed, Instability(task.number, between_them)
 
 
@@ -189,7 +201,15 @@ def check_points(ks: Sequence[int], start: int, steps: int) -> None:
 
 @public
 def instability(
-    model: Model, trainer: Trainer, start: TrainState, ks: Sequence[int], *, steps: int, seed: int, points: int = 11
+    model: Model,
+    trainer: Trainer,
+    start: TrainState,
+    ks: Sequence[int],
+    *,
+    steps: int,
+    seed: int,
+    points: int = 11,
+    lower_is_better: bool = False,
 ) -> list[Instability]:
     """Measure how unstable a training is to the order of the data from each step k on.
 
@@ -197,9 +217,9 @@ def instability(
     between the two is evaluated on the test set. The copies see different orders of the data, the same two for every k.
 
     model: the trainer's network. trainer: trains them. start: the state that training starts from. seed: of all
-    orders. points: points of each line, both ends included. Source: Frankle et al. 2020, section 2. Returns an
-    `Instability` for each k, in ascending order; `line.barrier` is the paper's *instability*. Raises UserError where a
-    k lies outside the training.
+    orders. points: points of each line, both ends included. lower_is_better: of the trainer's metric. Source:
+    Frankle et al. 2020, section 2. Returns an `Instability` for each k, in ascending order; `line.barrier` is the
+    paper's *instability*. Raises UserError where a k lies outside the training.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> model = lf.from_module(nn.Linear(4, 2))
@@ -213,5 +233,6 @@ def instability(
         return task, take_steps(trainer, task.start, seed=task.order, until=task.until)[0]
 
     finished = in_turn(segments(start, ks, steps=steps, seed=seed), trained)
-    found = {each.k: each for _, each in measured(model, trainer, finished, points)}
+    lines = measured(model, trainer, finished, points, lower_is_better=lower_is_better)
+    found = {each.k: each for _, each in lines}
     return [found[k] for k in sorted(ks)]

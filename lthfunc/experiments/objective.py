@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES, TargetsEntry
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Decision, filled
@@ -9,10 +11,13 @@ from lthfunc.plugins import called, is_own
 from lthfunc.printable import a_or_an
 from lthfunc.registry import Offered, Registry
 from lthfunc.training import schedules
+from lthfunc.training.language import label_smoothed_next_token, next_token
 from lthfunc.training.losses import Loss, Metric, cross_entropy, label_smoothed_cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import Dataset
+
+E = TypeVar("E", bound=TargetsEntry)
 
 
 def decide_objective(config: Config, data: Dataset) -> list[Decision]:
@@ -42,8 +47,13 @@ def cross_entropy_loss(label_smoothing: float) -> Loss:
     return label_smoothed_cross_entropy(label_smoothing) if label_smoothing else cross_entropy
 
 
+def next_token_loss(label_smoothing: float) -> Loss:
+    """Cross entropy of the next token, with or without label smoothing."""
+    return label_smoothed_next_token(label_smoothing) if label_smoothing else next_token
+
+
 def metric_of_name(config: Config, data: Dataset) -> Metric:
-    """A metric by its name, or a function ``outputs, targets -> scalar``, of which more is better.
+    """A metric by its name, or a function ``outputs, targets -> scalar``, a share of which more is better.
 
     Raises UserError if it doesn't fit the data's targets.
     """
@@ -56,14 +66,16 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
 
 def _targets(data: Dataset) -> str:
     """The kind of targets, in a word."""
-    return "numbers" if data.train.y.is_floating_point() else "classes"
+    if data.train.y.is_floating_point():
+        return "numbers"
+    return "tokens" if data.tokens and data.train.y.shape == data.train.x.shape else "classes"
 
 
-def _check_targets(names: Registry[TargetsEntry], name: str, data: Dataset) -> None:
+def _check_targets(names: Registry[E], name: str, data: Dataset) -> None:
     """Raise UserError if a loss or metric doesn't fit the data's targets."""
     targets, found = _targets(data), names.find(name)
-    if found is not None and found[0].of != targets:
-        fitting = ", ".join(key for key, entry in names.items() if entry.of == targets)
+    if found is not None and not found[0].fits(targets):
+        fitting = ", ".join(key for key, entry in names.items() if entry.fits(targets))
         raise invalid(names.option, name, f"{fitting} or a function of your own for targets that are {targets}")
 
 

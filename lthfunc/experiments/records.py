@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.experiments.iterative import Round
+from lthfunc.experiments.metrics import MetricScale, metric_scale
 from lthfunc.trees.ops import count, layer_counts
 
 Record = dict[str, Any]
@@ -24,7 +25,7 @@ def record(
 ) -> Record:
     """One training as JSON values. Accuracies are in [0, 1]; only `seconds` differs between equal runs.
 
-    metric: the metric reported as accuracy. energy: of the training, if measured.
+    metric: the metric reported as accuracy, in its own unit. energy: of the training, if measured.
 
     val_* and test_* belong to the early-stopping step, the one with the least validation loss; final_val_*
     to the last step.
@@ -93,7 +94,12 @@ class Row(NamedTuple):
     @property
     def measured(self) -> str:
         """The metric reported as accuracy, in a word."""
-        return word_of(self.metric)
+        return self.scale.word
+
+    @property
+    def scale(self) -> MetricScale:
+        """How values of the metric are compared and written."""
+        return metric_scale(self.metric)
 
 
 def summarize(records: Sequence[Record]) -> list[Row]:
@@ -136,6 +142,6 @@ def search_energy(item: Record) -> float:
     return energy["preparation"]["kwh"] + energy["training"]["kwh"]
 
 
-def word_of(metric: str) -> str:
-    """A metric in a word: for a user's, the name of its function."""
-    return metric.rpartition(":")[2]
+def scale_of_records(records: Sequence[Record]) -> MetricScale:
+    """How values of the metric of some records of a run are compared and written."""
+    return metric_scale(records[0].get("metric", "accuracy"))

@@ -29,8 +29,9 @@ _ROUNDING = 1e-6
 class Candidate(NamedTuple):
     """A pruned round against the dense network, by validation accuracy.
 
-    difference: the round's mean accuracy minus the dense network's, over the `seeds` that both have. noise: by how much
-    it may be below zero. standard_error: of the difference; None with one seed.
+    difference: by how much the round's mean accuracy is better than the dense network's (below it, where less is
+    better), over the `seeds` that both have. noise: by how much it may be below zero. standard_error: of the
+    difference; None with one seed.
     """
 
     row: Row
@@ -79,9 +80,10 @@ def choose(records: Sequence[Record], examples: int | None) -> Choice:
 def _candidate(
     row: Row, dense: Row, mine: dict[int, float], theirs: dict[int, float], examples: int | None
 ) -> Candidate:
-    differences = [value - theirs[seed] for seed, value in mine.items() if seed in theirs]
+    gain = row.scale.gain
+    differences = [gain(value, theirs[seed]) for seed, value in mine.items() if seed in theirs]
     if examples is None or not differences:
-        return Candidate(row, row.val_accuracy.mean - dense.val_accuracy.mean, 0.0, None, len(differences))
+        return Candidate(row, gain(row.val_accuracy.mean, dense.val_accuracy.mean), 0.0, None, len(differences))
     mean, std = spread(differences)
     standard_error = std / math.sqrt(len(differences)) if len(differences) > 1 else None
     noise = [] if standard_error is None else [standard_error]

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from lthfunc.experiments.records import Record, Spread, spread
+from lthfunc.experiments.metrics import MetricScale
+from lthfunc.experiments.records import Record, Spread, scale_of_records, spread
 from lthfunc.reports.charts import MARKERS, Chart, Series, ordered
-from lthfunc.reports.tables import percent, plain_table
+from lthfunc.reports.tables import ACCURACY, measured, plain_table
 
 
 class BarrierRow(NamedTuple):
@@ -21,6 +22,7 @@ class BarrierRow(NamedTuple):
     ends: Spread
     highest: Spread
     barrier: Spread
+    scale: MetricScale = ACCURACY
 
 
 def barrier_rows(records: Sequence[Record]) -> list[BarrierRow]:
@@ -30,38 +32,50 @@ def barrier_rows(records: Sequence[Record]) -> list[BarrierRow]:
         group = [item for item in records if item["k"] == k]
         ends = spread((item["error"][0] + item["error"][-1]) / 2 for item in group)
         highest = spread(max(item["error"]) for item in group)
-        rows.append(BarrierRow(k, len(group), ends, highest, spread(item["barrier"] for item in group)))
+        rows.append(BarrierRow(k, len(group), ends, highest, spread(item["barrier"] for item in group),
+                               scale_of_records(group)))  # fmt: skip
     return rows
 
 
 def barrier_table(rows: Sequence[BarrierRow]) -> Table:
-    """Errors in per cent of the test set."""
-    table = plain_table("copies from step", "their test error %", "highest between %", "barrier %", left=0)
+    """Errors in per cent of the test set, or the metric itself where less of it is better."""
+    error = _error(rows[0].scale)
+    heads = (f"{words} {error.unit}".rstrip() for words in (f"their test {error.word}", "highest between", "barrier"))
+    table = plain_table("copies from step", *heads, left=0)
     for row in rows:
-        cells = [percent(value, row.replicates) for value in (row.ends, row.highest, row.barrier)]
+        cells = [measured(value, row.replicates, row.scale) for value in (row.ends, row.highest, row.barrier)]
         table.add_row(f"{row.k:,}", *cells)
     return table
+
+
+def _error(scale: MetricScale) -> MetricScale:
+    """The scale of errors by a metric: of itself where less is better, else of what it leaves."""
+    return scale if scale.lower_is_better else scale._replace(word="error")
 
 
 def barrier_charts(records: Sequence[Record]) -> list[Chart]:
     """Error along the lines (means over seeds), and the barrier against the step at which the copies part."""
     rows = barrier_rows(records)
-    lines = []
+    scale, lines = _error(rows[0].scale), []
     for number, row in enumerate(rows):
         group = [item for item in records if item["k"] == row.k]
-        error = [100 * statistics.fmean(values) for values in zip(*(item["error"] for item in group), strict=True)]
+        error = [
+            scale.factor * statistics.fmean(values) for values in zip(*(item["error"] for item in group), strict=True)
+        ]
         look = (*ordered(number, len(rows)), MARKERS[number % len(MARKERS)])
         lines.append(Series(f"from step {row.k:,}", group[0]["alphas"], error, None, *look))
     barrier = Series(
-        "barrier", [row.k for row in rows], [100 * row.barrier.mean for row in rows],
-        [100 * row.barrier.std for row in rows],
+        "barrier", [row.k for row in rows], [scale.factor * row.barrier.mean for row in rows],
+        [scale.factor * row.barrier.std for row in rows],
     )  # fmt: skip
     return [
         Chart(
-            "connectivity", "Between two copies of the network", "from one copy to the other", "test error (%)", lines
+            "connectivity", "Between two copies of the network", "from one copy to the other", f"test {scale.axis}",
+            lines,
         ),
         Chart(
-            "barrier", "Connectivity barrier", "step at which the copies part", "barrier (% of the test set)",
+            "barrier", "Connectivity barrier", "step at which the copies part",
+            f"barrier ({f'{scale.unit} of the test set' if scale.unit else scale.word})",
             [barrier], across=[(0.0, "no barrier")],
         ),
     ]  # fmt: skip

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record, Row, Spread, search_energy, spread, summarize, word_of
+from lthfunc.experiments.metrics import MetricScale, metric_scale
+from lthfunc.experiments.records import Record, Row, Spread, scale_of_records, search_energy, spread, summarize
 from lthfunc.reports.charts import DASHES, MARKERS, NOT_NEGATIVE, PALETTE, Chart, Colour, Dash, Series, ordered
 from lthfunc.reports.spacing import spread_out
+from lthfunc.reports.tables import ACCURACY
 
 
 class Look(NamedTuple):
@@ -47,13 +49,20 @@ Value = Callable[[Record], float]
 
 def accuracy_chart(runs: Runs) -> Chart:
     """Test accuracy at the early-stopping step against density, dense as a line, as in the paper's figures."""
-    metrics = {records[0].get("metric", "accuracy") for records in runs.values()}
-    word = word_of(*metrics) if len(metrics) == 1 else "accuracy or the run's own metric"
+    scales = set(map(scale_of_records, runs.values()))
+    alike = {(each.factor, each.unit) for each in scales}
+    if len(scales) == 1:
+        scale = scales.pop()
+    else:  # each in its own unit
+        scale = MetricScale("accuracy or the run's own metric", *alike.pop() if len(alike) == 1 else (1.0, ""))
+    unit = f" ({scale.unit})" if scale.unit else ""
+    better = " Lower is better." if scale.lower_is_better else ""
     chart = _over_density(
-        runs, "accuracy_vs_density", f"Test {word}", f"test {word} at early stopping (%)",
-        lambda item: 100 * item["test_accuracy"],
+        runs, "accuracy_vs_density", f"Test {scale.word}", f"test {scale.word} at early stopping{unit}",
+        lambda item: (metric_scale(item["metric"]).factor if "metric" in item else 100.0) * item["test_accuracy"],
     )  # fmt: skip
-    return chart._replace(possible=(0.0, 100.0)) if metrics == {"accuracy"} else chart
+    chart = chart._replace(caption=f"{chart.caption}{better}".strip())
+    return chart._replace(possible=(0.0, 100.0)) if scale == ACCURACY else chart
 
 
 def loss_chart(runs: Runs) -> Chart:
@@ -101,7 +110,7 @@ def curve_charts(records: Sequence[Record], most: int = 8) -> list[Chart]:
     seed = records[0]["seed"]
     shown = spread_out([item for item in records if item["variant"] == TICKET and item["seed"] == seed], most)
     listed = [item["round"] for item in spread_out(shown)]
-    word = word_of(records[0].get("metric", "accuracy"))
+    measured = scale_of_records(records)
 
     def lines(column: int, scale: float) -> list[Series]:
         return [
@@ -118,19 +127,31 @@ def curve_charts(records: Sequence[Record], most: int = 8) -> list[Chart]:
             for position, item in enumerate(shown)
         ]
 
-    finals = [100 * point[3] for item in shown for point in item["curve"][1:]] or [0.0]
-    low = min(finals) - 0.5 if max(finals) < 0 else max(0.0, min(finals) - 0.5)
-    low = max(low, max(finals) - 4 * (max(finals) - sorted(finals)[len(finals) // 2]) - 4)
+    finals = [measured.factor * point[3] for item in shown for point in item["curve"][1:]] or [0.0]
+    low, high = _range_of(finals, measured)
     chart = Chart(
         "training_loss", f"Validation loss, seed {seed}", "training step (● early stopping)", "validation loss",
         lines(2, 1), log_y=True, legend_title="weights remaining",
         caption="A line for each of the rounds, by the weights that remain." if len(shown) > 1 else "",
     )  # fmt: skip
     accuracy = chart._replace(
-        key="training_accuracy", title=f"Validation {word}, seed {seed}", y=f"validation {word} (%)",
-        series=lines(3, 100), log_y=False, y_range=(low, max(finals) + 0.3),
+        key="training_accuracy", title=f"Validation {measured.word}, seed {seed}", y=f"validation {measured.axis}",
+        series=lines(3, measured.factor), log_y=False, y_range=(low, high),
     )  # fmt: skip
     return [chart, accuracy]
+
+
+def _range_of(values: Sequence[float], scale: MetricScale) -> tuple[float, float]:
+    """What to show of a metric's values: the good ones whole, without the outliers of a training's first steps."""
+    worst_first = sorted(values, reverse=scale.lower_is_better)
+    if not scale.unit:  # values of any size
+        worst, middle, best = worst_first[0], worst_first[len(values) // 2], worst_first[-1]
+        reach = min(abs(worst - best), 4 * abs(middle - best) + abs(best))
+        worst = best + reach if scale.lower_is_better else best - reach
+        margin = abs(best - worst) / 10 or 1.0
+        return min(best, worst) - margin, max(best, worst) + margin
+    low = min(values) - 0.5 if max(values) < 0 else max(0.0, min(values) - 0.5)
+    return max(low, max(values) - 4 * (max(values) - worst_first[len(values) // 2]) - 4), max(values) + 0.3
 
 
 def layer_chart(records: Sequence[Record]) -> Chart:

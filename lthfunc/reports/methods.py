@@ -9,9 +9,10 @@ from typing import NamedTuple
 from rich.table import Table
 
 from lthfunc.catalog.methods import METHODS
-from lthfunc.experiments.records import Record, Spread, search_energy, spread
+from lthfunc.experiments.metrics import MetricScale
+from lthfunc.experiments.records import Record, Spread, scale_of_records, search_energy, spread
 from lthfunc.reports.charts import Bars
-from lthfunc.reports.tables import percent
+from lthfunc.reports.tables import ACCURACY, in_short, measured, with_unit
 
 #: Columns of a screen from which on the table says what each method is.
 _EXPLAINED = 110
@@ -29,10 +30,11 @@ class MethodRow(NamedTuple):
     seconds: float
     collapsed: tuple[str, ...]
     kwh: float | None = None
+    scale: MetricScale = ACCURACY
 
 
 def method_rows(records: Sequence[Record], steps: int) -> list[MethodRow]:
-    """A row per method, the most accurate first."""
+    """A row per method, the best first."""
     groups: dict[str, list[Record]] = {}
     for item in records:
         groups.setdefault(item["method"], []).append(item)
@@ -47,10 +49,11 @@ def method_rows(records: Sequence[Record], steps: int) -> list[MethodRow]:
             statistics.fmean(item["seconds"] for item in group),
             tuple(dict.fromkeys(layer for item in group for layer in item["collapsed"])),
             statistics.fmean(map(search_energy, group)) if all("energy" in item for item in group) else None,
+            scale_of_records(group),
         )
         for method, group in groups.items()
     ]
-    return sorted(rows, key=lambda row: -row.test_accuracy.mean)
+    return sorted(rows, key=lambda row: row.scale.gain(0, row.test_accuracy.mean))
 
 
 def method_table(rows: Sequence[MethodRow], width: int) -> Table:
@@ -60,7 +63,13 @@ def method_table(rows: Sequence[MethodRow], width: int) -> Table:
     table = Table(title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
     metered = any(row.kwh is not None for row in rows)
-    for head in ("density %", "test acc %", "trainings", "seconds", *(["Wh"] if metered else [])):
+    for head in (
+        "density %",
+        f"test {in_short(rows[0].scale).head}",
+        "trainings",
+        "seconds",
+        *(["Wh"] if metered else []),
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     explained = width >= _EXPLAINED
     if explained:
@@ -70,7 +79,7 @@ def method_table(rows: Sequence[MethodRow], width: int) -> Table:
         table.add_row(
             row.method,
             f"{100 * row.density:.2f}",
-            percent(row.test_accuracy, row.replicates),
+            measured(row.test_accuracy, row.replicates, row.scale),
             f"{row.steps:.1f}",
             f"{row.seconds:.1f}",
             *(["–" if row.kwh is None else f"{1000 * row.kwh:.2f}"] if metered else []),
@@ -84,20 +93,28 @@ def most_accurate(rows: Sequence[MethodRow]) -> str:
     pruned = [row for row in rows if row.method != "dense"]
     if not pruned:
         return ""
-    reached = {row.method: f"{percent(row.test_accuracy, row.replicates)} %" for row in rows}
+    reached = {row.method: with_unit(row.test_accuracy, row.replicates, row.scale) for row in rows}
     best = pruned[0]
     dense = f"; the dense network has {reached['dense']}" if "dense" in reached else ""
     seeds = (
         f"over {best.replicates} seeds" if best.replicates > 1 else "with one seed: how much seeds differ is not known"
     )
-    return f"Most accurate on the test set: {best.method}, {reached[best.method]}{dense}, {seeds}."
+    most = "Most accurate" if best.scale.unit else f"The best {best.scale.word}"
+    return f"{most} on the test set: {best.method}, {reached[best.method]}{dense}, {seeds}."
 
 
 def method_picture(rows: Sequence[MethodRow], title: str) -> Bars:
     """A dot per method with its deviation, the most accurate at the top; the dense network is the line."""
     shown = [row for row in rows if row.method != "dense"]
-    errors = [100 * (1 - row.test_accuracy.mean) for row in shown]
+    scale = rows[0].scale
+
+    def error(row: MethodRow) -> float:
+        value = row.test_accuracy.mean
+        return scale.factor * (value if scale.lower_is_better else 1 - value)
+
+    errors = list(map(error, shown))
     name = "mean ± standard deviation" if max(row.replicates for row in rows) > 1 else "one seed"
-    group = (name, errors, [100 * row.test_accuracy.std for row in shown])
-    dense = [(100 * (1 - row.test_accuracy.mean), "dense") for row in rows if row.method == "dense"]
-    return Bars("methods", title, "test error (%)", [row.method for row in shown], [group], dots=True, across=dense)
+    group = (name, errors, [scale.factor * row.test_accuracy.std for row in shown])
+    dense = [(error(row), "dense") for row in rows if row.method == "dense"]
+    axis = f"test {scale.axis}" if scale.lower_is_better else "test error (%)"
+    return Bars("methods", title, axis, [row.method for row in shown], [group], dots=True, across=dense)

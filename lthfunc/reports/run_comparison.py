@@ -14,8 +14,9 @@ from rich.table import Table
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.metrics import MetricScale
 from lthfunc.experiments.records import Record, Row, Spread, spread, summarize
-from lthfunc.reports.tables import accuracy_cells, accuracy_heads, plain_table
+from lthfunc.reports.tables import accuracy_cells, accuracy_heads, in_short, plain_table
 
 #: Points by name; else a density.
 POINTS = ("winning", "last", "dense")
@@ -130,7 +131,7 @@ def as_markdown(rows: Sequence[ComparisonRow]) -> str:
 
 
 def as_csv(rows: Sequence[ComparisonRow]) -> str:
-    """Plain numbers, accuracies in [0, 1]."""
+    """Plain numbers, shares in [0, 1]."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["run", *rows[0].settings, *_flat(rows[0])])
@@ -139,7 +140,7 @@ def as_csv(rows: Sequence[ComparisonRow]) -> str:
 
 
 def as_values(rows: Sequence[ComparisonRow]) -> list[dict[str, Any]]:
-    """For machines: accuracies in [0, 1]."""
+    """For machines: shares in [0, 1]."""
     return [{"run": row.name, "settings": row.settings, **_flat(row)} for row in rows]
 
 
@@ -160,15 +161,17 @@ def _flat(each: ComparisonRow) -> dict[str, Any]:
 
 
 def _cells(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[list[str]]]:
-    metrics = {each.row.measured for each in rows}
-    word = "acc" if metrics == {"accuracy"} else metrics.pop() if len(metrics) == 1 else "metric"
-    head = ["run", *rows[0].settings, "round", *accuracy_heads(word), "search s", "seeds", "difference %", "p"]
+    scales = {each.row.scale for each in rows}
+    common = in_short(scales.pop()) if len(scales) == 1 else MetricScale("metric", unit="")
+    difference_head = f"difference {common.unit}".rstrip()
+    head = ["run", *rows[0].settings, "round", *accuracy_heads(common), "search s", "seeds", difference_head, "p"]
     body = []
     for each in rows:
         row, test = each.row, each.paired
-        difference = "" if test is None else f"{100 * test.difference.mean:+.2f}"
+        difference = "" if test is None else row.scale.number(test.difference.mean, signed=True)
         if test is not None and test.interval is not None:
-            difference += f" [{100 * test.interval[0]:+.2f}, {100 * test.interval[1]:+.2f}]"
+            low, high = (row.scale.number(end, signed=True) for end in test.interval)
+            difference += f" [{low}, {high}]"
         body.append(
             [
                 each.name, *map(_word, each.settings.values()), str(row.round), *accuracy_cells(row),

@@ -9,28 +9,30 @@ from typing import Any
 
 from rich.table import Table
 
+from lthfunc.experiments.metrics import MetricScale
 from lthfunc.reports.charts import Chart, Heat, Picture, Series
-from lthfunc.reports.tables import percent, plain_table
+from lthfunc.reports.tables import ACCURACY, in_short, measured, plain_table
 from lthfunc.runs.sweep_results import Trial
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the highest validation accuracy, the first of equals; None where all failed."""
+    """The trial with the best validation accuracy, the first of equals; None where all failed."""
     good = [trial for trial in trials if trial.worth is not None]
-    return max(good, key=lambda trial: (trial.worth.mean if trial.worth else 0.0, -trial.number), default=None)
+    return max(good, key=lambda trial: (trial.gain, -trial.number), default=None)
 
 
 def trial_table(trials: Sequence[Trial], replicates: int) -> Table:
     """All trials, the best first, failed ones last."""
-    table = plain_table("trial", *trials[0].values, "density %", "val acc %", "test acc %", "seconds", left=0)
+    head = in_short(_scale(trials)).head
+    table = plain_table("trial", *trials[0].values, "density %", f"val {head}", f"test {head}", "seconds", left=0)
     table.add_column("")
     best = best_of(trials)
-    for trial in sorted(trials, key=lambda each: -(each.worth.mean if each.worth else -1.0)):
+    for trial in sorted(trials, key=lambda each: -each.gain):
         figures = ["", "", "", ""]
         if trial.worth is not None and trial.test_accuracy is not None:
             figures = [
-                f"{100 * (trial.density or 0):.2f}", percent(trial.worth, replicates),
-                percent(trial.test_accuracy, replicates), f"{trial.seconds or 0:.1f}",
+                f"{100 * (trial.density or 0):.2f}", measured(trial.worth, replicates, trial.scale),
+                measured(trial.test_accuracy, replicates, trial.scale), f"{trial.seconds or 0:.1f}",
             ]  # fmt: skip
         values = [_word(value) for value in trial.values.values()]
         table.add_row(
@@ -51,15 +53,15 @@ def trial_pictures(trials: Sequence[Trial], space: Sequence[str], *, grid: bool)
 
 def _heat(trials: Sequence[Trial], down: str, across: str) -> Heat:
     rows, columns = (list(dict.fromkeys(trial.values[name] for trial in trials)) for name in (down, across))
-    best: dict[tuple[Any, Any], float] = {}
+    scale, best = _scale(trials), dict[tuple[Any, Any], Trial]()
     for trial in trials:
         key = (trial.values[down], trial.values[across])
-        assert trial.worth is not None
-        best[key] = max(best.get(key, float("-inf")), 100 * trial.worth.mean)
-    values = [[best.get((row, column)) for column in columns] for row in rows]
+        best[key] = max(best.get(key, trial), trial, key=lambda each: each.gain)
+    means = {key: scale.factor * trial.worth.mean for key, trial in best.items() if trial.worth is not None}
+    values = [[means.get((row, column)) for column in columns] for row in rows]
     return Heat(
-        f"sweep_{down}_{across}", f"Validation accuracy by {down} and {across}", across, down,
-        [_word(each) for each in columns], [_word(each) for each in rows], values, "validation accuracy (%)",
+        f"sweep_{down}_{across}", f"Validation {scale.word} by {down} and {across}", across, down,
+        [_word(each) for each in columns], [_word(each) for each in rows], values, f"validation {scale.axis}",
     )  # fmt: skip
 
 
@@ -68,13 +70,21 @@ def _scatter(trials: Sequence[Trial], name: str) -> Chart:
     places = list(dict.fromkeys(trial.values[name] for trial in trials))
     ordered = sorted(trials, key=lambda trial: trial.values[name] if numbers else places.index(trial.values[name]))
     xs = [float(trial.values[name]) if numbers else float(places.index(trial.values[name])) for trial in ordered]
-    ys = [100 * trial.worth.mean for trial in ordered if trial.worth is not None]
+    scale = _scale(trials)
+    ys = [scale.factor * trial.worth.mean for trial in ordered if trial.worth is not None]
     log = numbers and min(xs) > 0 and max(xs) >= 10 * min(xs)
-    series = Series("trials", xs, ys, [100 * t.worth.std for t in ordered if t.worth is not None], dash="none")
+    series = Series("trials", xs, ys, [scale.factor * t.worth.std for t in ordered if t.worth is not None], dash="none")
     return Chart(
-        f"sweep_{name}", f"Validation accuracy by {name}", name, "validation accuracy (%)", [series], log_x=log,
-        places=() if numbers else [_word(each) for each in places], possible=(-math.inf, 100.0),
+        f"sweep_{name}", f"Validation {scale.word} by {name}", name, f"validation {scale.axis}", [series], log_x=log,
+        places=() if numbers else [_word(each) for each in places],
+        possible=(-math.inf, 100.0 if scale.unit else math.inf),
     )  # fmt: skip
+
+
+def _scale(trials: Sequence[Trial]) -> MetricScale:
+    """The scale of all trials; they share the metric unless it is searched for, and then it has no common unit."""
+    scales = {trial.scale for trial in trials if trial.worth is not None} or {ACCURACY}
+    return scales.pop() if len(scales) == 1 else MetricScale("metric", 1.0, "")
 
 
 def _word(value: Any) -> str:

@@ -11,14 +11,28 @@ from rich.table import Table
 from rich.text import Text
 
 from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.metrics import MetricScale, metric_scale
 from lthfunc.experiments.records import Row, Spread
 from lthfunc.reports.spacing import spread_out
 
+#: Of values that are shares whatever the metric.
+ACCURACY = metric_scale("accuracy")
 
-def percent(value: Spread, replicates: int, digits: int = 2) -> str:
-    """An accuracy in per cent, with ± standard deviation where there are several replicates."""
-    text = f"{100 * value.mean:.{digits}f}"
-    return f"{text} ± {100 * value.std:.{digits}f}" if replicates > 1 else text
+
+def in_short(scale: MetricScale) -> MetricScale:
+    """A scale whose word fits a narrow column."""
+    return scale._replace(word="acc") if scale == ACCURACY else scale
+
+
+def measured(value: Spread, replicates: int, scale: MetricScale = ACCURACY) -> str:
+    """A metric's value without its unit, with ± standard deviation where there are several replicates."""
+    text = scale.number(value.mean)
+    return f"{text} ± {scale.number(value.std)}" if replicates > 1 else text
+
+
+def with_unit(value: Spread, replicates: int, scale: MetricScale) -> str:
+    """`measured`, with its unit."""
+    return f"{measured(value, replicates, scale)} {scale.unit}".rstrip()
 
 
 def steps(value: Spread, replicates: int) -> str:
@@ -60,14 +74,14 @@ def plain_table(*heads: str, left: int = 1, title: str | None = None) -> Table:
     return table
 
 
-def accuracy_heads(word: str) -> tuple[str, ...]:
-    """Heads of `accuracy_cells`. word: the metric."""
-    return "density %", f"val {word} %", f"test {word} %", "early stop"
+def accuracy_heads(scale: MetricScale) -> tuple[str, ...]:
+    """Heads of `accuracy_cells`."""
+    return "density %", f"val {scale.head}", f"test {scale.head}", "early stop"
 
 
 def accuracy_cells(row: Row) -> list[str]:
     """A row's density, accuracies and early-stopping step."""
-    accuracies = (percent(each, row.replicates) for each in (row.val_accuracy, row.test_accuracy))
+    accuracies = (measured(each, row.replicates, row.scale) for each in (row.val_accuracy, row.test_accuracy))
     return [f"{100 * row.density:.2f}", *accuracies, steps(row.early_stop_step, row.replicates)]
 
 
@@ -117,8 +131,7 @@ def result_table(rows: Sequence[Row], width: int | None = None) -> Table:
 
 
 def _result_columns(rows: Sequence[Row]) -> dict[str, _Column]:
-    metric = "acc" if rows[0].metric == "accuracy" else rows[0].measured
-    accuracies = zip(accuracy_heads(metric), zip(*map(accuracy_cells, rows), strict=True), strict=True)
+    accuracies = zip(accuracy_heads(in_short(rows[0].scale)), zip(*map(accuracy_cells, rows), strict=True), strict=True)
     density, val, test, stop = (_Column(head, list(cells)) for head, cells in accuracies)
     columns = {
         "round": _Column("round", [str(row.round) for row in rows]),

@@ -17,19 +17,20 @@ def verdict(choice: Choice) -> str:
     found = choice.winner or choice.best
     if found is None or choice.dense is None:
         return ""
-    row, measured = found.row, found.row.measured
-    reached, dense = (f"{100 * each.val_accuracy.mean:.2f} %" for each in (row, choice.dense))
-    below = f"{-100 * found.difference:.2f} points"
+    row, scale = found.row, found.row.scale
+    reached, dense = (scale.text(each.val_accuracy.mean) for each in (row, choice.dense))
+    apart, noise = scale.difference(-found.difference), scale.number(found.noise)
+    side, less = ("above", "more") if scale.lower_is_better else ("below", "less")
     if choice.winner is None:
-        noise = f" (noise explains {100 * found.noise:.2f})" if found.noise else ""
+        explained = f" (noise explains {noise})" if found.noise else ""
         return (
-            f"No pruned round won: the best of them, round {row.round}, reaches a validation {measured} of {reached}, "
-            f"{below}{noise} below the dense network's {dense}. {_certainty(found)}"
+            f"No pruned round won: the best of them, round {row.round}, reaches a validation {scale.word} of "
+            f"{reached}, {apart}{explained} {side} the dense network's {dense}. {_certainty(found)}"
         )
-    why = f", {below} less but within the noise of {100 * found.noise:.2f}" if found.difference < 0 else ""
+    why = f", {apart} {less} but within the noise of {noise}" if found.difference < 0 else ""
     return (
         f"Winning ticket: round {row.round}, {100 * row.density:.1f} % of the weights, is the sparsest whose "
-        f"validation {measured} is no worse than the dense network's: {reached} against {dense}{why}. "
+        f"validation {scale.word} is no worse than the dense network's: {reached} against {dense}{why}. "
         f"{_certainty(found)}"
     )
 
@@ -37,21 +38,23 @@ def verdict(choice: Choice) -> str:
 def normalisation_hint(choice: Choice) -> str:
     """A hint if retrained rounds are far better than the network that came trained; empty if not."""
     found = choice.winner or choice.best
-    if found is None or choice.dense is None or found.difference < _FAR:
+    if found is None or choice.dense is None or not found.row.scale.unit or found.difference < _FAR:
         return ""
     return (
         f"Round 0 is your network as it came, without training; round {found.row.round}, which is trained here, is "
-        f"{100 * found.difference:.2f} points better. If you know your network as better, its training data were "
-        "normalised otherwise than these, and no round may be compared with it: docs/how-to/models.md."
+        f"{found.row.scale.difference(found.difference)} better. If you know your network as better, its training data "
+        "were normalised otherwise than these, and no round may be compared with it: docs/how-to/models.md."
     )
 
 
 def _certainty(found: Candidate) -> str:
     if found.standard_error is None:
         return "This is one seed: how much seeds differ is not known." if found.seeds < 2 else ""
+    scale = found.row.scale
+    mean = scale.number(scale.gain(found.difference, 0), signed=True)
     return (
-        f"Over {found.seeds} seeds the difference is {100 * found.difference:+.2f} ± {100 * found.standard_error:.2f} "
-        "points (mean ± standard error)."
+        f"Over {found.seeds} seeds the difference is {mean} ± {scale.difference(found.standard_error)} "
+        "(mean ± standard error)."
     )
 
 

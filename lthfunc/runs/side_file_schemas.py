@@ -40,6 +40,7 @@ class Progress(LineSchema):
     done: Whole
     total: Whole
     left: Annotated[Finite, Ge(0)] | None = None
+    metric: Text = "accuracy"
     trainings: list[_UnderWay]
 
 
@@ -116,6 +117,7 @@ class _Energy(_Measured):
 class _Barrier(LineSchema):
     k: Whole
     barrier: Finite
+    metric: Text = "accuracy"
     alphas: Annotated[list[Finite], MinLen(1)]
     error: Annotated[list[Finite], MinLen(1)]
 

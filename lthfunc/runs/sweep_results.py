@@ -6,12 +6,14 @@ trial000/       a run like any other
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import FREE, Config, current_names, to_mapping
 from lthfunc.experiments.iterative import TICKET
+from lthfunc.experiments.metrics import MetricScale, metric_scale
 from lthfunc.experiments.records import Spread, summarize
 from lthfunc.experiments.sweeps import Range, Space, Values
 from lthfunc.runs import safe_files
@@ -22,9 +24,9 @@ SWEEP = "sweep.jsonl"
 
 
 class Trial(NamedTuple):
-    """A finished trial. worth: validation accuracy, which is maximised; test_accuracy: only reported.
+    """A finished trial. worth: its validation accuracy, by which trials are compared; test_accuracy: only reported.
 
-    Both are None if it failed, for a reason.
+    Both are None if it failed, for a reason. metric: reported as accuracy.
     """
 
     number: int
@@ -34,6 +36,17 @@ class Trial(NamedTuple):
     density: float | None = None
     seconds: float | None = None
     reason: str | None = None
+    metric: str = "accuracy"
+
+    @property
+    def scale(self) -> MetricScale:
+        """How the metric is compared and written."""
+        return metric_scale(self.metric)
+
+    @property
+    def gain(self) -> float:
+        """By how much it is better than 0, for comparing trials; minus infinity if it failed."""
+        return -math.inf if self.worth is None else self.scale.gain(self.worth.mean, 0)
 
 
 def open_sweep(folder: Path, config: Config, space: Space, objective: str, kind: str) -> list[Trial]:
@@ -80,11 +93,12 @@ def trial_of(number: int, values: Values, run: Run, objective: str) -> Trial:
     if objective == "winning" and (winner := run.choice.winner) is not None:
         row = winner.row
     seconds = sum(item["seconds"] for item in run.records)
-    return Trial(number, values, row.val_accuracy, row.test_accuracy, row.density, seconds)
+    return Trial(number, values, row.val_accuracy, row.test_accuracy, row.density, seconds, None, row.metric)
 
 
 def _trial(line: dict[str, Any]) -> Trial:
     values: dict[str, Any] = {name: line.get(name) for name in Trial._fields}
+    values["metric"] = line.get("metric") or "accuracy"
     values["values"] = current_names(values["values"])
     for name in ("worth", "test_accuracy"):
         part = values[name]

@@ -61,7 +61,7 @@ def compare(
     jobs = min(config.jobs or max(1, usable_cores() // (config.threads or 1)), len(tasks))
 
     def record(task: MethodTask, outcome: Outcome, cost: TrainingCost) -> Record:
-        item = _record(task, outcome, cost)
+        item = {**_record(task, outcome, cost), "metric": config.metric}
         if save is not None:
             save_network(save, item, outcome.ticket)
         if path is not None:

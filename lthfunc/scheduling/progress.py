@@ -1,8 +1,8 @@
 """The progress of a run, for other processes that read its folder.
 
-``.progress.json``: ``{"time": …, "done": steps, "total": steps, "left": seconds, "trainings": [{"seed", "round",
-"variant", "density", "start", "at", "stop", "rate", "point"}, …]}``; it exists while a process works on the run, and is
-never written within a step.
+``.progress.json``: ``{"time": …, "done": steps, "total": steps, "left": seconds, "metric": …, "trainings": [{"seed",
+"round", "variant", "density", "start", "at", "stop", "rate", "point"}, …]}``; it exists while a process works on the
+run, and is never written within a step.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Outlook(NamedTuple):
 
     steps: of each training ahead. workers: trainings at once. density: of a round -> as planned. cost: the share of
     its weights that each layer keeps -> the time of a step, in units of the dense network's. earlier: times of
-    trainings that an interrupted run has finished.
+    trainings that an interrupted run has finished. metric: the run's.
     """
 
     steps: Mapping[Name, int]
@@ -96,6 +96,7 @@ class Outlook(NamedTuple):
     density: Callable[[int], float]
     cost: Callable[[Mapping[str, float]], float]
     earlier: Sequence[Seen] = ()
+    metric: str = "accuracy"
 
 
 def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Record]) -> Outlook:
@@ -115,7 +116,7 @@ def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Recor
         for item in records
         if (taken := item["final_step"] - item["curve"][0][0]) > 0 and item["seconds"] > 0
     ]
-    return Outlook(steps, workers, planned, cost, earlier)
+    return Outlook(steps, workers, planned, cost, earlier, config.metric)
 
 
 @dataclass
@@ -190,7 +191,7 @@ class Tracker(Watcher):
         done = self._before + sum(each.at - each.start for each in under)
         return {
             "time": time.time(), "done": done, "total": self._total, "left": self._left[1],
-            "trainings": [_plain(each) for each in under],
+            "metric": self._outlook.metric, "trainings": [_plain(each) for each in under],
         }  # fmt: skip
 
     def seconds_left(self) -> float | None:

@@ -1,13 +1,15 @@
-"""Loss and accuracy over a whole split."""
+"""Loss and accuracy over a whole split, and metrics that are a function of a mean over it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.training.losses import Metric
 from lthfunc.training.steps import Metrics
 from lthfunc.trees.types import Batch, Split
 
@@ -19,11 +21,40 @@ _CHUNK, _LEAST = 500, 100
 _GPU_FLOPS, _GPU_MOST = 10**11, 8192
 
 
+#: The attribute of a metric that `of_mean` sets.
+_OF_MEAN = "of_mean"
+F = TypeVar("F", bound=Metric)
+
+
 class Evaluation(NamedTuple):
-    """Means over all examples of a split."""
+    """Means over all examples of a split; the metric may be a function of its mean (`of_mean`)."""
 
     loss: float
     accuracy: float
+
+
+def of_mean(mean: Metric, after: Callable[[Tensor], Tensor]) -> Callable[[F], F]:
+    """Declare that a metric over many examples is `after` of the mean of `mean` over them, not the mean of batches'."""
+
+    def declared(metric: F) -> F:
+        setattr(metric, _OF_MEAN, (mean, after))
+        return metric
+
+    return declared
+
+
+def averaged(metric: Metric) -> Metric:
+    """What is averaged over the examples of a split for a metric: itself, unless it is declared with `of_mean`."""
+    return cast("Metric", getattr(metric, _OF_MEAN, (metric,))[0])
+
+
+def from_means(found: list[Evaluation], metric: Metric) -> list[Evaluation]:
+    """Evaluations by a metric, from those in which `averaged` takes its place."""
+    declared: tuple[Any, Callable[[Tensor], Tensor]] | None = getattr(metric, _OF_MEAN, None)
+    if declared is None:
+        return found
+    means = torch.tensor([each.accuracy for each in found], dtype=torch.float64)
+    return [each._replace(accuracy=value) for each, value in zip(found, declared[1](means).tolist(), strict=True)]
 
 
 def chunk_for(networks: int) -> int:

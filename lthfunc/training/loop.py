@@ -12,7 +12,7 @@ from lthfunc.arguments import check_state_fits, public
 from lthfunc.errors import UserError, invalid
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making
-from lthfunc.training.evaluation import evaluate
+from lthfunc.training.evaluation import averaged, evaluate, from_means
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.nonfinite import recover_from_nonfinite
 from lthfunc.training.optimizers import Optimizer, with_rates_of
@@ -221,10 +221,11 @@ def accuracy_on(
     part: Split = getattr(data, split)
     if metric is accuracy and part.y.is_floating_point():
         raise UserError("metric: accuracy requires classes, but the targets are numbers; try lf.r2(variance)")
-    step = on_stored(make_eval_step(model, metric, metric=metric), data.scale)
+    mean = averaged(metric)
+    step = on_stored(make_eval_step(model, mean, metric=mean), data.scale)
     with torch.no_grad(), seeded_if_random(side_effects_of(model, examples(data)), state.step.device):
-        (quality,) = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)
-    return quality.accuracy
+        found = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)
+    return from_means(found, metric)[0].accuracy
 
 
 def _check_steps_left(step: int, until: int) -> None:

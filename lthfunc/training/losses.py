@@ -19,7 +19,7 @@ from lthfunc.trees.outputs import own_loss, prediction
 #: (outputs, targets) -> a scalar, the mean over the batch. A user's loss may take any tree of outputs; those here take
 #: the tensor that `prediction` finds in it.
 Loss = Callable[[Tensor, Tensor], Tensor]
-#: The same; higher is better, and 1 is the maximum.
+#: The same; higher is better and 1 is the maximum, unless a metric says otherwise (`perplexity`).
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 

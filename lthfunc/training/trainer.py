@@ -18,7 +18,7 @@ from lthfunc.tracebacks import function_name, is_library_function
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Engine, Network, Work, device_of
 from lthfunc.training.engines.table import Making, make_engine
-from lthfunc.training.evaluation import Evaluation
+from lthfunc.training.evaluation import Evaluation, averaged, from_means
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, matmul_precision
@@ -90,7 +90,8 @@ def trainer_of(
     rank_batch_size(batch_size, work.collectives)
     work = work._replace(side_effects=side_effects_of(work.model, examples(data)))
     check_step(work, data, batch_size)
-    return Trainer(data, batch_size, make_engine(engine, work), work, on_nonfinite)
+    made = make_engine(engine, work._replace(metric=averaged(work.metric)))
+    return Trainer(data, batch_size, made, work, on_nonfinite)
 
 
 def examples(data: Dataset, count: int = 2) -> Tensor:
@@ -103,7 +104,7 @@ def measure(trainer: Trainer, networks: Sequence[Network], split: Split) -> list
     device = device_of(networks[0].params)
     with training_context(trainer), seeded_if_random(trainer.work.side_effects, device):
         found = trainer.engine.measure(networks, split)
-    return checked_quality(found, trainer.work.metric)
+    return checked_quality(from_means(found, trainer.work.metric), trainer.work.metric)
 
 
 def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]:

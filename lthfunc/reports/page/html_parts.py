@@ -18,7 +18,7 @@ from lthfunc.reports.charts import Picture
 from lthfunc.reports.curves import look_of
 from lthfunc.reports.page.run_view import RunView
 from lthfunc.reports.run_comparison import differing
-from lthfunc.reports.tables import accuracy_cells, accuracy_heads, percent
+from lthfunc.reports.tables import accuracy_cells, accuracy_heads, with_unit
 from lthfunc.reports.verdict import verdict
 from lthfunc.runs.environment import machine_in_words
 
@@ -52,8 +52,7 @@ def card(run: RunView) -> str:
         best, dense = run.choice.winner.row, run.rows[0]
         lines.append(
             f"Winning ticket: round {best.round}, {100 * best.density:.3g} % of the weights, test {best.measured} "
-            f"{percent(best.test_accuracy, best.replicates)} % (dense "
-            f"{percent(dense.test_accuracy, dense.replicates)} %)"
+            f"{_test(best)} (dense {_test(dense)})"
         )
     elif words := verdict(run.choice):
         lines.append(words)
@@ -66,11 +65,15 @@ def card(run: RunView) -> str:
     ) + f"{warning}</article>"  # fmt: skip
 
 
+def _test(row: Row) -> str:
+    return with_unit(row.test_accuracy, row.replicates, row.scale)
+
+
 def results(rows: Sequence[Row]) -> str:
     """The table of a run's results."""
     if not rows:
         return ""
-    head = ["round", "variant", "weights left", *accuracy_heads(rows[0].measured), "seconds"]
+    head = ["round", "variant", "weights left", *accuracy_heads(rows[0].scale), "seconds"]
     body = [
         [
             str(row.round), look_of(row.variant).word, f"{row.kept:,.0f} / {row.total:,}", *accuracy_cells(row),
