@@ -153,10 +153,16 @@ if TYPE_CHECKING:
         top_k as top_k,
     )
     from lthfunc.training.malloc import keep_freed_memory as keep_freed_memory
+    from lthfunc.training.mask_updates import MaskUpdates as MaskUpdates, UpdateContext as UpdateContext
     from lthfunc.training.muon import muon as muon
     from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
     from lthfunc.training.parametrize import parametrized as parametrized, straight_through as straight_through
-    from lthfunc.training.results import Checkpointer as Checkpointer, Fit as Fit, Stopped as Stopped
+    from lthfunc.training.results import (
+        Checkpointer as Checkpointer,
+        Fit as Fit,
+        MaskChange as MaskChange,
+        Stopped as Stopped,
+    )
     from lthfunc.training.schedules import (
         constant as constant,
         cosine as cosine,

@@ -167,6 +167,7 @@ KINDS: dict[str, ArgumentKind] = {
         lambda value: is_a(value, "Start") and _function("start", "pruned", "now").fits(value.make),
     ),
     "Checkpointer[Fit]": _instance("Checkpointer"),
+    "MaskUpdates": _instance("MaskUpdates"),
     "Dependencies": _instance("Dependencies", "what lf.dependencies(model, shape) gives"),
     "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),
     "Done": _instance("Done", "where an interrupted experiment stands"),

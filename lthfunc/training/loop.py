@@ -14,11 +14,12 @@ from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import averaged, evaluate, from_means
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
+from lthfunc.training.mask_updates import MaskUpdates, following
 from lthfunc.training.nonfinite import recover_from_nonfinite
 from lthfunc.training.optimizers import Optimizer, with_rates_of
 from lthfunc.training.precision import Precision
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, Observers, Point, as_observers
-from lthfunc.training.session import TrainingSession, are_finite
+from lthfunc.training.session import TrainingSession, are_finite, unfinished_fits
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
 from lthfunc.trees.dataset_checks import check_data
@@ -61,13 +62,15 @@ def fit(
     eval_every: int,
     observe: Observer | None = None,
     so_far: Fit | None = None,
+    updates: MaskUpdates | None = None,
 ) -> Fit:
     """Train to step `until`, evaluating on the validation split at the start, every `eval_every` steps, and the end.
 
     trainer: of `make_trainer`. seed: decides the order of examples and the draws of random layers. observe: called with
     the number of each step and, after an evaluation, the new point of the curve. so_far: a fit to continue, which
-    stopped at `state`. Returns the last state, the network with the least validation loss, and the learning curve.
-    Raises UserError where no step is left to take, or where a loss or gradient is not finite (`Trainer.on_nonfinite`).
+    stopped at `state`. updates: masks that change on the way. Returns the last state, the network with the least
+    validation loss (after the last change of masks), and the learning curve. Raises UserError where no step is left to
+    take, or where a loss or gradient is not finite (`Trainer.on_nonfinite`).
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> model = lf.from_module(nn.Linear(4, 2))
@@ -78,8 +81,9 @@ def fit(
     """
     before = None if so_far is None else [so_far]
     return fit_together(
-        trainer, [state], seeds=[seed], until=until, eval_every=eval_every, observe=as_observers(observe), so_far=before
-    )[0]
+        trainer, [state], seeds=[seed], until=until, eval_every=eval_every, observe=as_observers(observe),
+        so_far=before, updates=updates,
+    )[0]  # fmt: skip
 
 
 @public
@@ -93,12 +97,13 @@ def fit_together(
     observe: Observers | None = None,
     so_far: Sequence[Fit] | None = None,
     checkpointer: Checkpointer[Fit] | None = None,
+    updates: MaskUpdates | None = None,
 ) -> list[Fit]:
     """Run `fit` for several states at the same step, vmapped into one program.
 
-    trainer, until, eval_every: as `fit` takes them. seeds: one for each of the states. observe: called with the new
-    points of all. so_far: fits to continue, to the same bits on a CPU. checkpointer: the callbacks that save unfinished
-    fits. Returns a fit for each state. Raises Stopped where the checkpointer asked for it.
+    trainer, until, eval_every, updates: as `fit` takes them. seeds: one for each of the states. observe: called with
+    the new points of all. so_far: fits to continue, to the same bits on a CPU. checkpointer: the callbacks that save
+    unfinished fits. Returns a fit for each state. Raises Stopped where the checkpointer asked for it.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> model = lf.from_module(nn.Linear(4, 2))
@@ -120,19 +125,27 @@ def fit_together(
     with TrainingSession(
         trainer, states, seeds, until, since=since, observe=observe, checkpointer=checkpointer
     ) as training:
-        while step < until:
-            snapshot = training.snapshot
-            step = min(until, step - step % eval_every + eval_every)
+        while fits[0].curve[-1].step < until:
+            snapshot, last = training.snapshot, fits[0].curve[-1].step
+            look = min(until, last - last % eval_every + eval_every)
+            change = following(updates, fits, until)
+            step = look if change is None else min(look, change)
             training.to(step, fits)
             now = training.now()
             if not all(are_finite(*now)):
                 now = recover_from_nonfinite(training, snapshot, seeds, step, fits)
-            states, losses = now[0], training.mark(*now)
-            phase("evaluation", step)
-            points = _measure(trainer, states, losses, step)
-            fits = [_extended(*item) for item in zip(fits, states, points, strict=True)]
-            if observe is not None:
-                observe(step, points)
+            fits = unfinished_fits(fits, *now)
+            if step == look:
+                losses = training.mark(*now)
+                phase("evaluation", step)
+                points = _measure(trainer, now[0], losses, step)
+                fits = [_extended(*item) for item in zip(fits, points, strict=True)]
+                if observe is not None:
+                    observe(step, points)
+            if updates is not None and step == change:
+                phase("preparation", step)
+                fits = [updates.applied(each, seed, until) for each, seed in zip(fits, seeds, strict=True)]
+                training.change_to([each.state for each in fits], [each.since for each in fits if each.since])
     return fits
 
 
@@ -150,10 +163,11 @@ def untrained_fits(
     ]
 
 
-def _extended(fit: Fit, state: TrainState, point: Point) -> Fit:
-    better = point.val_loss < fit.best.point.val_loss
-    chosen = BestNetwork(point, state.params, state.buffers) if better else fit.best
-    return Fit(state, chosen, (*fit.curve, point))
+def _extended(fit: Fit, point: Point) -> Fit:
+    changed = max((each.step for each in fit.changes if each.exchanged), default=-1)
+    better = point.val_loss < fit.best.point.val_loss or fit.best.point.step <= changed
+    chosen = BestNetwork(point, fit.state.params, fit.state.buffers) if better else fit.best
+    return fit._replace(best=chosen, curve=(*fit.curve, point), since=None)
 
 
 @public

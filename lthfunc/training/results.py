@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from lthfunc.trees.types import Buffers, Params, TrainState
+from lthfunc.trees.types import Buffers, Masks, Params, TrainState
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -43,16 +43,40 @@ class SinceLastPoint(NamedTuple):
     random: Tensor
 
 
+class LayerChange(NamedTuple):
+    """An update of a layer's mask. kept: weights that remain after it; dropped, grown: that it removed and added."""
+
+    kept: int
+    dropped: int
+    grown: int
+
+
+class MaskChange(NamedTuple):
+    """An update of masks during a training, after a step. digest: the SHA-256 of all masks after it."""
+
+    step: int
+    layers: dict[str, LayerChange]
+    digest: str
+
+    @property
+    def exchanged(self) -> int:
+        """Weights that it removed or added."""
+        return sum(each.dropped + each.grown for each in self.layers.values())
+
+
 class Fit(NamedTuple):
     """A training: its state, the best network so far, and the learning curve.
 
-    since: None right after the curve's last point, and at the end of a training.
+    since: None right after the curve's last point, and at the end of a training. changes: of masks (`MaskUpdates`),
+    after the last of which `best` is chosen; memory: masks that the next of them compares.
     """
 
     state: TrainState
     best: BestNetwork
     curve: tuple[Point, ...]
     since: SinceLastPoint | None = None
+    changes: tuple[MaskChange, ...] = ()
+    memory: tuple[Masks, ...] = ()
 
 
 #: Called with the number of the step just taken and, after an evaluation, the new point of the curve.

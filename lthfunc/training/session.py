@@ -134,12 +134,16 @@ class TrainingSession:
         devices = [self._device] if self._device.type == "cuda" else []
         with training_context(self.trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
-                rank = self.trainer.work.collectives.rank  # each draws for its part of a batch
-                torch.manual_seed(key(self._seeds[0], "layers", self._step, *([rank] if rank else [])))
+                torch.manual_seed(self._draw_key())
             else:
                 _set_generator(self._device, self._random)
                 self._random = None
             yield
+
+    def change_to(self, states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> None:
+        """Continue from other states at the current step, from which on random layers draw new numbers."""
+        generator = torch.Generator(self._device).manual_seed(self._draw_key())
+        self.restart(states, [each._replace(random=generator.get_state()) for each in since])
 
     def close(self) -> None:
         """End the thread of a streamed prefetcher."""
@@ -152,6 +156,11 @@ class TrainingSession:
         if collectives.world_size == 1:
             return stopping
         return bool(collectives.all_reduce(torch.tensor([int(stopping)], device=self._device)))
+
+    def _draw_key(self) -> int:
+        """Of the numbers that random layers draw from the current step on."""
+        rank = self.trainer.work.collectives.rank  # each draws for its part of a batch
+        return key(self._seeds[0], "layers", self._step, *([rank] if rank else []))
 
     def _ask(self, checkpointer: Checkpointer[Fit], fits: Sequence[Fit]) -> None:
         stopping = self.asked(checkpointer)

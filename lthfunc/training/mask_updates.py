@@ -1,0 +1,106 @@
+"""Masks that change during a training: the steps of the changes, what changes, and a record of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lthfunc.errors import ArgumentError, UserError
+from lthfunc.tracebacks import is_library_function
+from lthfunc.training.results import Fit, LayerChange, MaskChange
+from lthfunc.trees.global_rng import seeded_generators
+from lthfunc.trees.ops import apply_masks, as_numbers, leaf_difference, masked_like
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Masks, TrainState
+
+
+class UpdateContext(NamedTuple):
+    """What an update of masks may know beside the state. step: after which it happens; last: whether none follows.
+
+    memory: masks that `MaskUpdates.remember` has kept, of this step and earlier ones.
+    """
+
+    seed: int
+    step: int
+    last: bool
+    memory: tuple[Masks, ...] = ()
+
+
+def _nothing(state: TrainState, now: UpdateContext) -> tuple[Masks, ...]:
+    return ()
+
+
+class MaskUpdates(NamedTuple):
+    """Masks that change after some steps of a training, as in gradual pruning, SET and RigL; for `fit` and `Plan`.
+
+    steps: increasing; those before a training's start, or from its end on, are left out. change: (state, UpdateContext)
+    -> the state to continue from, at the same step; pruned weights must be zero, and moments of its `opt` continue.
+    remember: (state, UpdateContext) -> masks to keep until the next update, called before `change`. Both are pure;
+    random layers and the global generators draw the same numbers in every run.
+
+    >>> def shrink(state, now):
+    ...     return lf.prune(fraction=0.5, keep_moments=True)(state)
+    >>> lf.MaskUpdates((10, 20), shrink).steps
+    (10, 20)
+    """
+
+    steps: tuple[int, ...]
+    change: Callable[[TrainState, UpdateContext], TrainState]
+    remember: Callable[[TrainState, UpdateContext], tuple[Masks, ...]] = _nothing
+
+    def following(self, fit: Fit, until: int) -> int | None:
+        """The step of a fit's next update before step `until`; None if there is none."""
+        first = fit.changes[-1].step + 1 if fit.changes else fit.curve[0].step
+        return next((step for step in self.steps if first <= step < until), None)
+
+    def applied(self, fit: Fit, seed: int, until: int) -> Fit:
+        """The fit after its update at its current step. Raises UserError if a user's function returns another state."""
+        state = fit.state
+        now = UpdateContext(seed, int(state.step), not any(int(state.step) < step < until for step in self.steps))
+        with seeded_generators(key(seed, "mask-update", now.step), state.step.device):
+            now = now._replace(memory=self.remember(state, now._replace(memory=fit.memory)))
+            after = _checked(self.change, state, now)
+        change = MaskChange(now.step, layer_changes(state.masks, after.masks), digest_of(after.masks))
+        return fit._replace(state=after, changes=(*fit.changes, change), memory=now.memory)
+
+
+def _checked(
+    change: Callable[[TrainState, UpdateContext], TrainState], state: TrainState, now: UpdateContext
+) -> TrainState:
+    """The changed state. A user's is compared with the one before, and its pruned weights are set to zero."""
+    after = change(state, now)
+    if is_library_function(change):
+        return after
+    if not isinstance(after, TrainState):
+        raise ArgumentError(f"MaskUpdates: change returned {type(after).__name__} (expected a TrainState)")
+    for ours, theirs in zip(state[:3], after[:3], strict=True):  # params, buffers, masks
+        difference = leaf_difference(theirs, ours)
+        if difference is not None:
+            raise UserError(f"MaskUpdates: change returned another network: {difference}")
+    params, opt = apply_masks(after.params, after.masks), masked_like(after.opt, after.masks)
+    return after._replace(params=params, opt=opt, step=state.step)
+
+
+def layer_changes(before: Masks, after: Masks) -> dict[str, LayerChange]:
+    """What changed in each layer, in numbers of weights."""
+    pairs = [(before[name], mask) for name, mask in after.items()]
+    found = as_numbers([number for a, b in pairs for number in (b.sum(), (a & ~b).sum(), (b & ~a).sum())])
+    return {name: LayerChange(*map(int, found[3 * at : 3 * at + 3])) for at, name in enumerate(after)}
+
+
+def digest_of(masks: Masks) -> str:
+    """The SHA-256 of masks, packed to bits, layer by layer."""
+    found = hashlib.sha256()
+    for name, mask in masks.items():
+        found.update(f"{name}{tuple(mask.shape)}".encode())
+        found.update(np.packbits(mask.flatten().to("cpu", torch.bool).numpy()).tobytes())
+    return found.hexdigest()
+
+
+def following(updates: MaskUpdates | None, fits: Sequence[Fit], until: int) -> int | None:
+    """The step of the next update of fits that train together, which have the same steps behind them."""
+    return None if updates is None else updates.following(fits[0], until)
