@@ -126,6 +126,12 @@ if TYPE_CHECKING:
     from lthfunc.sparsify.synflow import synflow as synflow
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.batches import sample_batches as sample_batches
+    from lthfunc.training.distillation import (
+        attention_transfer as attention_transfer,
+        distillation as distillation,
+        feature_matching as feature_matching,
+        teacher_divergence as teacher_divergence,
+    )
     from lthfunc.training.language import (
         label_smoothed_next_token as label_smoothed_next_token,
         next_token as next_token,
@@ -139,7 +145,9 @@ if TYPE_CHECKING:
         take_steps as take_steps,
         train as train,
     )
+    from lthfunc.training.loss_context import LossContext as LossContext, with_context as with_context
     from lthfunc.training.loss_of_params import forward_of as forward_of, loss_of as loss_of
+    from lthfunc.training.loss_terms import on_output as on_output, sum_of_losses as sum_of_losses
     from lthfunc.training.losses import (
         Loss as Loss,
         Metric as Metric,

@@ -35,7 +35,7 @@ def is_other(names: tuple[str, ...], takes: tuple[str, ...]) -> bool:
         *of_outputs, ("params", "batch"), ("params", "masks"), ("params", "inputs"), ("scores", "masks", "keep"),
         ("scores", "masks", "fraction"),
     )  # fmt: skip
-    mine = of_outputs if takes in of_outputs else (takes,)
+    mine = of_outputs if takes[:2] in of_outputs else (takes,)
     found = next((other for other in others if names[: len(other)] == other), None)
     return found is not None and found not in mine
 

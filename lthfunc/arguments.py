@@ -38,7 +38,10 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("a number above 0", lambda value: value > 0, "lr temperature"),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, "fraction momentum betas"),
     ("a number in (0, 1]", lambda value: 0 < value <= 1, "density densities"),
-    ("a number in [0, 1]", lambda value: 0 <= value <= 1, "drop_fraction initial label_smoothing rise fall"),
+    (
+        "a number in [0, 1]", lambda value: 0 <= value <= 1,
+        "drop_fraction initial label_smoothing rise fall distillation.weight",
+    ),
     ("a number between 0 and 1, both excluded", lambda value: 0 < value < 1, "by_rate.rate"),
 )  # fmt: skip
 _RANGE_OF = {name: (words, holds) for words, holds, names in _RANGES for name in names.split()}

@@ -82,10 +82,10 @@ def test_a_loss_of_a_tree_that_writes_into_it_is_refused() -> None:
         return out
 
     given = {"logits": torch.ones(2), "name": "x"}, (torch.ones(3), 5)
-    assert float(checked_loss("loss", tidy)(*given)) == 5.0  # type: ignore[arg-type]
+    assert float(checked_loss("loss", tidy)(*given)) == 5.0
     for function in (writes, writes_targets):
         with pytest.raises(UserError, match=f"^--metric: '{function.__name__}' changes its arguments in place; return"):
-            checked_loss("metric", function)(*given)  # type: ignore[arg-type]
+            checked_loss("metric", function)(*given)
     assert checked_loss("loss", cross_entropy) is cross_entropy
     once = checked_loss("loss", tidy)
     assert checked_loss("loss", once) is once

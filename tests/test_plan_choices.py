@@ -15,6 +15,7 @@ from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
 from lthfunc.experiments import devices, engine_choice
 from lthfunc.experiments.config import applied
+from lthfunc.training.losses import cross_entropy
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def _engine_chosen(
     work: Any = SimpleNamespace(
         side_effects=SimpleNamespace(global_rngs=outside),
         model=SimpleNamespace(name="net"),
+        loss=cross_entropy,
         collectives=SimpleNamespace(world_size=ranks),
     )
     config = settings(**given)

@@ -14,6 +14,7 @@ from lthfunc.hardware import usable_cores
 from lthfunc.printable import counted
 from lthfunc.sparse.cost_model import why_not_sparse
 from lthfunc.sparse.kernels.build import why_no_kernels
+from lthfunc.sparse.python_losses import why_not_loss
 from lthfunc.sparse.sparse_or_dense import always_sparse
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, Making, engine_for
@@ -109,6 +110,6 @@ def _check_sparse(config: Config, work: Work, data: Dataset) -> None:
     for option, value, able in (("--device", config.device, "cpu"), ("--precision", config.precision, "fp32")):
         if value != able:
             raise invalid("--engine", config.engine, f"eager or compile with {option} {value}")
-    reason = why_no_kernels() or why_not_sparse(work, data.shape, data.train.x.dtype)
+    reason = why_no_kernels() or why_not_sparse(work, data.shape, data.train.x.dtype) or why_not_loss(work, data.train)
     if reason is not None:
         raise UserError(reason)

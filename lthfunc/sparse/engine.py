@@ -14,6 +14,7 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
+from lthfunc.sparse.python_losses import OutputsLoss, check_features
 from lthfunc.sparse.thread_tuner import ThreadTuners
 from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
@@ -49,6 +50,7 @@ def sparse_engine(work: Work) -> Engine:
         raise invalid("--precision", work.precision, "fp32 with --engine sparse")
     if work.collectives.world_size > 1:
         raise invalid("--engine", "sparse", "eager or compile on several ranks")
+    check_features(work)
     load_kernels()
     programs, tuners = _Programs(work), ThreadTuners()
     evaluable: set[Stored] = set()
@@ -130,6 +132,7 @@ class _Loop:
             workspace.schedule = state.opt.schedule.float().contiguous()
         else:
             self._opt = pack_moments(workspace, state.params, state.opt)
+        self._loss = OutputsLoss(work)
         self._whole = takes_whole_steps(work.loss, optimizer, augment=changed)
         self.draws = not self._whole
         self._steps_a_call = 1.0
@@ -192,7 +195,7 @@ class _Loop:
             forward = workspace.program.forward
             workspace.run(x[None], y[None], 1, self._step, self._seed, (0, forward))
             outputs = workspace.outputs[: self._examples]
-            gradient, loss = torch.func.grad_and_value(work.loss)(outputs.clone(), y)
+            gradient, loss = self._loss.gradient(outputs.clone(), y, x, self._state.masks, step)
             workspace.totals[0] += loss
             outputs.copy_(gradient)
             workspace.run(x[None], y[None], 1, self._step, self._seed, (forward, end))
@@ -241,6 +244,7 @@ class _Evaluator(threading.local):
 
     def __init__(self, work: Work, tuners: ThreadTuners) -> None:
         self._work, self._tuners = work, tuners
+        self._loss = OutputsLoss(work)
         self._counts = work.loss is cross_entropy and work.metric is accuracy
         self._workspace: Workspace | None = None
         self._stored: Stored | None = None
@@ -260,7 +264,7 @@ class _Evaluator(threading.local):
                 loss, hits = workspace.totals
                 return {"loss": loss, "accuracy": hits / len(x)}
             outputs = workspace.outputs[: len(x)]
-            return {"loss": work.loss(outputs, y), "accuracy": work.metric(outputs, y)}
+            return {"loss": self._loss(outputs, y, x), "accuracy": work.metric(outputs, y)}
 
         (quality,) = evaluate(metrics_of, split, device_of(network.params), chunk)
         return quality

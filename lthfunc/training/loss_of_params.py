@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.printable import dtype_name
+from lthfunc.training.loss_context import NetworkLoss
 from lthfunc.training.losses import Loss, cross_entropy
-from lthfunc.training.user_functions import checked_loss
 from lthfunc.trees.model import Model, apply_evaluating, apply_training
 from lthfunc.trees.module_errors import failing
 from lthfunc.trees.outputs import map_outputs
@@ -32,11 +33,18 @@ class LossOf:
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """The loss, a scalar."""
-        inputs, targets = batch
-        outputs, _ = apply_training(self.model, params, self.buffers, inputs)
-        if self.temperature != 1:
-            outputs = map_outputs(lambda leaf: leaf / self.temperature if _is_real(leaf) else leaf, outputs)
-        return self.loss(outputs, targets)
+
+        def call(model: Model, inputs: Tensor) -> tuple[Any, None]:
+            outputs, _ = apply_training(model, params, self.buffers, inputs)
+            if self.temperature != 1:
+                outputs = map_outputs(lambda leaf: leaf / self.temperature if _is_real(leaf) else leaf, outputs)
+            return outputs, None
+
+        return self._of_outputs(call, batch, params, training=True)[0]
+
+    @functools.cached_property
+    def _of_outputs(self) -> NetworkLoss:
+        return NetworkLoss(self.model, self.loss)
 
     def by_example(self) -> LossOf:
         """The same loss with batch norms' running statistics, since a single example has none."""
@@ -70,7 +78,7 @@ def loss_of(model: Model, buffers: Buffers, loss: Loss = cross_entropy) -> LossO
     >>> loss(lf.init(model).params, (torch.ones(3, 4), torch.tensor([0, 1, 1]))).shape
     torch.Size([])
     """
-    return LossOf(model, buffers, checked_loss("loss", loss))
+    return LossOf(model, buffers, loss)
 
 
 @public

@@ -17,9 +17,9 @@ from lthfunc.printable import dtype_and_shape
 from lthfunc.trees.outputs import own_loss, prediction
 
 #: (outputs, targets) -> a scalar, the mean over the batch. A user's loss may take any tree of outputs; those here take
-#: the tensor that `prediction` finds in it.
-Loss = Callable[[Tensor, Tensor], Tensor]
-#: The same; higher is better and 1 is the maximum, unless a metric says otherwise (`perplexity`).
+#: the tensor that `prediction` finds in it. With a third parameter `context` it gets a `LossContext`.
+Loss = Callable[..., Tensor]
+#: (outputs, targets) -> a scalar; higher is better and 1 is the maximum, unless a metric says otherwise (`perplexity`).
 Metric = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -57,7 +57,13 @@ def make_sharded_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         params, masks, opt = local_shards(state.params), local_shards(state.masks), local_shards(state.opt)
         whole = layout.wholes(collectives.all_gather(layout.part(params)))
-        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(whole, state.buffers, batch)
+        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(
+            whole,
+            state.buffers,
+            batch,
+            None,
+            state.step,  # masks are in shards, and a context has whole ones
+        )
         mine = layout.mine(collectives.reduce_scatter(layout.parts_of(grads)) / collectives.world_size, params)
         params, opt = optimizer.update(masked(mine, masks), opt, params, state.step)
         both = collectives.all_reduce(torch.stack([value.double(), correct.double()])) / collectives.world_size

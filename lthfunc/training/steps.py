@@ -15,6 +15,7 @@ from lthfunc.distributed.data_parallel import averaged_gradients, surviving_indi
 from lthfunc.distributed.sync_batchnorm import with_sync_batchnorm
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_library_function
+from lthfunc.training.loss_context import NetworkLoss, takes_context
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.optimizers import Optimizer, check_optimizer_state
 from lthfunc.training.precision import Precision, autocast_for
@@ -74,7 +75,8 @@ def make_train_step(
 ) -> TrainStep:
     """Make a pure training step: (state, batch) -> (state, metrics).
 
-    model: the network. loss, metric: (outputs, targets) -> scalar, the mean over the batch. optimizer: whose state the
+    model: the network. loss, metric: (outputs, targets) -> scalar, the mean over the batch; a loss may take a third
+    argument, a `LossContext`. optimizer: whose state the
     state must hold (`with_optimizer`). precision: "bf16" runs the network under autocast; params and gradients stay
     float32. The gradient is masked before weight decay and momentum, so weights that are pruned stay exactly zero.
     `state.masks` may be bool or, faster, float.
@@ -105,7 +107,8 @@ def make_train_step(
 
 def is_library_code(work: Work) -> bool:
     """Whether a step runs this library's code only, which is known to write into nothing."""
-    return work.model.pure and all(map(is_library_function, (work.loss, work.metric, work.optimizer.update)))
+    tidy = all(map(is_library_function, (work.loss, work.metric, work.optimizer.update)))
+    return work.model.pure and tidy and not takes_context(work.loss)  # which may hold functions and networks of a user
 
 
 def make_inner_step(work: Work) -> TrainStep:
@@ -114,7 +117,9 @@ def make_inner_step(work: Work) -> TrainStep:
     objective = objective_of(work._replace(model=with_sync_batchnorm(work.model, collectives)))
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
-        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(state.params, state.buffers, batch)
+        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(
+            state.params, state.buffers, batch, state.masks, state.step
+        )
         if collectives.world_size > 1:
             index = surviving_indices(state) if index is None else index
             grads, (value, correct) = averaged_gradients(collectives, grads, (value, correct), index)
@@ -127,19 +132,22 @@ def make_inner_step(work: Work) -> TrainStep:
     return step
 
 
-def objective_of(work: Work) -> Callable[[Params, Buffers, Batch], tuple[Tensor, tuple[Tensor, Buffers]]]:
-    """(params, buffers, batch) -> (the loss in training mode, (the metric, the new buffers)).
+def objective_of(work: Work) -> Callable[..., tuple[Tensor, tuple[Tensor, Buffers]]]:
+    """(params, buffers, batch, masks, step) -> (the loss in training mode, (the metric, the new buffers)).
 
-    The module may write into the params and the batch.
+    The module may write into the params and the batch. masks, step: for the context of a loss that takes one.
     """
-    loss, metric = checked_loss("loss", work.loss), checked_loss("metric", work.metric)
+    loss, metric = NetworkLoss(work.model, work.loss), checked_loss("metric", work.metric)
 
-    def objective(params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, tuple[Tensor, Buffers]]:
-        inputs, targets = batch
-        with autocast_for(work.precision, inputs.device):
-            outputs, buffers = run_training(work.model, params, buffers, inputs)
-            value = loss(outputs, targets)
-        return value, (metric(outputs, targets), buffers)
+    def objective(
+        params: Params, buffers: Buffers, batch: Batch, masks: Masks | None = None, step: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Buffers]]:
+        with autocast_for(work.precision, batch[0].device):
+            value, outputs, buffers = loss(
+                lambda model, x: run_training(model, params, buffers, x), batch, params,
+                training=True, masks=masks, step=step,
+            )  # fmt: skip
+        return value, (metric(outputs, batch[1]), buffers)
 
     return objective
 
@@ -158,14 +166,14 @@ def make_eval_step(
     >>> sorted(evaluate(lf.init(model).params, {}, (torch.ones(3, 4), torch.tensor([0, 1, 1]))))
     ['accuracy', 'loss']
     """
-    loss, metric = checked_loss("loss", loss), checked_loss("metric", metric)
+    of_outputs, metric = NetworkLoss(model, loss), checked_loss("metric", metric)
 
     def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
-        inputs, targets = batch
-        with autocast_for(precision, inputs.device):
-            outputs = apply_evaluating(model, params, buffers, inputs)
-            value = loss(outputs, targets)
-        return {"loss": value, "accuracy": metric(outputs, targets)}
+        with autocast_for(precision, batch[0].device):
+            value, outputs, _ = of_outputs(
+                lambda model, x: (apply_evaluating(model, params, buffers, x), None), batch, params, training=False
+            )
+        return {"loss": value, "accuracy": metric(outputs, batch[1])}
 
     return step
 

@@ -28,10 +28,10 @@ def checked_loss(kind: str, function: Loss) -> Loss:
     name = function_name(function)
 
     @wraps(function)
-    def call(outputs: Any, targets: Any) -> Tensor:
-        given: list[Any] = [leaf for leaf in leaves((outputs, targets)) if isinstance(leaf, Tensor)]
+    def call(outputs: Any, targets: Any, **context: Any) -> Tensor:
+        given: list[Any] = [leaf for leaf in leaves((outputs, targets, context)) if isinstance(leaf, Tensor)]
         versions = [leaf._version for leaf in given]
-        value: Any = call_user_function(f"--{kind}", name, lambda: function(outputs, targets))
+        value: Any = call_user_function(f"--{kind}", name, lambda: function(outputs, targets, **context))
         if versions != [leaf._version for leaf in given]:
             raise UserError(f"--{kind}: {name!r} changes its arguments in place; return new tensors instead")
         if not isinstance(value, Tensor):

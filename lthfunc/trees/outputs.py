@@ -92,5 +92,12 @@ def own_loss(given: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) and loss.ndim == 0 and not isinstance(logits, Tensor) else None
 
 
+def part_of(given: Any, name: str | int) -> Any:
+    """A part of an output by its name or number; None where there is none."""
+    if isinstance(name, str):
+        return _entry(given, name)
+    return given[name] if isinstance(given, (tuple, list)) and -len(given) <= name < len(given) else None
+
+
 def _entry(given: Any, name: str) -> Any:
     return given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)

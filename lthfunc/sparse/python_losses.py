@@ -1,0 +1,83 @@
+"""Losses that are Python's, on the outputs that the machine hands out: what they may see here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from lthfunc.errors import UserError
+from lthfunc.training.engines.interface import Work
+from lthfunc.training.loss_context import LossContext, features_of, takes_context, with_its_context
+from lthfunc.trees.model import apply_evaluating, init
+from lthfunc.trees.ops import scaled
+from lthfunc.trees.types import Masks, Split
+
+
+class _NoParams(Mapping[str, Tensor]):
+    """Stands where params would: a loss that looks at them is told why there are none."""
+
+    def __getitem__(self, name: str) -> NoReturn:
+        raise _refused("context.params, by which it may be differentiated,")
+
+    def __iter__(self) -> Iterator[str]:
+        raise _refused("context.params, by which it may be differentiated,")
+
+    __len__ = __iter__  # type: ignore[assignment]
+
+
+_NO_PARAMS: Any = _NoParams()
+
+
+def _refused(what: str) -> UserError:
+    return UserError(f"--engine: sparse gives a loss no {what} but outputs; use eager or compile")
+
+
+def check_features(work: Work) -> None:
+    """Raise UserError for a loss that asks for features, which the machine keeps to itself."""
+    if asked := features_of(work.loss):
+        raise _refused(f"features of layers ({', '.join(asked)})")
+
+
+class OutputsLoss:
+    """The loss of a step or an evaluation, with all of its context but features and params."""
+
+    def __init__(self, work: Work) -> None:
+        self._given = with_its_context(work.loss)
+        self._scale = work.scale
+        self._changed = work.augment is not None
+
+    def __call__(self, outputs: Tensor, targets: Tensor, x: Tensor) -> Tensor:
+        """The loss of an evaluation. x: inputs as they are stored."""
+        return self._given(outputs, targets, lambda: LossContext(scaled(x, self._scale), _NO_PARAMS, False))
+
+    def gradient(
+        self, outputs: Tensor, targets: Tensor, x: Tensor, masks: Masks, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(the gradient by the outputs, the loss) of a step. x: inputs as the machine takes them."""
+
+        def context() -> LossContext:
+            inputs = x if self._changed else scaled(x, self._scale)  # augmented ones come scaled
+            return LossContext(inputs, _NO_PARAMS, True, masks, step)
+
+        found: tuple[Tensor, Tensor] = grad_and_value(lambda each: self._given(each, targets, context))(outputs)
+        return found
+
+
+def why_not_loss(work: Work, split: Split) -> str | None:
+    """Why the machine cannot train by this loss, in one line, tried on two examples of a split; None where it can."""
+    if not takes_context(work.loss):
+        return None
+    state = init(work.model)
+    x, y = (part[:2].cpu() for part in split)
+    try:
+        check_features(work)
+        with torch.no_grad():
+            outputs = apply_evaluating(work.model, state.params, state.buffers, scaled(x, work.scale))
+            OutputsLoss(work._replace(augment=None)).gradient(outputs, y, x, state.masks, state.step)
+    except UserError as error:
+        return str(error)
+    return None
