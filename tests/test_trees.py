@@ -160,3 +160,19 @@ def test_compose_applies_from_left_to_right_and_iterate_repeats() -> None:
     assert int(lf.compose(add, double)(state).step) == 2
     assert int(lf.iterate(lf.compose(add, double), 3)(state).step) == 14
     assert lf.iterate(add, 0)(state) is state
+
+
+def test_states_and_splits_are_printed_in_one_line_and_stay_trees() -> None:
+    state = lf.init(lf.models.lenet300(), seed=0)
+    half = lf.prune(fraction=0.5)(state)
+    assert repr(half) == f"TrainState(266,610 params, {lf.count(half.masks).kept:,} of 266,200 weights remain, step 0)"
+    assert repr(lf.ticket(half)).startswith(f"Ticket(266,610 params, {lf.count(half.masks).kept:,} of 266,200 weights")
+    digits = lf.data.load("digits")
+    assert repr(digits.val) == "Split(x: float32 of shape (180, 1, 8, 8), y: int64 of shape (180,))"
+    assert len(repr(digits)) < 400
+    axes = lf.tree_map(lambda leaf: 0, half)  # such as vmap's in_dims
+    assert type(axes) is lf.TrainState
+    assert "fc1.weight': 0" in repr(axes)
+    seen: list[str] = []
+    torch.vmap(lambda each: (seen.append(repr(each)), each.step)[1])(lf.tree_map(lambda leaf: leaf[None], half))
+    assert seen[0].startswith("TrainState(params=")

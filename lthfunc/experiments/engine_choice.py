@@ -46,7 +46,8 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
     total = steps * trainings_of(config)
     counted = f"all trainings take {total:,} steps, and compiling pays off from {COMPILE_FROM_STEPS:,}"
     if engine_for(total) == "eager":
-        return [Decision("engine", "eager", counted)]
+        same = "what earlier runs compiled does not count, so that equal commands give equal bits"
+        return [Decision("engine", "eager", f"{counted}; {same}")]
     missing, not_sparse = why_not(config.device), _why_not_sparse(config, work, data)
     if not_sparse is None:  # also without a compiler, where the installed package brings kernels
         dense = "compile" if missing is None else "eager"

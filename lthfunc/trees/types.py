@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.printable import counted, dtype_and_shape
+
 #: Trees keyed by a module's dotted parameter names, in module order.
 Params = dict[str, Tensor]
 Buffers = dict[str, Tensor]
@@ -30,6 +32,9 @@ class TrainState(NamedTuple):
     opt: Any
     step: Tensor
 
+    def __repr__(self) -> str:
+        return _summary(self, self.params, self.masks, self.step)
+
 
 class Ticket(NamedTuple):
     """A subnetwork to train: its masks, and the masked params (initial or rewound) that training starts from."""
@@ -38,10 +43,25 @@ class Ticket(NamedTuple):
     buffers: Buffers
     masks: Masks
 
+    def __repr__(self) -> str:
+        return _summary(self, self.params, self.masks)
+
     def to_state(self, step: int = 0) -> TrainState:
         """A state to train from at `step`: 0, or the step that it was rewound to. It has no optimiser state yet."""
         device = next((leaf.device for leaf in self.params.values()), None)
         return TrainState(self.params, self.buffers, self.masks, (), torch.tensor(step, device=device))
+
+
+def _summary(tree: Any, params: Params, masks: Masks, step: Tensor | None = None) -> str:
+    """A state in one line; field by field where its leaves have no values (in a trace) or are no tensors."""
+    try:
+        kept, total = (sum(map(size, masks.values())) for size in (lambda mask: int(mask.sum()), Tensor.numel))
+        parts = [counted(sum(leaf.numel() for leaf in params.values()), "param")]
+        parts.append(f"{kept:,} of {counted(total, 'weight')} remain")
+        parts += [] if step is None else [f"step {step.tolist()}"]
+    except Exception:
+        parts = [f"{name}={getattr(tree, name)!r}" for name in tree._fields]
+    return f"{type(tree).__name__}({', '.join(parts)})"
 
 
 class Split(NamedTuple):
@@ -49,6 +69,9 @@ class Split(NamedTuple):
 
     x: Tensor
     y: Tensor
+
+    def __repr__(self) -> str:
+        return f"Split(x: {dtype_and_shape(self.x)}, y: {dtype_and_shape(self.y)})"
 
 
 class Scale(NamedTuple):
