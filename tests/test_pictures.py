@@ -165,6 +165,21 @@ def test_a_logarithmic_axis_has_several_ticks(low: float, high: float) -> None:
     assert all(low / 1.21 <= tick <= high * 1.21 for tick in ticks)
 
 
+@pytest.mark.parametrize(
+    ("ticks", "texts"),
+    [
+        ([100, 80, 64, 51.2, 40.96, 32.768], "100.0 80.0 64.0 51.2 41.0 32.8"),
+        ([100, 25, 6.25, 1.5625, 0.390625, 0.09765625], "100.00 25.00 6.25 1.56 0.39 0.10"),
+        ([100, 10, 0.5, 0.012], "100 10 0.5 0.012"),  # two decimals would give 0.01
+        ([0.9, 1.0, 1.1], "0.9 1.0 1.1"),
+        ([50, 100], "50 100"),
+        ([1000, 1e4, 1e5, 1e6], "1,000 10,000 100k 1M"),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_have_equally_many_decimals(ticks: list[float], texts: str) -> None:
+    assert tick_texts(ticks) == texts.split()
+
+
 def test_ticks_of_a_linear_axis_have_equally_many_decimals_and_captions_start_at_the_title() -> None:
     assert [linear_tick_text(value, [98.5, 99.0, 99.5]) for value in (99.0, 99.5)] == ["99.0", "99.5"]
     assert [linear_tick_text(value, [0, 5e4, 1e5]) for value in (0, 5e4)] == ["0", "50k"]

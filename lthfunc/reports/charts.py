@@ -203,8 +203,18 @@ def linear_tick_text(value: float, ticks: Sequence[float]) -> str:
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
-    """Texts of ticks on a logarithmic axis, with three digits."""
-    return [tick_text(float(f"{value:.3g}")) for value in ticks]
+    """Texts of ticks on a logarithmic axis: all with as many decimals as three digits need, as long as that is short.
+
+    Over many decades, no number of decimals suits all; there, each has three digits.
+    """
+    texts = [tick_text(float(f"{value:.3g}")) for value in ticks]
+    if not ticks or not all(0 < value < 1e5 for value in ticks) or any("e" in text for text in texts):
+        return texts
+    short = 4 - math.floor(math.log10(max(ticks)))
+    places = max(0, min(short, max(len(text.partition(".")[2]) for text in texts)))
+    alike = [f"{value:,.{places}f}" for value in ticks]
+    close = all(abs(round(value, places) - value) <= 0.05 * value for value in ticks)
+    return alike if close and len(set(alike)) == len(alike) else texts
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
