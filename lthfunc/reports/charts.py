@@ -203,18 +203,21 @@ def linear_tick_text(value: float, ticks: Sequence[float]) -> str:
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
-    """Texts of ticks on a logarithmic axis: all with as many decimals as three digits need, as long as that is short.
-
-    Over many decades, no number of decimals suits all; there, each has three digits.
-    """
+    """Texts of ticks on a logarithmic axis: with equally many decimals, or, over many decades, those of a decade."""
     texts = [tick_text(float(f"{value:.3g}")) for value in ticks]
-    if not ticks or not all(0 < value < 1e5 for value in ticks) or any("e" in text for text in texts):
+    if not all(0 < value < 1e5 for value in ticks) or any("e" in text for text in texts):
         return texts
-    short = 4 - math.floor(math.log10(max(ticks)))
-    places = max(0, min(short, max(len(text.partition(".")[2]) for text in texts)))
-    alike = [f"{value:,.{places}f}" for value in ticks]
-    close = all(abs(round(value, places) - value) <= 0.05 * value for value in ticks)
-    return alike if close and len(set(alike)) == len(alike) else texts
+    needed = [len(text.partition(".")[2]) for text in texts]
+    decades = [math.floor(math.log10(value)) for value in ticks]
+    for places in range(min(3 - max(decades, default=0), max(needed, default=0)) + 1):
+        alike = [f"{value:,.{places}f}" for value in ticks]
+        off = max(abs(round(value, places) / value - 1) for value in ticks)
+        if off <= (0.01 if places else 0.0005) and len(set(alike)) == len(alike):
+            return alike
+    return [
+        f"{value:,.{max(each for each, other in zip(needed, decades, strict=True) if other == decade)}f}"
+        for value, decade in zip(ticks, decades, strict=True)
+    ]
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
