@@ -42,8 +42,8 @@ def screen() -> Console:
 
 
 def aside() -> Console:
-    """stderr, for progress and notes, without markup."""
-    return _Plain(stderr=True, markup=False)
+    """stderr, for progress and notes, without markup; also where a library is kept from writing there meanwhile."""
+    return _Plain(file=sys.stderr, stderr=True, markup=False)
 
 
 def put(text: object = "", end: str = "\n") -> None:

@@ -17,6 +17,7 @@ from lthfunc.garbage import rare_collection
 from .build_kernels import kernel_builds_shown
 from .commands import COMMANDS, GroupedCommands, LazyCommand
 from .console import say, warning_in_words
+from .downloads import downloads_shown
 
 #: Errors of a disk that cannot be written to.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _told(arguments: list[str] | None) -> int:
     try:
-        with warning_in_words(), kernel_builds_shown():
+        with warning_in_words(), kernel_builds_shown(), downloads_shown():
             code = _invoked(arguments)
     except UserError as error:
         return _complain(str(error), error.code)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
 import shutil
+import socket
+import time
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lthfunc_cli.console import busy
+from lthfunc_cli.downloads import downloads_shown
 
 import lthfunc as lf
 from lthfunc.catalog.data_sets import DATASETS, default_data_dir
@@ -118,6 +124,13 @@ def test_cifar_files_are_read_for_their_arrays_alone(tmp_path: Path, monkeypatch
     assert not (tmp_path / "stranger-was-here").exists()
 
 
+class Terminal(io.StringIO):
+    """Takes what is printed, as a terminal of 300 columns."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Offline:
     """Stands for torchvision's classes on a machine without a network; it fails as they do."""
 
@@ -149,6 +162,49 @@ def test_a_download_lands_whole(tmp_path: Path, mnist_dir: Path, monkeypatch: py
     monkeypatch.setitem(vision._CLASSES, "mnist", Online)
     assert len(lf.data.load("mnist", tmp_path / "data").test.x) == 10_000
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["MNIST"]
+
+
+def test_a_download_says_at_once_from_where_and_gives_a_silent_server_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("lthfunc.data.downloads._SILENT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, downloads_shown():  # it accepts, and sends nothing
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        monkeypatch.setattr(vision._CLASSES["mnist"], "mirrors", [address])
+        with pytest.raises(UserError, match=r"'mnist' is not in .* could not be downloaded"):
+            lf.data.load("mnist", tmp_path / "data")
+    assert f"downloading mnist from {address[7:-1]} into {tmp_path}/data; a server" in terminal.getvalue()
+    assert socket.getdefaulttimeout() is None
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_indicator_moves_on_while_a_librarys_words_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with busy("one") as update, contextlib.redirect_stderr(io.StringIO()) as caught:
+        update("two")
+        for _ in range(1000):  # until it is drawn
+            drawn = terminal.getvalue()
+            if "two" in drawn:
+                break
+            time.sleep(0.01)
+    assert "two" in drawn
+    assert caught.getvalue() == ""
+
+
+def test_an_interrupted_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(root: str, download: bool) -> None:
+        (Path(root) / "half-a-file").write_bytes(b"x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vision._CLASSES, "mnist", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lf.data.load("mnist", tmp_path / "data")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_data_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torchvision
 from torch import Tensor
 
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, DataSetEntry
+from lthfunc.data.downloads import downloading
 from lthfunc.data.tensors import from_tensors
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Dataset, Scale
@@ -134,7 +136,10 @@ def _download(name: str, folder: Path) -> None:
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+        with (
+            tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch,
+            downloading(f"{name} from {_server(name)} into {folder}"),
+        ):
             # torchvision prints the error of each mirror that it tries; ours is one line at the end.
             quiet = io.StringIO()
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), _within():
@@ -142,12 +147,23 @@ def _download(name: str, folder: Path) -> None:
             target = folder / DATASETS[name].home
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(Path(scratch) / DATASETS[name].home, target)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the servers did not answer"
         raise _absent(name, folder, reason, new=new) from error
+
+
+def _server(name: str) -> str:
+    """The server that torchvision asks first."""
+    kind = _CLASSES[name]
+    addresses = [getattr(kind, "url", None), *getattr(kind, "mirrors", []), *(
+        each[0] for each in getattr(kind, "split_list", {}).values()
+    )]  # fmt: skip
+    return urlsplit(next(filter(None, addresses), "")).netloc or "its server"
 
 
 def _fetch(name: str, folder: str) -> None:
