@@ -19,9 +19,10 @@ from lthfunc.models.factory import build
 from lthfunc.scheduling.forecast import Seen, pace_of, seconds_left
 from lthfunc.scheduling.progress import Outlook, Tracker
 from lthfunc.sparse.cost_model import relative_time
-from lthfunc.training.results import Stopped
+from lthfunc.training.results import Point, Stopped
 
-#: Trainings of real runs on two cores of an AMD EPYC: when they began and ended, and times of some of their steps.
+#: Trainings of real runs on two cores of an AMD EPYC or an Intel Xeon: when they began and ended, and times of some of
+#: their steps, with a 1 after the number of those whose evaluation ended then.
 RECORDS = json.loads((Path(__file__).parent / "progress_records.json").read_text())
 
 
@@ -50,24 +51,27 @@ def test_the_time_left_holds_within_a_fifth_once_the_first_training_has_ended(re
     for training in record["trainings"]:
         task = task_of(training, tickets[training["seed"], training["round"]])
         events.append((training["begin"], 1, task, training["steps"]))
-        events += [(time, 2, task, step) for time, step in training["times"]]
+        events += [(time, 2, task, each) for time, *each in training["times"]]
         events.append((training["end"], 0, task, None))
     events.sort(key=lambda each: (each[0], each[1]))
     begun, stop = events[0][0], events[-1][0]
     assert tracker.seconds_left() is None
     errors, ended = [], 0
-    for now, kind, task, value in events:
+    for (time, kind, task, value), later in zip(events, [*(each[0] for each in events[1:]), stop], strict=True):
+        now = time
         if kind == 1:
             tracker.begin(task, value)
         elif kind == 2:
-            tracker.step(task, value, None)
+            number, *evaluated = value
+            tracker.step(task, number, Point(number, 0.0, 0.0, 0.0) if evaluated else None)
         else:
             tracker.end(task, {})
             ended += 1
-        if ended and stop - now > 0.05 * (stop - begun):
-            left = tracker.seconds_left()
-            assert left is not None
-            errors.append(left / (stop - now) - 1)
+        for now in (time, (time + later) / 2):  # also within evaluations, in which nothing is told
+            if ended and stop - now > 0.05 * (stop - begun):
+                left = tracker.seconds_left()
+                assert left is not None
+                errors.append(left / (stop - now) - 1)
     assert ended == len(steps)
     assert len(errors) > len(steps)
     assert max(map(abs, errors)) < 0.2

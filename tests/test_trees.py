@@ -173,6 +173,9 @@ def test_states_and_splits_are_printed_in_one_line_and_stay_trees() -> None:
     axes = lf.tree_map(lambda leaf: 0, half)  # such as vmap's in_dims
     assert type(axes) is lf.TrainState
     assert "fc1.weight': 0" in repr(axes)
-    seen: list[str] = []
-    torch.vmap(lambda each: (seen.append(repr(each)), each.step)[1])(lf.tree_map(lambda leaf: leaf[None], half))
-    assert seen[0].startswith("TrainState(params=")
+
+    def traced(each: lf.TrainState) -> torch.Tensor:
+        assert repr(each).startswith("TrainState(params=")
+        return each.step
+
+    torch.vmap(traced)(lf.tree_map(lambda leaf: leaf[None], half))

@@ -121,7 +121,11 @@ def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Recor
 
 @dataclass
 class _UnderWay:
-    """An unfinished training. first, last: (time, step) of its first step in this process, time of its last."""
+    """An unfinished training.
+
+    first, last: (time, step) of its first step in this process, time of its last. evaluated: (time, step) of its last
+    evaluation's end.
+    """
 
     task: Task
     density: float
@@ -132,6 +136,7 @@ class _UnderWay:
     cost: float
     first: tuple[float, int] | None = None
     last: float = 0.0
+    evaluated: tuple[float, int] | None = None
     point: Point | None = None
 
     @property
@@ -171,7 +176,7 @@ class Tracker(Watcher):
         if under.first is None:
             under.first = now, number
         if point is not None:
-            under.point = point
+            under.point, under.evaluated = point, (now, number)
 
     def end(self, task: Task, item: Record) -> None:
         under = self._under.pop(task.key)
@@ -223,13 +228,18 @@ def _seen(under: _UnderWay, back: float) -> Seen:
 
 
 def _left(under: _UnderWay, pace: Pace, now: float) -> float:
-    """Seconds until a training ends: at its own rate once it has one, before that as expected."""
+    """Seconds until a training ends: at its own rate once it has one, before that as expected.
+
+    Counted from the end of its last evaluation, since the steps after it don't know yet what the next one takes.
+    """
     if under.first is None or under.stop == under.start:
         return max(0.0, pace.training(under.stop - under.start, under.cost) - (now - under.begun))
-    share = (under.at - under.start) / (under.stop - under.start)
-    expected = pace.step(under.cost)
-    seconds = expected if not under.rate else share / under.rate + (1 - share) * expected
-    return max(0.0, (under.stop - under.at + pace.back) * seconds - (now - under.last))
+    time, step = under.evaluated or (under.last, under.at)
+    seconds, done, taken = pace.step(under.cost), step - under.first[1], time - under.first[0]
+    if done > 0 and taken > 0:
+        share = (step - under.start) / (under.stop - under.start)
+        seconds = share * taken / done + (1 - share) * seconds
+    return max(0.0, (under.stop - step + pace.back) * seconds - (now - time))
 
 
 def _plain(under: _UnderWay) -> dict[str, Any]:
