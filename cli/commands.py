@@ -100,7 +100,7 @@ COMMANDS = {
             "lthfunc archs", "lthfunc archs resnet20 --dataset cifar100",
         )),
         "datasets": Command("listings:datasets", "List the data sets, or describe one", (
-            "lthfunc datasets", "lthfunc datasets show digits",
+            "lthfunc datasets", "lthfunc datasets show digits --out digits.png",
         )),
         "recipes": Command("listings:recipes", "List settings of papers", (
             "lthfunc recipes", "lthfunc prune --recipe lth-conv --rounds 2",

@@ -7,6 +7,7 @@ from pathlib import Path
 from lthfunc.catalog.data_sets import DATASETS, canonical, default_data_dir
 from lthfunc.data.data_warnings import find_warnings, without_data_warnings
 from lthfunc.data.loading import load
+from lthfunc.errors import UserError
 from lthfunc.reports.samples import can_be_drawn, class_table, sample_grid, sample_lines
 from lthfunc.trees.types import Dataset
 
@@ -17,7 +18,7 @@ from .decoding import decoding
 def show_dataset(
     name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
 ) -> None:
-    """Load, describe and draw a data set. Raises UserError if it cannot be loaded."""
+    """Load and describe a data set. out: the file to draw examples into. Raises UserError if it cannot be loaded."""
     name = canonical(name)
     with decoding(f"reading {name}") as observe, without_data_warnings():
         data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
@@ -35,12 +36,16 @@ def show_dataset(
         screen().print(class_table(data))
     for hint in find_warnings(data):
         put(f"hint: {hint}")
-    if can_be_drawn(data):
-        path = Path(out or f"{data.name.replace(' ', '-')}.png")
+    if not can_be_drawn(data):
+        if out is not None:
+            raise UserError(f"--out: {name!r} has no images of 1 or 3 channels to draw")
+    elif out is None:
+        put("examples as a picture: --out FILE.png")
+    else:
         from lthfunc.reports.matplotlib_figures import save
 
-        save(sample_grid(data), path)
-        put(f"picture: {path}")
+        save(sample_grid(data), Path(out))
+        put(f"picture: {out}")
 
 
 def _inputs(data: Dataset) -> str:

@@ -117,10 +117,8 @@ def _show_file(path: Path, *, as_json: bool) -> None:
     if as_json:
         put_json({"file": str(path), "metadata": metadata, "masks": layers, "params": shapes})
         return
-    config = metadata.pop("config", {})
-    config = config if isinstance(config, dict) else {}
-    put(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items()))
-    put_words(_settings(config))
+    put(f"{path}: " + ", ".join(f"{name} {value}" for name, value in metadata.items() if name != "config"))
+    put_words(_settings(_changed_in_file(metadata.get("config"))))
     if masks:
         whole = count(masks)
         put(f"{whole.kept:,} of {whole.total:,} weights remain ({100 * whole.density:.2f} %)")
@@ -146,6 +144,18 @@ def _changed(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         if name in named or (name not in decided and value != defaults.get(name))
     }
     return changed, decided
+
+
+def _changed_in_file(config: Any) -> dict[str, Any]:
+    """The settings in a file's header that differ from their defaults; all of them if they are not this version's."""
+    from lthfunc.experiments.schema import from_mapping
+
+    if not isinstance(config, dict):
+        return {}
+    try:
+        return _changed(from_mapping(config))[0]
+    except UserError:
+        return config
 
 
 def _settings(config: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ _LEAST = 28
 
 datasets = typer.Typer(
     subcommand_metavar="[COMMAND]",
-    help="List the data sets; `show NAME` describes one and draws it.",
+    help="List the data sets; `show NAME` describes one.",
     invoke_without_command=True,
     add_completion=False,
 )
@@ -156,9 +156,9 @@ def list_datasets(context: typer.Context) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A data set, as for --dataset.")],
     given: o.Given,
-    out: Annotated[str | None, o.option("--out", "The picture. \\[default: NAME.png]")] = None,
+    out: Annotated[str | None, o.option("--out", "Also draw examples, into this PNG or SVG file.")] = None,
 ) -> None:
-    """Describe a data set (files, splits, classes, normalisation), and draw examples."""
+    """Describe a data set: files, splits, classes, normalisation."""
     from .dataset_summary import show_dataset
 
     options, skip_broken = given.get("dataset_option", {}), given.get("skip_broken", False)

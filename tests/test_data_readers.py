@@ -167,10 +167,15 @@ def test_datasets_show_draws_and_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    drawn = name == "digits"
     assert main(["datasets", "show", name]) == 0
     out = capsys.readouterr().out
-    assert ("1,257 training, 180 validation, 360 test" if name == "digits" else "8,000 training") in out
-    assert (tmp_path / "digits.png").exists() == (name == "digits")
+    assert ("1,257 training, 180 validation, 360 test" if drawn else "8,000 training") in out
+    assert ("--out FILE.png" in out) == drawn
+    assert list(tmp_path.iterdir()) == []
+    assert main(["datasets", "show", name, "--out", "examples.png"]) == (0 if drawn else 2)
+    assert (tmp_path / "examples.png").exists() == drawn
+    assert drawn or "--out: 'planted' has no images" in capsys.readouterr().err
 
 
 def test_datasets_show_a_text_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

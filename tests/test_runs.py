@@ -249,7 +249,10 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(
     assert "accuracy_vs_density.png" in out
     assert "seed*/  " in out
     assert run("info", finished / "winning_ticket.safetensors") == 0
-    assert "32,128 of 50,200 weights remain (64.00 %)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "32,128 of 50,200 weights remain (64.00 %)" in out
+    assert "\narch=lenet300  dataset=digits  " in out
+    assert "optimizer=" not in out
     folder = tmp_path / "cut"
     shutil.copytree(finished, folder)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
