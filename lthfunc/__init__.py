@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from lthfunc.experiments.rewinding_and_controls import RoundContext as RoundContext, Start as Start
     from lthfunc.loops.attach import attach as attach
     from lthfunc.loops.attached import Attached as Attached
-    from lthfunc.loops.trainers import (
-        lightning_callback as lightning_callback,
-        transformers_callback as transformers_callback,
-    )
     from lthfunc.models.mask_files import ticket_from as ticket_from
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program
@@ -129,7 +125,11 @@ if TYPE_CHECKING:
     )
     from lthfunc.sparsify.synflow import synflow as synflow
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
+    from lthfunc.training.accumulation import accumulate as accumulate
+    from lthfunc.training.averaging import averaged as averaged, ema as ema, swa as swa
     from lthfunc.training.batches import sample_batches as sample_batches
+    from lthfunc.training.chain import ChainContext as ChainContext, Part as Part, chain as chain
+    from lthfunc.training.clipping import clip_by_global_norm as clip_by_global_norm, clip_by_value as clip_by_value
     from lthfunc.training.distillation import (
         attention_transfer as attention_transfer,
         distillation as distillation,
@@ -142,6 +142,7 @@ if TYPE_CHECKING:
         perplexity as perplexity,
     )
     from lthfunc.training.lion import lion as lion
+    from lthfunc.training.lookahead import lookahead as lookahead
     from lthfunc.training.loop import (
         accuracy_on as accuracy_on,
         fit as fit,
@@ -167,14 +168,27 @@ if TYPE_CHECKING:
     from lthfunc.training.malloc import keep_freed_memory as keep_freed_memory
     from lthfunc.training.mask_updates import MaskUpdates as MaskUpdates, UpdateContext as UpdateContext
     from lthfunc.training.muon import muon as muon
-    from lthfunc.training.optimizers import Optimizer as Optimizer, adam as adam, adamw as adamw, sgd as sgd
+    from lthfunc.training.optimizers import (
+        Optimizer as Optimizer,
+        adam as adam,
+        adamw as adamw,
+        all_but as all_but,
+        is_matrix as is_matrix,
+        sgd as sgd,
+    )
     from lthfunc.training.parametrize import parametrized as parametrized, straight_through as straight_through
+    from lthfunc.training.per_parameter import (
+        decay_weights as decay_weights,
+        layerwise_decay as layerwise_decay,
+        scale_rates as scale_rates,
+    )
     from lthfunc.training.results import (
         Checkpointer as Checkpointer,
         Fit as Fit,
         MaskChange as MaskChange,
         Stopped as Stopped,
     )
+    from lthfunc.training.sam import sam as sam
     from lthfunc.training.schedules import (
         constant as constant,
         cosine as cosine,

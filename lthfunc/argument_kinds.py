@@ -178,6 +178,7 @@ KINDS: dict[str, ArgumentKind] = {
     "Collectives": _instance("Collectives", "an Collectives (lf.collectives)"),
     "Costs": _instance("Costs", "Costs"),
     "Optimizer": _instance("Optimizer", "an lthfunc optimiser, such as lf.adam(1.2e-3)"),
+    "Part": _instance("Part", "a part of a chain, such as lf.clip_by_global_norm(1.0)"),
     "Schedule": ArgumentKind("a table of rates, such as lf.cosine(lr, steps)", _is_tensor),
     "Tensor": ArgumentKind("a tensor", _is_tensor),
     "nn.Module": ArgumentKind("an nn.Module", _is_module),

@@ -28,16 +28,16 @@ R = TypeVar("R")
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a whole number of at least 1", lambda value: value >= 1,
-        "steps epochs until eval_every batch_size count points every block has_n_of_m.m geometric.rounds",
+        "steps until eval_every batch_size count points every block has_n_of_m.m geometric.rounds",
     ),
     ("a whole number of at least 0", lambda value: value >= 0, "rounds step min_layer_weights milestones warmup.steps"),
     (
         "a number of at least 0", lambda value: value >= 0,
         "weight_decay eps others gamma start end damping output_rate movement.lr",
     ),
-    ("a number above 0", lambda value: value > 0, "lr temperature"),
-    ("a number in [0, 1)", lambda value: 0 <= value < 1, "fraction momentum betas"),
-    ("a number in (0, 1]", lambda value: 0 < value <= 1, "density densities"),
+    ("a number above 0", lambda value: value > 0, "lr temperature max_norm limit radius"),
+    ("a number in [0, 1)", lambda value: 0 <= value < 1, "fraction momentum betas ema.decay"),
+    ("a number in (0, 1]", lambda value: 0 < value <= 1, "density densities layerwise_decay.decay lookahead.share"),
     (
         "a number in [0, 1]", lambda value: 0 <= value <= 1,
         "drop_fraction initial label_smoothing rise fall distillation.weight",

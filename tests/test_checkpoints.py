@@ -30,6 +30,12 @@ OPTIMIZERS: dict[str, lf.Optimizer] = {
     "adam": lf.adam(lf.cosine(1e-3, 40), weight_decay=1e-2),
     "sgd": lf.sgd(lf.warmup(lf.constant(0.05), 10), momentum=0.9, nesterov=True),
     "muon": lf.muon(0.02, 0.9),
+    "chain": lf.chain(
+        *(lf.accumulate(2), lf.clip_by_global_norm(0.5)),
+        lf.adamw(lf.cosine(1e-3, 40), weight_decay=0.1, decays=lf.is_matrix),
+        lf.ema(0.9),
+    ),
+    "sam": lf.chain(lf.sam(0.1), lf.sgd(0.05, momentum=0.9), lf.lookahead(4), lf.swa(8, 3)),
 }
 
 
@@ -69,9 +75,11 @@ def stopped(plan: Plan, task: Task, folder: Path, step: int) -> None:
 
 #: An optimiser that mixes weights is not for the sparse engine, dropout not for compacted networks.
 CASES = [
-    *(("eager", network, optimizer) for network in NETWORKS for optimizer in OPTIMIZERS),
+    *(("eager", network, optimizer) for network in NETWORKS for optimizer in ("adam", "sgd", "muon")),
     *(("sparse", network, optimizer) for network in NETWORKS for optimizer in ("adam", "sgd")),
     *(("compact", "normed", optimizer) for optimizer in ("adam", "sgd")),
+    *((engine, "normed", "chain") for engine in ("eager", "sparse", "compact")),
+    *((engine, "dropping", "sam") for engine in ("eager", "sparse")),
 ]
 
 

@@ -45,9 +45,11 @@ OPTIMIZERS = {
 }
 
 
-def trainer(model: lf.Model, data: Dataset, engine: str, optimizer: Optimizer | None = None) -> Trainer:
+def trainer(
+    model: lf.Model, data: Dataset, engine: str, optimizer: Optimizer | None = None, batch_size: int = 40
+) -> Trainer:
     return make_trainer(
-        model, data, optimizer=optimizer or lf.adam(1e-3), batch_size=40, engine=MAKERS.get(engine, engine)
+        model, data, optimizer=optimizer or lf.adam(1e-3), batch_size=batch_size, engine=MAKERS.get(engine, engine)
     )
 
 

@@ -151,7 +151,7 @@ def test_optimisers_give_params_like_those_they_were_given(result: Any, words: s
     with pytest.raises(UserError, match=r"^--optimizer: 'init' fails .*division by zero"):
         optimizer.init({})
     if words is None:
-        assert optimizer.update("grads", "state", PARAMS, "step") == result  # type: ignore[arg-type]
+        assert optimizer.update("grads", "state", PARAMS, "step") == result
         assert given == [("grads", "state", PARAMS, "step")]
     else:
         with pytest.raises(UserError, match=f"^--optimizer: 'update' {words}"):

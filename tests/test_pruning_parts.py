@@ -13,11 +13,12 @@ from torch import Tensor
 import lthfunc as lf
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
-from lthfunc.sparsify.allocation import check_fraction, check_patterns, fraction_from, number_pruned
+from lthfunc.sparsify.allocation import check_fraction, fraction_from, number_pruned
 from lthfunc.sparsify.budgets import apportion, budget_of
 from lthfunc.sparsify.checks import checked_allocation, checked_selection
 from lthfunc.sparsify.scores import checked_score
 from lthfunc.trees.ops import Count
+from lthfunc.trees.patterns import check_patterns
 
 
 def truth(*rows: str) -> Tensor:

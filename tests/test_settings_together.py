@@ -24,6 +24,8 @@ TOGETHER: list[Any] = [
       for name in ("adam", "adamw", "lion")),
     ({"optimizer": "sgd", "momentum": 0.0, "nesterov": True}, "--nesterov: requires a --momentum above 0",
      [{"momentum": 0.5}, {"nesterov": False}]),
+    ({"weight_decay": 0.0, "no_decay": True}, "--no-decay: requires a --weight-decay above 0",
+     [{"weight_decay": 0.5}, {"no_decay": False}]),
     ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: requires --loss cross-entropy, not mse",
      [{"label_smoothing": 0.0}, {"loss": "auto"}, {"loss": "cross-entropy"}]),
     ({"density": 0.5, "densities": "0.5"}, "--density and --densities: give one",

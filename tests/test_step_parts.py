@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError
+from lthfunc.training.chain import masked
 from lthfunc.training.loss_of_params import LossOf, forward_of
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.optimizers import Optimizer
@@ -21,7 +22,6 @@ from lthfunc.training.steps import (
     floating_masks,
     make_loop_body,
     make_train_step,
-    masked,
     on_stored,
 )
 from lthfunc.trees.rng import counter_key, fold_in

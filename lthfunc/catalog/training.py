@@ -48,6 +48,15 @@ OPTIMIZERS = Registry("optimizers", "--optimizer", {
     ),
 }, own_takes=True)  # fmt: skip
 
+#: Settings that put a part before or behind the optimiser (`chain`), in their order, and what makes it of the value.
+OPTIMIZER_PARTS = {
+    "accumulate": ".training.accumulation:accumulate",
+    "sam": ".training.sam:sam",
+    "clip_norm": ".training.clipping:clip_by_global_norm",
+    "lookahead": ".training.lookahead:lookahead",
+    "ema": ".training.averaging:ema",
+}
+
 
 def _schedule(function: str, about: str, source: str = "", takes: tuple[str, ...] = ()) -> Entry:
     return Entry(f".training.schedules:{function}", about, source, takes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.task_schedules import in_turn
+from lthfunc.training.averaging import result_of
 from lthfunc.training.engines.vmapped import unstacked
 from lthfunc.training.evaluation import Evaluation, averaged, from_means
 from lthfunc.training.loop import take_steps
@@ -188,7 +189,8 @@ def measured(
             continue
         first, second = (state, other[1]) if task.variant == COPIES[0] else (other[1], state)
         loss, metric = trainer.work.loss, trainer.work.metric
-        between_them = line(model, first, second, data.test, data.scale, points, loss, metric, lower_is_better)
+        ends = result_of(first), result_of(second)
+        between_them = line(model, *ends, data.test, data.scale, points, loss, metric, lower_is_better)
         yield task.seed, Instability(task.number, between_them)
 
 

@@ -16,6 +16,7 @@ from lthfunc.sparsify.rewinding import learning_rate_rewound
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.structures import Select, unstructured
 from lthfunc.sparsify.transforms import prune, ticket
+from lthfunc.training.averaging import result_of
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.loop import fit_together, untrained_fits
 from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, as_observers
@@ -218,6 +219,7 @@ def train_together(
     else:
         anchors = [task.start if task.anchor is None else task.anchor for task in tasks]
         fits = fitted(end, nothing)
+    fits = [fit._replace(state=result_of(fit.state)) for fit in fits]
     tests = measure(plan.trainer, [fit.best for fit in fits], plan.trainer.data.test)
     return [
         Round(task.number, task.variant, ticket(task.start), fit, test, anchor)

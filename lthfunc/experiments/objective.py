@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES, TargetsEntry
+from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZER_PARTS, OPTIMIZERS, SCHEDULES, TargetsEntry
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Decision, filled
+from lthfunc.experiments.config import SETTINGS, Config, Decision, filled
 from lthfunc.plugins import called, is_own
 from lthfunc.printable import a_or_an
-from lthfunc.registry import Offered, Registry
+from lthfunc.registry import Offered, Registry, imported, taken
 from lthfunc.training import schedules
+from lthfunc.training.accumulation import parts_of_batch
+from lthfunc.training.chain import Part, chain
 from lthfunc.training.language import label_smoothed_next_token, next_token
 from lthfunc.training.losses import Loss, Metric, cross_entropy, label_smoothed_cross_entropy
-from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.optimizers import Optimizer, is_matrix
 from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import Dataset
 
@@ -118,22 +120,39 @@ def check_last_rate(config: Config, steps: int) -> None:
 def make_optimizer(config: Config, steps: int) -> Optimizer:
     """The optimiser and schedule of a resolved configuration, for trainings of this many steps.
 
-    A user's is a function that returns an Optimizer, or a pair (init, update), and is called with those of lr (the
-    schedule), momentum and weight_decay that its signature has. Raises UserError.
+    Other settings put parts before and behind it (`chain`). A user's is a function that returns an Optimizer, or a pair
+    (init, update), and is called with those of lr (the schedule), momentum, weight_decay and so on that its signature
+    has. Raises UserError.
     """
+    optimizer, given = _without_parts(config, steps), [
+        (target, value) for name, target in OPTIMIZER_PARTS.items()
+        if (value := getattr(config, name)) != SETTINGS[name].value
+    ]  # fmt: skip
+    parts: list[Part] = [imported(target)(value) for target, value in given]
+    before, behind = ([part for part in parts if part.follows == follows] for follows in (False, True))
+    return chain(*before, optimizer, *behind) if parts else optimizer
+
+
+def _without_parts(config: Config, steps: int) -> Optimizer:
+    """The optimiser by its name."""
     table, momentum, decay = schedule_of(config, steps), config.momentum or 0.0, config.weight_decay or 0.0
-    name = filled(config.optimizer)
+    name, decays = filled(config.optimizer), is_matrix if config.no_decay else None
     offered = {
         "lr": table, "schedule": table, "momentum": momentum, "nesterov": config.nesterov, "weight_decay": decay,
-        "steps": steps,
+        "decays": decays, "steps": steps,
     }  # fmt: skip
     if name in OPTIMIZERS:
         made: Optimizer = OPTIMIZERS.make(name, offered)
         return made
-    own = called("--optimizer", name, OPTIMIZERS.load(name), offered, {})
-    if isinstance(own, Optimizer):
-        return own
-    if isinstance(own, tuple) and len(own) == 2 and all(map(callable, own)):
+    function = OPTIMIZERS.load(name)
+    if decays is not None and "decays" not in (taken(function, offered) or []):
+        raise UserError(f"--no-decay: {name!r} takes no argument decays, by which it would learn of it")
+    own = called("--optimizer", name, function, offered, {})
+    if isinstance(own, tuple) and not isinstance(own, Optimizer) and len(own) == 2 and all(map(callable, own)):
         return Optimizer(*own, mixes=True)  # it may mix weights, so the step masks them after it
-    found = a_or_an(type(own).__name__)
-    raise UserError(f"--optimizer: {name!r} returned {found}, not an lthfunc.Optimizer or a pair (init, update)")
+    if not isinstance(own, Optimizer):
+        found = a_or_an(type(own).__name__)
+        raise UserError(f"--optimizer: {name!r} returned {found}, not an lthfunc.Optimizer or a pair (init, update)")
+    if parts_of_batch(own) > 1:
+        raise UserError(f"--optimizer: {name!r} returned a chain with accumulate, which --accumulate sets")
+    return own

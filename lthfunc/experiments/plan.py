@@ -39,13 +39,13 @@ from lthfunc.models.factory import build_for
 from lthfunc.models.pretrained import check_weights
 from lthfunc.plugins import is_own, load_plugin
 from lthfunc.printable import counted
-from lthfunc.sparsify.allocation import check_patterns
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.precision import Precision
 from lthfunc.training.trainer import OnNonfinite, examples, trainer_of
 from lthfunc.trees.model import Model, fixed_line, init
 from lthfunc.trees.ops import data_to_device
+from lthfunc.trees.patterns import check_patterns
 from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.types import Dataset
 
@@ -142,7 +142,12 @@ def read_model(config: Config, data: Dataset) -> Model:
 
 def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]]:
     """Decide the length of a training, and how often it is evaluated."""
-    batch_size, decisions = filled(config.batch_size), list[Decision]()
+    part, decisions = filled(config.batch_size), list[Decision]()
+    most = len(data.train.x) // part
+    if most and config.accumulate > most:
+        at_most = f"a whole number from 1 to {most}, the batches of {part} in {len(data.train.x):,} training examples"
+        raise invalid("--accumulate", config.accumulate, at_most)
+    batch_size = part * config.accumulate
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps
     if steps is None:

@@ -146,6 +146,8 @@ def _check_together(config: Config, used: Collection[str]) -> None:
         _check_trained(config)
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: requires a --momentum above 0")
+    if config.no_decay and not config.weight_decay:
+        raise UserError("--no-decay: requires a --weight-decay above 0")
     if config.compact and config.device.startswith("cuda") and (config.jobs or 1) > 1:
         raise invalid("--jobs", config.jobs, "1 with --compact, whose networks differ in size")
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):

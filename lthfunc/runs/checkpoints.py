@@ -18,6 +18,7 @@ from lthfunc.experiments.iterative import Progress
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
+from lthfunc.training.optimizer_states import fresh_state
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.results import BestNetwork, Fit, Point, SinceLastPoint
 from lthfunc.trees.files import tree_bytes, tree_of
@@ -145,7 +146,7 @@ def _checkpoint(tree: dict[str, Any], about: dict[str, Any], start: TrainState, 
     device = start.step.device
     if about["format"] != _FORMAT:
         raise ValueError("another format")
-    fresh, rebuilt = flattened(optimizer.init(start.params))
+    fresh, rebuilt = flattened(fresh_state(optimizer, start))
     opt: list[Any] = [tree["opt"][str(number)] for number in range(len(fresh))]
     state = TrainState(
         tree["params"], tree.get("buffers", {}), tree["masks"], rebuilt(opt), torch.tensor(int(about["step"]))

@@ -7,27 +7,26 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from lthfunc.errors import invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
+from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
-from lthfunc.sparse.python_losses import OutputsLoss, check_features
+from lthfunc.sparse.python_losses import check_features
+from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
-from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
-from lthfunc.sparse.workspace import Workspace, pack_moments, unpack_moments
-from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work, device_of
-from lthfunc.training.evaluation import Evaluation, evaluate
-from lthfunc.training.losses import Loss, accuracy, cross_entropy
+from lthfunc.sparse.workspace import Workspace
+from lthfunc.training.accumulation import parts_of_batch
+from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work
+from lthfunc.training.evaluation import Evaluation
+from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.steps import Metrics
-from lthfunc.trees.ops import scaled
-from lthfunc.trees.rng import counter_key, fold_in, key
-from lthfunc.trees.types import Batch, Buffers, Masks, Params, Split, TrainState
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Batch, Masks, Split, TrainState
 
 #: Seconds that one call of the machine should take: long enough to cost nothing, short enough to be interrupted.
 _CALL_SECONDS = 0.1
@@ -70,7 +69,7 @@ def sparse_engine(work: Work) -> Engine:
             evaluable.add(stored)
         return loops[0] if len(loops) == 1 else _Several(loops)
 
-    evaluator = _Evaluator(work, tuners)
+    evaluator = Evaluator(work, tuners)
 
     def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
         return [evaluator.quality(network, split) for network in networks]
@@ -118,22 +117,19 @@ class _Loop:
     ) -> None:
         self._work, self._state, self._slots = work, state, slots
         x, _ = slots
-        self._examples = x.shape[1]
         self._step, self._taken = int(state.step), 0
-        self._key, self._seed = counter_key(seed, "step"), key(seed, "dropout") % 2**32
+        self._draw, self._parts = key(seed, "dropout") % 2**32, parts_of_batch(work.optimizer)
         optimizer, changed = work.optimizer, work.augment is not None
         shape = tuple(x.shape[2:])  # augmented inputs come scaled
         stored = Stored(shape, torch.float32) if changed else Stored(shape, x.dtype, work.scale)
-        program = programs.program(state, self._examples, stored)
+        program = programs.program(state, x.shape[1] // self._parts, stored)
         self._workspace = workspace = Workspace(program, state.params, state.buffers)
         if optimizer.numbers is not None:
             workspace.moments = [workspace.vector(tree) for tree in moments_of(state.opt)]
             workspace.clock = clock_of(state.opt, optimizer.numbers)
             workspace.schedule = state.opt.schedule.float().contiguous()
-        else:
-            self._opt = pack_moments(workspace, state.params, state.opt)
-        self._loss = OutputsLoss(work)
         self._whole = takes_whole_steps(work.loss, optimizer, augment=changed)
+        self._python = PythonSteps(work, workspace, state, seed, self._draw, updates=optimizer.numbers is None)
         self.draws = not self._whole
         self._steps_a_call = 1.0
         # Python's share of a step may depend on the number of threads, the machine's does not.
@@ -148,9 +144,9 @@ class _Loop:
             begun, had = time.perf_counter(), time.process_time()
             if self._whole:
                 with self._tuner.running():
-                    self._workspace.run(x[done:], y[done:], count, self._step, self._seed)
+                    self._workspace.run(x[done:], y[done:], count, self._step, self._draw)
             else:
-                self._take_one(x[done], y[done])
+                self._python.take(x[done], y[done], self._step)
             # How many steps a call takes, and how many threads it has, changes nothing in their results.
             seconds = max(1e-6, time.perf_counter() - begun)
             self._tuner.took(count, seconds, time.process_time() - had)
@@ -164,12 +160,12 @@ class _Loop:
 
     def losses(self) -> list[float]:
         """The sum of the steps' losses."""
-        return [float(self._workspace.totals[0])]
+        return [float(self._workspace.totals[0]) / self._parts]
 
     def count_from(self, losses: Sequence[float]) -> None:
         """Let the sum of losses go on from here."""
         self._workspace.totals.zero_()
-        self._workspace.totals[0] = losses[0]
+        self._workspace.totals[0] = losses[0] * self._parts
 
     def states(self) -> list[TrainState]:
         """The public state: dense leaves, zeros where weights were pruned."""
@@ -177,33 +173,10 @@ class _Loop:
         if self._work.optimizer.numbers is not None:
             opt = state_after(state.opt, [workspace.dense(moment) for moment in workspace.moments], workspace.clock)
         else:
-            opt = unpack_moments(workspace, state.params, self._opt)
-        buffers = workspace.buffers(state.buffers, self._taken)
+            opt = self._python.opt()
+        buffers = workspace.buffers(state.buffers, self._taken * self._parts)
         step = torch.full_like(state.step, self._step)
         return [TrainState(workspace.dense(workspace.values), buffers, state.masks, opt, step)]
-
-    def _take_one(self, x: Tensor, y: Tensor) -> None:
-        """A step whose inputs, loss or optimiser are Python's."""
-        work, workspace = self._work, self._workspace
-        step = torch.tensor(self._step)
-        if work.augment is not None:
-            x = work.augment(scaled(x, work.scale), fold_in(self._key, step)).contiguous()
-        end = len(workspace.program.code.rows)
-        if work.loss is cross_entropy:
-            workspace.run(x[None], y[None], 1, self._step, self._seed, (0, end))
-        else:
-            forward = workspace.program.forward
-            workspace.run(x[None], y[None], 1, self._step, self._seed, (0, forward))
-            outputs = workspace.outputs[: self._examples]
-            gradient, loss = self._loss.gradient(outputs.clone(), y, x, self._state.masks, step)
-            workspace.totals[0] += loss
-            outputs.copy_(gradient)
-            workspace.run(x[None], y[None], 1, self._step, self._seed, (forward, end))
-        if work.optimizer.numbers is None:
-            params, grads = workspace.parts(workspace.values), workspace.parts(workspace.gradients)
-            new, self._opt = work.optimizer.update(grads, self._opt, params, step)
-            for name, value in new.items():
-                params[name].copy_(value)
 
 
 class _Several:
@@ -233,67 +206,3 @@ class _Several:
     def states(self) -> list[TrainState]:
         """The public states."""
         return [state for loop in self._loops for state in loop.states()]
-
-
-#: Examples measured at a time, and bytes of activations that they may take.
-_CHUNK, _BYTES = 512, 64 * 2**20
-
-
-class _Evaluator(threading.local):
-    """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again."""
-
-    def __init__(self, work: Work, tuners: ThreadTuners) -> None:
-        self._work, self._tuners = work, tuners
-        self._loss = OutputsLoss(work)
-        self._counts = work.loss is cross_entropy and work.metric is accuracy
-        self._workspace: Workspace | None = None
-        self._stored: Stored | None = None
-
-    def quality(self, network: Network, split: Split) -> Evaluation:
-        """Mean loss and accuracy over a split."""
-        work = self._work
-        workspace = self._workspace_for(network.params, network.buffers, split)
-        chunk, tuner = workspace.program.batch, self._tuners.of(torch.get_num_threads())
-
-        def metrics_of(batch: Batch) -> Metrics:
-            x, y = batch
-            workspace.totals.zero_()
-            with tuner.running():
-                workspace.run(x[None], y[None])
-            if self._counts:
-                loss, hits = workspace.totals
-                return {"loss": loss, "accuracy": hits / len(x)}
-            outputs = workspace.outputs[: len(x)]
-            return {"loss": self._loss(outputs, y, x), "accuracy": work.metric(outputs, y)}
-
-        (quality,) = evaluate(metrics_of, split, device_of(network.params), chunk)
-        return quality
-
-    def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:
-        masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
-        stored = Stored(tuple(split.x.shape[1:]), split.x.dtype, self._work.scale)
-        if self._workspace is not None and self._stored == stored and _covers(self._workspace, masks):
-            self._workspace.load(params, buffers)
-            return self._workspace
-        chunk = min(_CHUNK, max(LANES, len(split.x)))
-        graph = captured(self._work.model, stored.shape, training=False)
-        epilogue = Epilogue("cross_entropy" if self._counts else None, gradients=False)
-        while True:
-            program = program_of(graph, params, buffers, masks, batch=chunk, stored=stored, epilogue=epilogue)
-            if program.code.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
-                break
-            chunk = max(LANES, chunk // 2)
-        self._workspace, self._stored = Workspace(program, params, buffers), stored
-        return self._workspace
-
-
-def _covers(workspace: Workspace, masks: dict[str, Tensor]) -> bool:
-    """Whether all these survivors are among the program's, and not far fewer."""
-    ours = theirs = 0
-    for name, positions in workspace.program.positions.items():
-        mask = masks[name].flatten()
-        inside, count = int(mask.index_select(0, positions).sum()), int(mask.sum())
-        if inside < count:
-            return False
-        ours, theirs = ours + len(positions), theirs + count
-    return theirs >= 0.98 * ours

@@ -48,13 +48,16 @@ class Epilogue(NamedTuple):
 class Program(NamedTuple):
     """A network on its survivors, ready for the machine.
 
-    code: instructions and memory. forward: instructions up to the outputs. leaves: where each parameter lies
+    code: instructions and memory. forward, backward, update: instructions up to the outputs, to the gradients, and to
+    the optimiser's update. leaves: where each parameter lies
     among the values. positions: for each masked leaf, where its survivors lie in the flattened dense one. counters:
     buffers that count steps. statistics: buffers among the constants. outputs: the network's shape, without the batch.
     """
 
     code: MachineCode
     forward: int
+    backward: int
+    update: int
     gradients: bool
     batch: int
     leaves: dict[str, Leaf]
@@ -89,11 +92,11 @@ def program_of(
         for read in operation.inputs:
             b.read(read)
         operation.emit(operation)
-    forward, code = _finish(b, output, epilogue)
+    (forward, backward, update), code = _finish(b, output, epilogue)
     positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
-        code, forward, epilogue.gradients, batch, b.leaves, positions, tuple(counters), dict(b.statistics),
-        output.shape,
+        code, forward, backward, update, epilogue.gradients, batch, b.leaves, positions, tuple(counters),
+        dict(b.statistics), output.shape,
     )  # fmt: skip
 
 
@@ -189,7 +192,7 @@ def _no_rule(node: Node, form: str, name: str) -> UserError:
     return UserError(f"--engine: sparse has no rule for {what}; --engine compile runs it")
 
 
-def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[int, MachineCode]:
+def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[tuple[int, int, int], MachineCode]:
     value = output.value
     b.read(value)
     buffer = value.buffer
@@ -219,6 +222,7 @@ def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[int, MachineC
     if epilogue.gradients:
         for gradient in reversed(b.backward):
             gradient()
+    backward = len(b.instructions)
     if epilogue.update is not None:
         add_update(b, epilogue.update)
-    return forward, finished(b)
+    return (forward, backward, backward), finished(b)

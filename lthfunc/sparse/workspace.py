@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.packing import packed_like, unpacked_like
+from lthfunc.sparse.packing import columns, packed_like, unpacked_like
 from lthfunc.sparse.program import Program
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.trees.ops import clone, map_leaves_like
@@ -23,7 +23,7 @@ class Workspace:
         self.program = program
         self.shapes = {name: tuple(value.shape) for name, value in params.items()}
         code = program.code
-        self._end, self._verified = len(code.rows), code.verified
+        self.end, self._verified = len(code.rows), code.verified
         self._apart: Tensor | None = None
         self.constants = code.constants.clone()
         self.load(params, buffers)
@@ -60,6 +60,10 @@ class Workspace:
         """Survivors by leaf, as views of a vector."""
         return {name: vector[leaf.first : leaf.first + leaf.size] for name, leaf in self.program.leaves.items()}
 
+    def shaped(self, vector: Tensor) -> Params:
+        """The same, with as many dimensions as the dense leaves have: (n, 1, …)."""
+        return columns(self.parts(vector), self.shapes)
+
     def dense(self, vector: Tensor) -> Params:
         """Dense leaves, in memory of their own."""
         leaves = unpacked_like(self.parts(vector.clone()), self.program.positions, self.shapes)
@@ -78,7 +82,7 @@ class Workspace:
         self, x: Tensor, y: Tensor, steps: int = 1, step: int = 0, seed: int = 0, part: tuple[int, int] | None = None
     ) -> None:
         """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y, a batch in each."""
-        begin, end = part or (0, self._end)
+        begin, end = part or (0, self.end)
         first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
         torch.ops.lthfunc.run.default(
             self._verified, begin, end, self.activations, self.values, self.gradients, self._partials(), self.constants,
@@ -87,12 +91,17 @@ class Workspace:
 
 
 def pack_moments(workspace: Workspace, params: Params, tree: Any) -> Any:
-    """An optimiser's state with every tree that is shaped like params on the survivors, as 1-D vectors."""
-    positions = workspace.program.positions
-    return map_leaves_like(params, tree, lambda leaves: clone(packed_like(leaves, positions)))
+    """An optimiser's state with every tree that is shaped like params on the survivors, as `Workspace.shaped`."""
+    shapes, positions = workspace.shapes, workspace.program.positions
+    return map_leaves_like(params, tree, lambda leaves: clone(columns(packed_like(leaves, positions), shapes)))
 
 
 def unpack_moments(workspace: Workspace, params: Params, tree: Any) -> Any:
     """The inverse of `pack_moments`."""
     positions, shapes = workspace.program.positions, workspace.shapes
-    return map_leaves_like(params, tree, lambda leaves: clone(unpacked_like(leaves, positions, shapes)))
+
+    def dense(leaves: Params) -> Params:
+        flat = {name: leaf.flatten() if name in positions else leaf.view(shapes[name]) for name, leaf in leaves.items()}
+        return clone(unpacked_like(flat, positions, shapes))
+
+    return map_leaves_like(params, tree, dense)

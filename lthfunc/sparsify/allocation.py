@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.ops import Count, count
+from lthfunc.trees.patterns import check_patterns
 from lthfunc.trees.types import Masks
 
 #: Weights to keep per prunable leaf: int64 scalars.
@@ -87,13 +88,6 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
         return {name: count - number_pruned(count, rate_of(name)) for name, count in living.items()}
 
     return allocate
-
-
-def check_patterns(option: str, patterns: Iterable[str], names: Collection[str]) -> None:
-    """Raise UserError for a pattern that matches no prunable layer."""
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise invalid(option, pattern, f"a pattern that matches one of {', '.join(names)}")
 
 
 @public

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.allocation import KeepCounts, check_patterns
+from lthfunc.sparsify.allocation import KeepCounts
 from lthfunc.sparsify.ranking import ranks, ranks_in_rows
 from lthfunc.sparsify.scores import Scores
+from lthfunc.trees.patterns import check_patterns
 from lthfunc.trees.types import Masks
 
 Select = Callable[[Scores, Masks, KeepCounts], Masks]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.training.optimizers import Optimizer, check_real, table_like
+from lthfunc.training.optimizers import Optimizer, check_real, chosen, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.ops import tree_map
 from lthfunc.trees.types import Params
@@ -22,11 +23,16 @@ class LionState(NamedTuple):
 
 
 @public
-def lion(lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> Optimizer:
+def lion(
+    lr: float | Schedule,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    decays: Callable[[str, Tensor], bool] | None = None,
+) -> Optimizer:
     """Lion: steps of one size along the sign of a momentum (Chen et al. 2023, alg. 2).
 
     lr: a rate, or a schedule of rates; a third to a tenth of AdamW's. betas: in [0, 1). weight_decay: decoupled, at
-    least 0. Raises UserError for numbers out of range.
+    least 0, of the parameters that `decays` chooses (None: all). Raises UserError for numbers out of range.
 
     >>> params = {"w": torch.tensor([1.0])}
     >>> optimizer = lf.lion(0.1)
@@ -44,7 +50,8 @@ def lion(lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.99), weight_
         rate = rate_at(state.schedule, step)
         keep = 1 - rate * weight_decay
         new = {
-            name: p * keep - rate * torch.sign(state.momentum[name] * beta1 + grads[name] * (1 - beta1))
+            name: (p * keep if chosen(decays, name, p) else p)
+            - rate * torch.sign(state.momentum[name] * beta1 + grads[name] * (1 - beta1))
             for name, p in params.items()
         }
         momentum = {name: m * beta2 + grads[name] * (1 - beta2) for name, m in state.momentum.items()}

@@ -10,13 +10,15 @@ import torch
 
 from lthfunc.arguments import check_state_fits, public
 from lthfunc.errors import UserError, invalid
+from lthfunc.training.averaging import result_of
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import averaged, evaluate, from_means
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
 from lthfunc.training.mask_updates import MaskUpdates, following
 from lthfunc.training.nonfinite import recover_from_nonfinite
-from lthfunc.training.optimizers import Optimizer, with_rates_of
+from lthfunc.training.optimizer_states import with_rates_of
+from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, Observers, Point, as_observers
 from lthfunc.training.session import TrainingSession, are_finite, unfinished_fits
@@ -69,8 +71,8 @@ def fit(
     trainer: of `make_trainer`. seed: decides the order of examples and the draws of random layers. observe: called with
     the number of each step and, after an evaluation, the new point of the curve. so_far: a fit to continue, which
     stopped at `state`. updates: masks that change on the way. Returns the last state, the network with the least
-    validation loss (after the last change of masks), and the learning curve. Raises UserError where no step is left to
-    take, or where a loss or gradient is not finite (`Trainer.on_nonfinite`).
+    validation loss (after the last change of masks; an averaged one with `ema` or `swa`), and the learning curve.
+    Raises UserError where no step is left to take, or where a loss or gradient is not finite (`Trainer.on_nonfinite`).
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> model = lf.from_module(nn.Linear(4, 2))
@@ -157,17 +159,19 @@ def untrained_fits(
     if checkpointer is not None:
         checkpointer.on_phase("evaluation", step)
     points = _measure(trainer, states, [math.nan] * len(states), step)
-    return [
-        Fit(state, BestNetwork(point, state.params, state.buffers), (point,))
-        for state, point in zip(states, points, strict=True)
-    ]
+    return [Fit(state, _best(point, state), (point,)) for state, point in zip(states, points, strict=True)]
 
 
 def _extended(fit: Fit, point: Point) -> Fit:
     changed = max((each.step for each in fit.changes if each.exchanged), default=-1)
     better = point.val_loss < fit.best.point.val_loss or fit.best.point.step <= changed
-    chosen = BestNetwork(point, fit.state.params, fit.state.buffers) if better else fit.best
+    chosen = _best(point, fit.state) if better else fit.best
     return fit._replace(best=chosen, curve=(*fit.curve, point), since=None)
+
+
+def _best(point: Point, state: TrainState) -> BestNetwork:
+    result = result_of(state)
+    return BestNetwork(point, result.params, result.buffers)
 
 
 @public
@@ -209,7 +213,7 @@ def train(
         check_state_fits("train", model, state)
         _check_steps_left(int(state.step), steps)
         if state.opt != ():  # its moments go on, at the rates of this training
-            state = state._replace(opt=with_rates_of(state.opt, optimizer, state.params))
+            state = state._replace(opt=with_rates_of(state.opt, optimizer, state))
         return take_steps(trainer, state, seed=seed, until=steps, observe=observe)[0]
 
     return transformation
@@ -248,5 +252,5 @@ def _check_steps_left(step: int, until: int) -> None:
 
 
 def _measure(trainer: Trainer, states: Sequence[TrainState], losses: Sequence[float], step: int) -> list[Point]:
-    qualities = measure(trainer, states, trainer.data.val)
+    qualities = measure(trainer, [result_of(state) for state in states], trainer.data.val)
     return [Point(step, loss, quality.loss, quality.accuracy) for loss, quality in zip(losses, qualities, strict=True)]

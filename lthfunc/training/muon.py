@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.training.optimizers import Optimizer, adamw, check_real, table_like
+from lthfunc.training.optimizers import Optimizer, adamw, check_real, chosen, is_matrix, table_like
 from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.types import Params
 
@@ -34,14 +34,15 @@ def muon(
     weight_decay: float = 0.1,
     *,
     others: float = 0.15,
-    is_matrix: Callable[[str, Tensor], bool] = lambda name, leaf: leaf.ndim >= 2,
+    is_matrix: Callable[[str, Tensor], bool] = is_matrix,
+    decays: Callable[[str, Tensor], bool] | None = None,
 ) -> Optimizer:
     """Muon: the momentum of each matrix, orthogonalised (Jordan et al. 2024); AdamW for other parameters.
 
     lr: a rate, or a schedule of rates. momentum: in [0, 1), with nesterov or plain. weight_decay: at least 0. others:
     AdamW's rate relative to Muon's. is_matrix: (name, parameter) -> whether Muon applies; convolutions count as
-    matrices (out, in · kernel). An update mixes the weights of a layer, so pruned ones are masked after each step.
-    Raises UserError for numbers out of range.
+    matrices (out, in · kernel). decays: (name, parameter) -> whether its weights decay; None: all do. An update mixes
+    the weights of a layer, so pruned ones are masked after each step. Raises UserError for numbers out of range.
 
     >>> params = {"w": torch.eye(2), "b": torch.zeros(2)}
     >>> optimizer = lf.muon(0.1)
@@ -49,31 +50,32 @@ def muon(
     ['w', 'b']
     """
     schedule = as_schedule(lr)
-    rest = adamw(schedule * others, weight_decay=weight_decay)
+    rest = adamw(schedule * others, weight_decay=weight_decay, decays=decays)
 
     def parted(tree: Params, like: Params) -> tuple[Params, Params]:
-        matrices = {name for name, leaf in like.items() if is_matrix(name, leaf)}
+        wide = {name for name, leaf in like.items() if is_matrix(name, leaf)}
         return (
-            {name: leaf for name, leaf in tree.items() if name in matrices},
-            {name: leaf for name, leaf in tree.items() if name not in matrices},
+            {name: leaf for name, leaf in tree.items() if name in wide},
+            {name: leaf for name, leaf in tree.items() if name not in wide},
         )
 
     def init(params: Params) -> MuonState:
         check_real(params, "muon")
-        matrices, vectors = parted(params, params)
-        zeros = {name: torch.zeros_like(leaf) for name, leaf in matrices.items()}
+        wide, vectors = parted(params, params)
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in wide.items()}
         return MuonState(table_like(schedule, params), zeros, rest.init(vectors) if vectors else ())
 
     def update(grads: Params, state: MuonState, params: Params, step: Tensor) -> tuple[Params, MuonState]:
         rate = rate_at(state.schedule, step)
-        (matrices, vectors), (slopes, others_slopes) = parted(params, params), parted(grads, params)
+        (wide, vectors), (slopes, others_slopes) = parted(params, params), parted(grads, params)
         velocity = {name: m.lerp(slopes[name], 1 - momentum) for name, m in state.momentum.items()}
         new = {}
-        for name, p in matrices.items():
+        for name, p in wide.items():
             direction = slopes[name].lerp(velocity[name], momentum) if nesterov else velocity[name]
             shape = direction.flatten(1).shape
             stride = rate * math.sqrt(max(1.0, shape[0] / shape[1]))
-            new[name] = p * (1 - rate * weight_decay) - stride * _orthogonal(direction.flatten(1)).view_as(p)
+            kept = p * (1 - rate * weight_decay) if chosen(decays, name, p) else p
+            new[name] = kept - stride * _orthogonal(direction.flatten(1)).view_as(p)
         moved, following = rest.update(others_slopes, state.others, vectors, step) if vectors else ({}, ())
         return {name: {**new, **moved}[name] for name in params}, MuonState(state.schedule, velocity, following)
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from lthfunc.errors import DivergedError
+from lthfunc.training.optimizer_states import schedule_in
 from lthfunc.training.results import Fit, SinceLastPoint, Stopped
 from lthfunc.training.schedules import rate_at
 from lthfunc.training.session import Snapshot, TrainingSession, are_finite, unfinished_fits
@@ -61,7 +62,7 @@ def _error(
 ) -> DivergedError:
     step = int(state.step)
     what = "gradient" if math.isfinite(after.loss) else f"loss ({after.loss - before.loss})"
-    table = getattr(state.opt, "schedule", None)
+    table = schedule_in(state.opt)
     rate = "" if table is None else f", learning rate {float(rate_at(table, state.step)):g}"
     who = f"seed {seeds[number]}: " if len(seeds) > 1 else ""
     return DivergedError(

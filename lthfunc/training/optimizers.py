@@ -8,19 +8,25 @@ power for every weight.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.tracebacks import is_library_function
 from lthfunc.training.schedules import Schedule, as_schedule, rate_at
 from lthfunc.trees.ops import leaves, parts_squared, tree_map
 from lthfunc.trees.types import Params
+
+if TYPE_CHECKING:
+    from lthfunc.training.chain import Part
+
+
+#: (name, parameter) -> whether something applies to it, such as weight decay.
+Choice = Callable[[str, Tensor], bool]
 
 
 class SGDNumbers(NamedTuple):
@@ -29,6 +35,7 @@ class SGDNumbers(NamedTuple):
     momentum: float
     nesterov: bool
     weight_decay: float
+    decays: Choice | None = None
 
 
 class AdamNumbers(NamedTuple):
@@ -38,6 +45,7 @@ class AdamNumbers(NamedTuple):
     eps: float
     weight_decay: float
     decoupled: bool
+    decays: Choice | None = None
 
 
 class Optimizer(NamedTuple):
@@ -45,13 +53,15 @@ class Optimizer(NamedTuple):
 
     mixes: whether a weight's update depends on other weights or their gradients (as Muon's does), so that a pruned
     weight may move although its gradient is zero; the step then masks the weights again. numbers: set by the optimisers
-    of this library; it lets an engine replace `update` by faster code with the same effect.
+    of this library; it lets an engine replace `update` by faster code with the same effect. parts: those of a `chain`,
+    whose `init` also takes the buffers and whose `update` an `UpdateContext`.
     """
 
-    init: Callable[[Params], Any]
-    update: Callable[[Params, Any, Params, Tensor], tuple[Params, Any]]
+    init: Callable[..., Any]
+    update: Callable[..., tuple[Params, Any]]
     numbers: SGDNumbers | AdamNumbers | None = None
     mixes: bool = False
+    parts: tuple[Part | Optimizer, ...] = ()
 
 
 class SGDState(NamedTuple):
@@ -76,11 +86,18 @@ class AdamState(NamedTuple):
 
 
 @public
-def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
+def sgd(
+    lr: float | Schedule,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decays: Callable[[str, Tensor], bool] | None = None,
+) -> Optimizer:
     """Stochastic gradient descent, as torch.optim.SGD without dampening.
 
-    lr: a rate, or a schedule of rates. momentum: in [0, 1), with or without nesterov. weight_decay: L2, at least 0.
-    Raises UserError for numbers out of range, or for nesterov without momentum.
+    lr: a rate, or a schedule of rates. momentum: in [0, 1), with or without nesterov. weight_decay: L2, at least 0, of
+    the parameters that `decays` chooses (`is_matrix`, for example; None: all). Raises UserError for numbers out of
+    range, or for nesterov without momentum.
 
     >>> params, optimizer = {"w": torch.tensor([1.0])}, lf.sgd(0.1)
     >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
@@ -96,7 +113,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
 
     def update(grads: Params, state: SGDState, params: Params, step: Tensor) -> tuple[Params, SGDState]:
         rate = rate_at(state.schedule, step)
-        grads = _decayed(grads, params, weight_decay)
+        grads = _decayed(grads, params, weight_decay, decays)
         velocity = state.velocity
         if momentum:
             velocity = {name: velocity[name] * momentum + grads[name] for name in params}
@@ -104,44 +121,51 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
         new = {name: p - rate * grads[name] for name, p in params.items()}
         return new, SGDState(state.schedule, velocity)
 
-    return Optimizer(init, update, SGDNumbers(momentum, nesterov, weight_decay))
+    return Optimizer(init, update, SGDNumbers(momentum, nesterov, weight_decay, decays))
 
 
 @public
 def adam(
-    lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+    lr: float | Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decays: Callable[[str, Tensor], bool] | None = None,
 ) -> Optimizer:
     """Adam with L2 weight decay, as torch.optim.Adam (Kingma & Ba 2015, alg. 1).
 
-    lr: a rate, or a schedule of rates. betas: in [0, 1). eps, weight_decay: at least 0. Raises UserError for numbers
-    out of range.
+    lr: a rate, or a schedule of rates. betas: in [0, 1). eps, weight_decay: at least 0. decays: (name, parameter) ->
+    whether its weights decay (`is_matrix`, for example); None: all do. Raises UserError for numbers out of range.
 
     >>> params, optimizer = {"w": torch.tensor([1.0])}, lf.adam(0.1)
     >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
     {'w': tensor([0.9000])}
     """
-    return _adam(lr, betas, eps, weight_decay, decoupled=False)
+    return _adam(lr, AdamNumbers(betas, eps, weight_decay, False, decays))
 
 
 @public
 def adamw(
-    lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+    lr: float | Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    decays: Callable[[str, Tensor], bool] | None = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay, as torch.optim.AdamW (Loshchilov & Hutter 2019, alg. 2).
 
-    lr: a rate, or a schedule of rates. betas: in [0, 1). eps, weight_decay: at least 0. Raises UserError for numbers
-    out of range.
+    lr: a rate, or a schedule of rates. betas: in [0, 1). eps, weight_decay: at least 0. decays: (name, parameter) ->
+    whether its weights decay (`is_matrix`, for example); None: all do. Raises UserError for numbers out of range.
 
     >>> params, optimizer = {"w": torch.tensor([1.0])}, lf.adamw(0.1, weight_decay=0.5)
     >>> optimizer.update({"w": torch.tensor([5.0])}, optimizer.init(params), params, torch.tensor(0))[0]
     {'w': tensor([0.8500])}
     """
-    return _adam(lr, betas, eps, weight_decay, decoupled=True)
+    return _adam(lr, AdamNumbers(betas, eps, weight_decay, True, decays))
 
 
-def _adam(
-    lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, *, decoupled: bool
-) -> Optimizer:
+def _adam(lr: float | Schedule, numbers: AdamNumbers) -> Optimizer:
+    betas, eps, weight_decay, decoupled, decays = numbers
     beta1, beta2 = betas
     schedule = as_schedule(lr)
 
@@ -154,14 +178,14 @@ def _adam(
     def update(grads: Params, state: AdamState, params: Params, step: Tensor) -> tuple[Params, AdamState]:
         rate = rate_at(state.schedule, step)
         if not decoupled:
-            grads = _decayed(grads, params, weight_decay)
+            grads = _decayed(grads, params, weight_decay, decays)
         stride, widen = rate * state.corrections[0], state.corrections[1]
 
         mean = {name: m + (grads[name] - m) * (1 - beta1) for name, m in state.mean.items()}
         variance = {name: v * beta2 + parts_squared(grads[name]) * (1 - beta2) for name, v in state.variance.items()}
 
         def moved(name: str, p: Tensor) -> Tensor:
-            if decoupled and weight_decay:
+            if decoupled and weight_decay and chosen(decays, name, p):
                 p = p * (1 - rate * weight_decay)
             if p.is_complex():  # as two real numbers each
                 parts = torch.view_as_real(mean[name]) / (torch.view_as_real(variance[name]).sqrt() * widen + eps)
@@ -173,51 +197,13 @@ def _adam(
         following = corrections_of(powers).to(state.corrections.dtype)
         return new, AdamState(state.schedule, mean, variance, powers, following)
 
-    return Optimizer(init, update, AdamNumbers(betas, eps, weight_decay, decoupled))
+    return Optimizer(init, update, numbers)
 
 
 def corrections_of(powers: Tensor) -> Tensor:
     """Adam's bias corrections, of the betas' powers."""
     rest = 1 - powers
     return torch.stack([1 / rest[0], 1 / rest[1].sqrt()])
-
-
-def check_optimizer_state(state: Any, optimizer: Optimizer, params: Params) -> Any:
-    """A fresh state of the optimiser, or None where both are a user's.
-
-    Raises UserError where `state` is another optimiser's, or of other params.
-    """
-    if not is_library_function(optimizer.init) and not is_library_function(type(state)):
-        return None  # what a user's own keeps is its own affair
-    mine = optimizer.init(params)
-    if type(state) is not type(mine) or (is_library_function(type(state)) and not _alike(state, mine)):
-        raise UserError(
-            f"optimizer: the state's optimiser state ({type(state).__name__}) belongs to another optimiser or network; "
-            "state._replace(opt=()) starts with a fresh one"
-        )
-    return mine
-
-
-def _alike(state: Any, mine: Any) -> bool:
-    """Whether two states have the same leaves, besides the schedules, of which each may have its own."""
-    if optree.tree_structure(state) != optree.tree_structure(mine):
-        return False
-    return all(
-        one.shape == other.shape for one, other in zip(leaves(_with_tables(state, mine)), leaves(mine), strict=True)
-    )
-
-
-def with_rates_of(state: Any, optimizer: Optimizer, params: Params) -> Any:
-    """An optimiser's state with the schedules of `optimizer`. Raises UserError where it is another optimiser's."""
-    mine = check_optimizer_state(state, optimizer, params)
-    return _with_tables(state, mine) if is_library_function(optimizer.init) else state
-
-
-def _with_tables(state: Any, other: Any) -> Any:
-    if not hasattr(state, "_fields"):
-        return state
-    parts = zip(state._fields, state, other, strict=True)
-    return type(state)(*(new if name == "schedule" else _with_tables(old, new) for name, old, new in parts))
 
 
 def check_real(params: Params, optimizer: str) -> None:
@@ -229,10 +215,41 @@ def check_real(params: Params, optimizer: str) -> None:
             )
 
 
-def _decayed(grads: Params, params: Params, weight_decay: float) -> Params:
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter has two or more dimensions, as weights have, but not biases and parameters of normalisations.
+
+    name: is not looked at. For `decays` of the optimisers: weight decay of weights alone.
+
+    >>> lf.is_matrix("fc.weight", torch.ones(3, 4)), lf.is_matrix("fc.bias", torch.ones(3))
+    (True, False)
+    """
+    return parameter.ndim > 1
+
+
+@public
+def all_but(*patterns: str) -> Callable[[str, Tensor], bool]:
+    """Choose the parameters whose names match none of the patterns, for `decays` of the optimisers.
+
+    patterns: as of a shell, such as "*.bias". Returns (name, parameter) -> whether it is chosen.
+
+    >>> lf.all_but("*bias", "norm*")("fc.bias", torch.ones(3))
+    False
+    """
+    return lambda name, parameter: not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def chosen(choice: Choice | None, name: str, parameter: Tensor) -> bool:
+    """Whether something applies to a parameter; to all where nothing chooses."""
+    return choice is None or choice(name, parameter)
+
+
+def _decayed(grads: Params, params: Params, weight_decay: float, decays: Choice | None) -> Params:
     if not weight_decay:
         return grads
-    return {name: grad + params[name] * weight_decay for name, grad in grads.items()}
+    return {
+        name: grad + params[name] * weight_decay if chosen(decays, name, params[name]) else grad
+        for name, grad in grads.items()
+    }
 
 
 def table_like(schedule: Schedule, params: Params) -> Schedule:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import is_library_function
+from lthfunc.training.chain import is_library_optimizer
 from lthfunc.training.engines.interface import Running, Tick, Work
+from lthfunc.training.optimizer_states import schedule_in
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import Checkpointer, Fit, Observers, SinceLastPoint, Stopped
 from lthfunc.training.schedules import all_end_at
@@ -196,8 +197,7 @@ class TrainingSession:
 
 def _check_rates(states: Sequence[TrainState], end: int) -> None:
     """Raise UserError where steps past a schedule's end would change nothing."""
-    schedules = [getattr(state.opt, "schedule", None) for state in states]  # a user's own optimiser has it elsewhere
-    known = [schedule for schedule in schedules if isinstance(schedule, Tensor)]
+    known = [found for state in states if (found := schedule_in(state.opt)) is not None]
     still = next((step for step in all_end_at(known, end) if step is not None), None)
     if still is not None:
         raise UserError(
@@ -209,7 +209,7 @@ def _check_rates(states: Sequence[TrainState], end: int) -> None:
 def check_pruned_zero(states: Sequence[TrainState], work: Work) -> None:
     """Raise UserError where a pruned weight is no longer zero, which a user's module or optimiser may cause."""
     pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
-    if not pruned or (work.side_effects.known and is_library_function(work.optimizer.update)):
+    if not pruned or (work.side_effects.known and is_library_optimizer(work.optimizer)):
         return
     # Numbers that are not finite are found elsewhere (`are_finite`); the device is waited for once.
     left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]

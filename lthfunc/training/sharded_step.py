@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.func import grad_and_value
 
 from lthfunc.arguments import public
@@ -16,12 +17,14 @@ from lthfunc.distributed.collectives import Collectives, like_dtensors, local_sh
 from lthfunc.distributed.dtensors import shard_layout
 from lthfunc.distributed.sync_batchnorm import with_sync_batchnorm
 from lthfunc.errors import UserError
+from lthfunc.training.accumulation import over_parts, parts_of_batch
+from lthfunc.training.chain import ChainContext, masked, updated
 from lthfunc.training.losses import Loss, Metric, accuracy
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
-from lthfunc.training.steps import Metrics, Work, masked, objective_of
+from lthfunc.training.steps import Metrics, Work, objective_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.types import Batch, TrainState
+from lthfunc.trees.types import Batch, Buffers, Params, TrainState
 
 
 @public
@@ -53,19 +56,24 @@ def make_sharded_step(
     layout = shard_layout(model.init(0)[0], collectives.world_size)
     synced = with_sync_batchnorm(model, collectives)
     objective = objective_of(Work(synced, loss, optimizer, None, None, precision, metric))
+    gradient = over_parts(grad_and_value(objective, has_aux=True), parts_of_batch(optimizer))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         params, masks, opt = local_shards(state.params), local_shards(state.masks), local_shards(state.opt)
-        whole = layout.wholes(collectives.all_gather(layout.part(params)))
-        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(
-            whole,
-            state.buffers,
-            batch,
-            None,
-            state.step,  # masks are in shards, and a context has whole ones
-        )
-        mine = layout.mine(collectives.reduce_scatter(layout.parts_of(grads)) / collectives.world_size, params)
-        params, opt = optimizer.update(masked(mine, masks), opt, params, state.step)
+
+        def gradient_at(params: Params) -> tuple[Params, Tensor, Tensor, Buffers]:
+            whole = layout.wholes(collectives.all_gather(layout.part(params)))
+            # Masks are in shards, and a loss's context has whole ones.
+            grads, (value, (correct, buffers)) = gradient(whole, state.buffers, batch, None, state.step)
+            mine = layout.mine(collectives.reduce_scatter(layout.parts_of(grads)) / collectives.world_size, params)
+            return masked(mine, masks), value, correct, buffers
+
+        def total(value: Tensor) -> Tensor:
+            return collectives.all_reduce(value.reshape(1))[0]
+
+        grads, value, correct, buffers = gradient_at(params)
+        context = ChainContext(params, state.step, masks, buffers, lambda params: gradient_at(params)[0], total)
+        params, opt = updated(optimizer, grads, opt, context)
         both = collectives.all_reduce(torch.stack([value.double(), correct.double()])) / collectives.world_size
         after = TrainState(
             like_dtensors(params, state.params), buffers, state.masks, like_dtensors(opt, state.opt), state.step + 1

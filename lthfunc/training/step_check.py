@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lthfunc.errors import UserError
+from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.steps import Carry, is_library_code, make_loop_body, make_train_step, objective_of, with_optimizer
 from lthfunc.trees.global_rng import seeded_generators
@@ -27,7 +28,8 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
     if is_library_code(work):
         return
     model = work.model
-    count = min(batch_size, _EXAMPLES, len(data.train.x))
+    parts = parts_of_batch(work.optimizer)
+    count = min(batch_size, max(_EXAMPLES // parts, 1) * parts)
     batch = clone((data.train.x[:count], data.train.y[:count]))
     step = make_train_step(model, work.loss, work.optimizer, work.precision, work.metric)
     device = batch[0].device

@@ -15,9 +15,12 @@ from lthfunc.distributed.data_parallel import averaged_gradients, surviving_indi
 from lthfunc.distributed.sync_batchnorm import with_sync_batchnorm
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_library_function
+from lthfunc.training.accumulation import over_parts, parts_of_batch
+from lthfunc.training.chain import ChainContext, is_library_optimizer, masked, updated
 from lthfunc.training.loss_context import NetworkLoss, takes_context
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
-from lthfunc.training.optimizers import Optimizer, check_optimizer_state
+from lthfunc.training.optimizer_states import check_optimizer_state, fresh_state
+from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, autocast_for
 from lthfunc.training.user_functions import checked_augment, checked_loss, checked_optimizer
 from lthfunc.trees.model import Model, apply_evaluating, run_training
@@ -78,7 +81,8 @@ def make_train_step(
     model: the network. loss, metric: (outputs, targets) -> scalar, the mean over the batch; a loss may take a third
     argument, a `LossContext`. optimizer: whose state the
     state must hold (`with_optimizer`). precision: "bf16" runs the network under autocast; params and gradients stay
-    float32. The gradient is masked before weight decay and momentum, so weights that are pruned stay exactly zero.
+    float32. The gradient is masked before the optimiser, or a `chain`'s first part, gets it, so weights that are pruned
+    stay exactly zero.
     `state.masks` may be bool or, faster, float.
 
     collectives: of several ranks, each of which calls the step with its part of the batch, equally many examples, and
@@ -107,7 +111,7 @@ def make_train_step(
 
 def is_library_code(work: Work) -> bool:
     """Whether a step runs this library's code only, which is known to write into nothing."""
-    tidy = all(map(is_library_function, (work.loss, work.metric, work.optimizer.update)))
+    tidy = all(map(is_library_function, (work.loss, work.metric))) and is_library_optimizer(work.optimizer)
     return work.model.pure and tidy and not takes_context(work.loss)  # which may hold functions and networks of a user
 
 
@@ -115,18 +119,28 @@ def make_inner_step(work: Work) -> TrainStep:
     """`make_train_step` for a loop that owns its states and batches, into which a module may write."""
     collectives, optimizer = work.collectives, checked_optimizer(work.optimizer)
     objective = objective_of(work._replace(model=with_sync_batchnorm(work.model, collectives)))
+    tidy = is_library_code(work)
+    gradient = over_parts(grad_and_value(objective, has_aux=True), parts_of_batch(optimizer))
 
     def step(state: TrainState, batch: Batch, index: Tensor | None = None) -> tuple[TrainState, Metrics]:
-        grads, (value, (correct, buffers)) = grad_and_value(objective, has_aux=True)(
-            state.params, state.buffers, batch, state.masks, state.step
+        if collectives.world_size > 1 and index is None:
+            index = surviving_indices(state)
+
+        def gradient_at(params: Params, batch: Batch) -> tuple[Params, Tensor, Tensor, Buffers]:
+            found = gradient(params, state.buffers, batch, state.masks, state.step)
+            grads, (value, (correct, buffers)) = found
+            if collectives.world_size > 1:
+                assert index is not None
+                grads, (value, correct) = averaged_gradients(collectives, grads, (value, correct), index)
+            return masked(grads, state.masks), value, correct, buffers
+
+        # A user's code may write into its inputs, which a second gradient needs as they were.
+        again = batch if tidy or not optimizer.parts else clone(batch)
+        grads, value, correct, buffers = gradient_at(state.params, batch)
+        context = ChainContext(
+            state.params, state.step, state.masks, buffers, lambda params: gradient_at(params, again)[0]
         )
-        if collectives.world_size > 1:
-            index = surviving_indices(state) if index is None else index
-            grads, (value, correct) = averaged_gradients(collectives, grads, (value, correct), index)
-        grads = masked(grads, state.masks)
-        params, opt = optimizer.update(grads, state.opt, state.params, state.step)
-        if optimizer.mixes:
-            params = masked(params, state.masks)
+        params, opt = updated(optimizer, grads, state.opt, context)
         return TrainState(params, buffers, state.masks, opt, state.step + 1), {"loss": value, "accuracy": correct}
 
     return step
@@ -227,11 +241,6 @@ def on_stored(step: EvalStep, scale: Scale | None) -> EvalStep:
     return lambda params, buffers, batch: step(params, buffers, (scaled(batch[0], scale), batch[1]))
 
 
-def masked(grads: Params, masks: Masks) -> Params:
-    """The gradient where weights remain, zero elsewhere."""
-    return {name: grad * masks[name].to(grad.dtype) if name in masks else grad for name, grad in grads.items()}
-
-
 @public
 def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
     """The state with an optimiser state: its own, or a fresh one of `optimizer` where it has none (``()``).
@@ -243,9 +252,9 @@ def with_optimizer(state: TrainState, optimizer: Optimizer) -> TrainState:
     ['bias', 'weight']
     """
     if state.opt != ():
-        check_optimizer_state(state.opt, optimizer, state.params)
+        check_optimizer_state(state.opt, optimizer, state)
         return state
-    return state._replace(opt=optimizer.init(state.params))
+    return state._replace(opt=fresh_state(optimizer, state))
 
 
 def floating_masks(state: TrainState) -> TrainState:

@@ -15,6 +15,7 @@ from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.distributed.data_parallel import rank_batch_size
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import function_name, is_library_function
+from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.engines.interface import Engine, Network, Work, device_of
 from lthfunc.training.engines.table import Making, make_engine
@@ -38,7 +39,8 @@ OnNonfinite = Literal["stop", "skip"]
 class Trainer(NamedTuple):
     """What training needs besides a state and a seed; made once, used for every round, control and replicate.
 
-    work: what the engine runs: the model, loss, optimiser and so on.
+    batch_size: examples in a step, in all of its parts. work: what the engine runs: the model, loss, optimiser and so
+    on.
     """
 
     data: Dataset
@@ -65,13 +67,13 @@ def make_trainer(
 ) -> Trainer:
     """Make a trainer of a model, its data and an optimiser; made once, it serves every round, control and replicate.
 
-    batch_size: examples in a step. loss, metric: (outputs, targets) -> scalar. augment: (inputs, key) -> changed
-    inputs. engine: "eager"; "compile", which pays off from some 3,000 small steps on; or a function that makes an
-    engine (`sparse_engine`). precision: "fp32", "tf32" or "bf16". on_nonfinite: what to do about a step whose loss or
-    gradient is not finite: "stop" ends a fit, "skip" leaves the step out. collectives: `lf.collectives()` for one
-    training on all ranks of a process group; all ranks make the same calls, each takes its part of every batch, and all
-    arrive at the same results. Returns the trainer. Raises UserError where a step on a few examples fails, with the
-    line at fault.
+    batch_size: examples in a step, or in each part of it with `accumulate`. loss, metric: (outputs, targets) -> scalar.
+    augment: (inputs, key) -> changed inputs. engine: "eager"; "compile", which pays off from some 3,000 small steps on;
+    or a function that makes an engine (`sparse_engine`). precision: "fp32", "tf32" or "bf16". on_nonfinite: what to do
+    about a step whose loss or gradient is not finite: "stop" ends a fit, "skip" leaves the step out. collectives:
+    `lf.collectives()` for one training on all ranks of a process group; all ranks make the same calls, each takes its
+    part of every batch, and all arrive at the same results. Returns the trainer. Raises UserError where a step on a few
+    examples fails, with the line at fault.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> lf.make_trainer(lf.from_module(nn.Linear(4, 2)), data, optimizer=lf.adam(1e-3), batch_size=2).batch_size
@@ -86,8 +88,9 @@ def trainer_of(
     work: Work, data: Dataset, batch_size: int, engine: Making, on_nonfinite: OnNonfinite = "stop"
 ) -> Trainer:
     """`make_trainer`, given what its engine runs; the module's side effects are looked at here."""
-    steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
     rank_batch_size(batch_size, work.collectives)
+    batch_size *= parts_of_batch(work.optimizer)
+    steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
     work = work._replace(side_effects=side_effects_of(work.model, examples(data)))
     check_step(work, data, batch_size)
     made = make_engine(engine, work._replace(metric=averaged(work.metric)))

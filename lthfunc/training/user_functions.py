@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.trees.ops import leaves
 from lthfunc.trees.types import Params
+
+if TYPE_CHECKING:
+    from lthfunc.training.chain import ChainContext, Part
 
 
 def checked_loss(kind: str, function: Loss) -> Loss:
@@ -71,22 +74,32 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
     name = function_name(optimizer.update)
 
     def update(grads: Params, state: Any, params: Params, step: Tensor) -> tuple[Params, Any]:
-        like = {key: (leaf.shape, leaf.dtype) for key, leaf in params.items()}
-        result: Any = call_user_function("--optimizer", name, lambda: optimizer.update(grads, state, params, step))
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise UserError(f"--optimizer: {name!r} returned {a_or_an(type(result).__name__)}, not (params, state)")
-        new, after = result
-        if not isinstance(new, dict) or new.keys() != like.keys():
-            missing = sorted(like.keys() - new.keys()) if isinstance(new, dict) else []
-            what = f"params without {missing[0]}" if missing else f"a {type(new).__name__} that is not like the params"
-            raise UserError(f"--optimizer: {name!r} returned {what}")
-        for key, (shape, dtype) in like.items():
-            leaf = new[key]
-            if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != (shape, dtype):
-                found, before = dtype_and_shape(leaf), dtype_and_shape(params[key])
-                raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {before}")
-        return new, after
+        return _pair(name, lambda: optimizer.update(grads, state, params, step), params)
 
     return optimizer._replace(update=update, init=lambda params: call_user_function(
         "--optimizer", function_name(optimizer.init), lambda: optimizer.init(params)
     ))  # fmt: skip
+
+
+def checked_part(part: Part) -> Callable[[Params, Any, ChainContext], tuple[Params, Any]]:
+    """The update of a user's part of a chain, held to the same."""
+    return lambda tree, state, context: _pair(part.name, lambda: part.update(tree, state, context), tree)
+
+
+def _pair(name: str, call: Callable[[], Any], like: Params) -> tuple[Params, Any]:
+    """What an update returns: (a tree of the shapes and dtypes of `like`, a state)."""
+    shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in like.items()}
+    result = call_user_function("--optimizer", name, call)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise UserError(f"--optimizer: {name!r} returned {a_or_an(type(result).__name__)}, not (params, state)")
+    new, after = result
+    if not isinstance(new, dict) or new.keys() != shapes.keys():
+        missing = sorted(shapes.keys() - new.keys()) if isinstance(new, dict) else []
+        what = f"params without {missing[0]}" if missing else f"a {type(new).__name__} that is not like the params"
+        raise UserError(f"--optimizer: {name!r} returned {what}")
+    for key, expected in shapes.items():
+        leaf = new[key]
+        if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != expected:
+            found, before = dtype_and_shape(leaf), dtype_and_shape(like[key])
+            raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {before}")
+    return new, after

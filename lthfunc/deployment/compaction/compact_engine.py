@@ -16,7 +16,8 @@ from torch.fx import GraphModule
 from lthfunc.arguments import public
 from lthfunc.deployment.compaction.compact import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
-from lthfunc.sparse.packing import packed_like, scattered
+from lthfunc.sparse.packing import columns, packed_like, scattered
+from lthfunc.training.chain import ChainContext, numbers_of, updated
 from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.optimizers import Optimizer
@@ -99,7 +100,9 @@ class _Loop:
     ) -> None:
         self._small, self._whole = small, state
         self._rest = _Rest(work.optimizer, small, state)
-        opt = map_leaves_like(state.params, state.opt, lambda tree: cut(tree, small.cuts))
+        opt = state.opt
+        for like in (state.params, state.buffers):  # an average of networks has both
+            opt = map_leaves_like(like, opt, lambda tree: cut(tree, small.cuts))
         start = TrainState(small.params, small.buffers, small.masks, opt, state.step)
         self._inner = inner = engine.begin([start], seeds, prefetcher)
         self.draws, self.take, self.losses, self.count_from = inner.draws, inner.take, inner.losses, inner.count_from
@@ -113,11 +116,14 @@ class _Loop:
         def joined(part: Params, left_out: Params) -> Params:
             shapes = {name: tuple(leaf.shape) for name, leaf in whole.params.items()}
             spread = {
-                name: scattered(leaf, self._rest.positions[name], shapes[name]) for name, leaf in left_out.items()
+                name: scattered(leaf.flatten(), self._rest.positions[name], shapes[name])
+                for name, leaf in left_out.items()
             }
             return put_back(spread, part, cuts)
 
         opt = map_leaves_like(after.params, after.opt, joined, rest_opt)
+        cut_buffers = cut(whole.buffers, cuts)
+        opt = map_leaves_like(cut_buffers, opt, lambda part, before: put_back(before, part, cuts), rest_opt)
         buffers = put_back(whole.buffers, after.buffers, cuts)
         return [TrainState(joined(after.params, rest), buffers, whole.masks, opt, after.step)]
 
@@ -127,20 +133,24 @@ class _Rest:
 
     def __init__(self, optimizer: Optimizer, small: Compacted, state: TrainState) -> None:
         self.positions = left_out(small, state.params, state.masks)
-        self._update = optimizer.update
-        self._params = packed_like(state.params, self.positions)
-        self._opt = map_leaves_like(state.params, state.opt, lambda tree: packed_like(tree, self.positions))
+        self._optimizer, shapes = optimizer, {name: tuple(leaf.shape) for name, leaf in state.params.items()}
+
+        def packed(tree: Params) -> Params:
+            return columns(packed_like(tree, self.positions), shapes)
+
+        self._params, self._opt = packed(state.params), map_leaves_like(state.params, state.opt, packed)
         self._step = int(state.step)
         moments: list[Tensor] = []
         map_leaves_like(self._params, self._opt, lambda tree: moments.extend(tree.values()))
-        decays = optimizer.numbers is None or optimizer.numbers.weight_decay != 0
-        self._moves = decays or any(as_numbers([moment.any() for moment in moments]))
+        still = all(getattr(numbers, "weight_decay", 1) == 0 for numbers in numbers_of(optimizer))
+        self._moves = not still or any(as_numbers([moment.any() for moment in moments]))
 
     def at(self, step: int) -> tuple[Params, Any]:
         """(params, optimiser state) at a step."""
         zeros = {name: torch.zeros_like(leaf) for name, leaf in self._params.items()}
         while self._moves and self._step < step:
             now = torch.tensor(self._step, device=next(iter(zeros.values())).device)
-            self._params, self._opt = self._update(zeros, self._opt, self._params, now)
+            context = ChainContext(self._params, now, gradient=lambda params: zeros)
+            self._params, self._opt = updated(self._optimizer, zeros, self._opt, context)
             self._step += 1
         return self._params, self._opt

@@ -14,6 +14,7 @@ from lthfunc.sparsify.density_schedules import geometric
 from lthfunc.sparsify.rewinding import finetuned, learning_rate_rewound, rewound
 from lthfunc.sparsify.scores import Score, magnitude, random_scores
 from lthfunc.sparsify.transforms import prune
+from lthfunc.training.averaging import result_of
 from lthfunc.training.schedules import ends_at
 from lthfunc.trees.types import TrainState
 
@@ -48,7 +49,7 @@ def iterative(
 
             def rewound(carry: Carry) -> Carry:
                 assert carry.anchor is not None
-                return carry._replace(state=rewinding(pruning(carry.state), carry.anchor))
+                return carry._replace(state=rewinding(pruning(result_of(carry.state)), carry.anchor))
 
             return Stage(lambda carry: end_of(carry.state, context.steps), rewound)
 

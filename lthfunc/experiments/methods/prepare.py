@@ -12,6 +12,7 @@ from lthfunc.experiments.methods.context import SYNFLOW_ROUNDS, MethodContext
 from lthfunc.experiments.objective import make_optimizer, schedule_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.registry import imported
+from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.table import Making
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.trainer import Trainer, trainer_of
@@ -65,7 +66,8 @@ def method_context(config: Config) -> tuple[Config, MethodContext]:
 
     def trainer_with(model: Model, optimizer: Optimizer, engine: Making) -> Trainer:
         work = trainer.work._replace(model=model, optimizer=optimizer)
-        return trainer_of(work, trainer.data, trainer.batch_size, engine, trainer.on_nonfinite)
+        size = trainer.batch_size // parts_of_batch(optimizer)
+        return trainer_of(work, trainer.data, size, engine, trainer.on_nonfinite)
 
     cyclic = None
     if config.cycles <= plan.steps:

@@ -6,7 +6,17 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
-from lthfunc.experiments.settings.setting import FIRST, MOST_STEPS, TRAINERS, TRAINING, Part, Steps, setting
+from lthfunc.experiments.settings.setting import (
+    FIRST,
+    MOST_STEPS,
+    TRAINERS,
+    TRAINING,
+    Count,
+    Part,
+    Share,
+    Steps,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,32 @@ class Training:
         False, "Nesterov momentum.", TRAINING, ("prune", "train", "methods"), default="no", of_optimizer=True
     )
     weight_decay: Annotated[float, Ge(0)] | None = setting(None, "Weight decay.", TRAINING, TRAINERS, of_optimizer=True)
+    no_decay: bool = setting(
+        False, "No weight decay of biases and of normalisation layers.", TRAINING, TRAINERS, negated=False
+    )
+    clip_norm: Annotated[float, Gt(0)] | None = setting(
+        None, "Scale a step's gradient down to this norm where its own is larger.", TRAINING, TRAINERS
+    )
+    accumulate: Count = setting(
+        1,
+        "Number of batches whose mean gradient makes a step: the step of a batch as many times as large, in the memory "
+        "of one.",
+        TRAINING, TRAINERS,
+    )  # fmt: skip
+    sam: Annotated[float, Gt(0)] | None = setting(
+        None, "Radius of sharpness-aware minimisation, which takes two gradients per step; 0.05 is usual.",
+        TRAINING, TRAINERS,
+    )  # fmt: skip
+    lookahead: Count | None = setting(
+        None, "Steps after which lookahead's slow weights go half the way to the optimiser's; 5 is usual.",
+        TRAINING, TRAINERS,
+    )  # fmt: skip
+    ema: Share | None = setting(
+        None,
+        "Decay of an exponential moving average of the weights, the network that is then evaluated, saved and pruned; "
+        "0.999 averages over about 1,000 steps.",
+        TRAINING, TRAINERS,
+    )  # fmt: skip
     schedule: str = setting(
         "constant", f"Learning rate over a training: {SCHEDULES.described}; or package.module:function.",
         TRAINING, (*TRAINERS, "branch"), names=SCHEDULES,

@@ -1,0 +1,83 @@
+"""Evaluations on the sparse engine: the network in evaluation mode, many examples at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.python_losses import OutputsLoss
+from lthfunc.sparse.thread_tuner import ThreadTuners
+from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
+from lthfunc.sparse.workspace import Workspace
+from lthfunc.training.engines.interface import Network, Work, device_of
+from lthfunc.training.evaluation import Evaluation, evaluate
+from lthfunc.training.losses import accuracy, cross_entropy
+from lthfunc.training.steps import Metrics
+from lthfunc.trees.types import Batch, Buffers, Params, Split
+
+#: Examples measured at a time, and bytes of activations that they may take.
+_CHUNK, _BYTES = 512, 64 * 2**20
+
+
+class Evaluator(threading.local):
+    """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again."""
+
+    def __init__(self, work: Work, tuners: ThreadTuners) -> None:
+        self._work, self._tuners = work, tuners
+        self._loss = OutputsLoss(work)
+        self._counts = work.loss is cross_entropy and work.metric is accuracy
+        self._workspace: Workspace | None = None
+        self._stored: Stored | None = None
+
+    def quality(self, network: Network, split: Split) -> Evaluation:
+        """Mean loss and accuracy over a split."""
+        work = self._work
+        workspace = self._workspace_for(network.params, network.buffers, split)
+        chunk, tuner = workspace.program.batch, self._tuners.of(torch.get_num_threads())
+
+        def metrics_of(batch: Batch) -> Metrics:
+            x, y = batch
+            workspace.totals.zero_()
+            with tuner.running():
+                workspace.run(x[None], y[None])
+            if self._counts:
+                loss, hits = workspace.totals
+                return {"loss": loss, "accuracy": hits / len(x)}
+            outputs = workspace.outputs[: len(x)]
+            return {"loss": self._loss(outputs, y, x), "accuracy": work.metric(outputs, y)}
+
+        (quality,) = evaluate(metrics_of, split, device_of(network.params), chunk)
+        return quality
+
+    def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:
+        masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
+        stored = Stored(tuple(split.x.shape[1:]), split.x.dtype, self._work.scale)
+        if self._workspace is not None and self._stored == stored and _covers(self._workspace, masks):
+            self._workspace.load(params, buffers)
+            return self._workspace
+        chunk = min(_CHUNK, max(LANES, len(split.x)))
+        graph = captured(self._work.model, stored.shape, training=False)
+        epilogue = Epilogue("cross_entropy" if self._counts else None, gradients=False)
+        while True:
+            program = program_of(graph, params, buffers, masks, batch=chunk, stored=stored, epilogue=epilogue)
+            if program.code.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
+                break
+            chunk = max(LANES, chunk // 2)
+        self._workspace, self._stored = Workspace(program, params, buffers), stored
+        return self._workspace
+
+
+def _covers(workspace: Workspace, masks: dict[str, Tensor]) -> bool:
+    """Whether all these survivors are among the program's, and not far fewer."""
+    ours = theirs = 0
+    for name, positions in workspace.program.positions.items():
+        mask = masks[name].flatten()
+        inside, count = int(mask.index_select(0, positions).sum()), int(mask.sum())
+        if inside < count:
+            return False
+        ours, theirs = ours + len(positions), theirs + count
+    return theirs >= 0.98 * ours
