@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from lthfunc.experiments.rewinding_and_controls import RoundContext as RoundContext, Start as Start
     from lthfunc.loops.attach import attach as attach
     from lthfunc.loops.attached import Attached as Attached
+    from lthfunc.loops.trainers import (
+        lightning_callback as lightning_callback,
+        transformers_callback as transformers_callback,
+    )
     from lthfunc.models.mask_files import ticket_from as ticket_from
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program

@@ -22,10 +22,12 @@ class Twin(torch.optim.Optimizer):
     """A third party's optimiser: `lf.sgd` or `lf.adam`, with the moments of each parameter in PyTorch's place."""
 
     def __init__(self, module: nn.Module, made: lf.Optimizer) -> None:
-        super().__init__(module.parameters(), {})
+        super().__init__(module.parameters(), {"lr": 0.0})  # which schedules ask for
         self.names, self.made = [name for name, _ in module.named_parameters()], made
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()
         leaves = dict(zip(self.names, self.param_groups[0]["params"], strict=True))
         params = {name: leaf.detach() for name, leaf in leaves.items()}
         grads = {name: leaf.grad for name, leaf in leaves.items()}

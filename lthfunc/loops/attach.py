@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch import nn
 from lthfunc.argument_hints import described
 from lthfunc.argument_kinds import is_whole
 from lthfunc.arguments import public
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives, collectives
 from lthfunc.errors import ArgumentError, UserError, invalid
-from lthfunc.loops.attached import Attached, Change, Loop, LoopPlan, Rewind, takes_gradient
-from lthfunc.loops.torch_optimizers import owned
+from lthfunc.loops.attached import Attached, Loop
+from lthfunc.loops.optimizer_checkpoints import keep_in_optimizer, taken_from_optimizer
+from lthfunc.loops.plans import Change, LoopPlan, Rewind, takes_gradient
+from lthfunc.loops.torch_optimizers import owned, within
 from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.prunable import default_prunable, select_prunable
 
@@ -29,6 +32,9 @@ def attach(
     scheduler: Any = None,
     prune_only: Sequence[str] = (),
     never_prune: Sequence[str] = (),
+    ranks: Collectives | None = None,
+    state_dict: Mapping[str, Any] | None = None,
+    save_with_optimizer: bool = False,
 ) -> Attached:
     """Prune a module within any PyTorch training loop, which stays as it is.
 
@@ -43,7 +49,10 @@ def attach(
     that also takes an argument ``gradient`` gets the dense gradient of all prunable weights in that step. rewind:
     (pruned network, anchor) -> what trains next, such as `lf.rewound`, at the end of each round; without it training
     continues. anchor_step: the step whose state is the anchor. scheduler: a learning-rate schedule, or a list of them,
-    that returns to the anchor's step as well.
+    that returns to the anchor's step as well. ranks: those that train this module, whose masks are checked to be equal;
+    by default those of DistributedDataParallel. state_dict: an `Attached.state_dict` to continue from, where the module
+    has the weights of that checkpoint already. save_with_optimizer: whether the optimiser's own state_dict holds that
+    of `Attached`, for a trainer whose checkpoints have no other place for it.
 
     Returns an `Attached`. Raises UserError for an optimiser without those weights, and for a plan that cannot work on
     this network.
@@ -55,10 +64,10 @@ def attach(
     >>> attached.next_round()
     Count(kept=4, total=8)
     """
-    optimizers = tuple(map(_within, _listed(optimizer)))
+    optimizers = tuple(map(within, _listed(optimizer)))
     if not optimizers:
         raise ArgumentError("attach: optimizer must be a torch.optim.Optimizer, or several, not an empty list")
-    module = _unwrapped(module)
+    module, ranks = _unwrapped(module, ranks)
     params = {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
     default = default_prunable(module, params)
     if not default and not prune_only:
@@ -80,28 +89,25 @@ def attach(
     for each in schedulers:
         if not hasattr(each, "load_state_dict"):
             raise ArgumentError(f"attach: scheduler must have a state_dict, as torch's do, not {described(each)}")
-    loop = Loop(module, params, prunable, optimizers, schedulers)
-    return Attached(loop, _checked(plan), rewind, anchor_step)
+    loop = Loop(module, params, prunable, optimizers, schedulers, ranks or SINGLE_RANK)
+    if save_with_optimizer:
+        state_dict = taken_from_optimizer(optimizers[0]) or state_dict
+    attached = Attached(loop, _checked(plan), rewind, anchor_step, state_dict)
+    if save_with_optimizer:
+        attached.handles += keep_in_optimizer(optimizers[0], attached)
+    return attached
 
 
 def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-def _within(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimiser that steps, within Accelerate's. Raises ArgumentError for anything else."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ArgumentError(f"attach: optimizer must be a torch.optim.Optimizer, not {described(optimizer)}")
-    own = hasattr(optimizer, "_optimizer_step_pre_hooks")
-    return optimizer if own else _within(getattr(optimizer, "optimizer", None))
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module within those of DistributedDataParallel and torch.compile, whose parameters it shares."""
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return _unwrapped(module.module)
-    inner = getattr(module, "_orig_mod", None)
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
+def _unwrapped(module: nn.Module, ranks: Collectives | None) -> tuple[nn.Module, Collectives | None]:
+    """The module within those of DistributedDataParallel and torch.compile, whose parameters it shares; its ranks."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return _unwrapped(module.module, ranks or collectives(module.process_group))
+    inner = module.module if isinstance(module, nn.DataParallel) else getattr(module, "_orig_mod", None)
+    return _unwrapped(inner, ranks) if isinstance(inner, nn.Module) else (module, ranks)
 
 
 def _checked(plan: Any) -> LoopPlan:

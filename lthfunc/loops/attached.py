@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -12,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.argument_hints import described
+from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
+from lthfunc.distributed.equal_masks import check_equal_masks
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.loops.held_masks import HeldMasks
+from lthfunc.loops.plans import Change, LoopPlan, Rewind, begun, check_begun, takes_gradient
 from lthfunc.loops.schedules import Schedules
 from lthfunc.loops.torch_optimizers import (
     fresh_state,
@@ -28,19 +30,11 @@ from lthfunc.trees.ops import Count, apply_masks, clone, count, leaf_difference,
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
-#: A change of the network: ``state -> state``, or ``state, gradient -> state`` for one that the dense gradient of the
-#: step before it decides.
-Change = Callable[..., TrainState]
-#: What every round does, or the step before which each round begins by itself, and what it does.
-LoopPlan = Change | Sequence[tuple[int, Change]]
-#: (pruned network, anchor) -> what is trained.
-Rewind = Callable[[TrainState, TrainState], TrainState]
-
 
 class Loop(NamedTuple):
     """What somebody's loop trains. params: those that are trained; prunable: the names of those with masks.
 
-    optimizers: in the order in which they step.
+    optimizers: in the order in which they step. ranks: those that train the same module.
     """
 
     module: nn.Module
@@ -48,6 +42,7 @@ class Loop(NamedTuple):
     prunable: tuple[str, ...]
     optimizers: tuple[torch.optim.Optimizer, ...]
     schedulers: tuple[Any, ...]
+    ranks: Collectives = SINGLE_RANK
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of now, which a module may replace; frozen parameters are among them, as in a `Model`."""
@@ -58,24 +53,29 @@ class Loop(NamedTuple):
 class Attached:
     """A module in somebody's loop, held to its masks (`attach`). Also a context manager, which detaches at its end.
 
-    masks: those of now. step: of the state that is trained, which rewinding sets back; steps that a GradScaler skips
-    don't count. round: how many rounds have begun. anchor: the state that rewinding returns to, once it is known.
+    step: of the state that is trained, which rewinding sets back; steps that a GradScaler skips don't count. round: how
+    many rounds have begun. handles: the hooks that `detach` removes.
     """
 
-    def __init__(self, loop: Loop, plan: LoopPlan, rewind: Rewind | None, anchor_step: int) -> None:
+    def __init__(
+        self, loop: Loop, plan: LoopPlan, rewind: Rewind | None, anchor_step: int, state_dict: Any = None
+    ) -> None:
         self._loop, self._plan, self._rewind, self._anchor_step = loop, plan, rewind, anchor_step
         self.step = self.round = 0
-        self.anchor: TrainState | None = None
+        self._anchor: TrainState | None = None
         self._held = HeldMasks(loop.params, loop.prunable)
         self._fresh, self._mixes = fresh_state(loop.optimizers, loop.params), any(map(mixes, loop.optimizers))
         self._schedules = Schedules(loop.schedulers, loop.optimizers)
-        self._handles = [
+        self.handles = [
             loop.optimizers[0].register_step_pre_hook(self._before_step),
             loop.optimizers[-1].register_step_post_hook(self._after_step),
         ]
         try:
-            self._try_next()
-            self._arrive()
+            if state_dict is not None:
+                self.load_state_dict(state_dict)
+            else:
+                self._try_next()
+                self._arrive()
         except BaseException:
             self.detach()
             raise
@@ -83,7 +83,12 @@ class Attached:
     @property
     def masks(self) -> Masks:
         """The masks of now: bool, True where a weight remains."""
-        return dict(self._held.masks)
+        return tree_map(self._to_device, self._held.masks)
+
+    @property
+    def anchor(self) -> TrainState | None:
+        """The state that rewinding returns to; None before its step."""
+        return tree_map(self._to_device, self._anchor)
 
     @property
     def state(self) -> TrainState:
@@ -122,8 +127,10 @@ class Attached:
         return {
             "step": self.step,
             "round": self.round,
+            "begun": begun(self._plan, self.round),
             "masks": self.masks,
-            "anchor": None if self.anchor is None else self.anchor._asdict(),
+            "anchor": None if self._anchor is None else self._anchor._asdict(),
+            "fresh": self._fresh,
             "schedules": copy.deepcopy(self._schedules.noted),
             "schedule_due": self._schedules.due,
         }
@@ -131,7 +138,7 @@ class Attached:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`, before or after the module's and the optimiser's.
 
-        Raises UserError for one of another network or plan.
+        All ranks do so together. Raises UserError for one of another network or plan.
         """
         where = "load_state_dict"
         if not isinstance(state_dict, Mapping) or not {*self.state_dict()} <= {*state_dict}:
@@ -139,11 +146,12 @@ class Attached:
         difference = leaf_difference(dict(state_dict["masks"]), self.masks)
         if difference is not None:
             raise UserError(f"{where}: its masks are of another network: {difference}")
-        if not callable(self._plan) and state_dict["round"] > len(self._plan):
-            raise UserError(f"{where}: it is in round {state_dict['round']} of a plan that has {len(self._plan)}")
+        check_begun(where, self._plan, state_dict["round"], state_dict["begun"])
+        check_equal_masks(state_dict["masks"], self._loop.ranks, where)
         anchor = state_dict["anchor"]
         self.step, self.round = state_dict["step"], state_dict["round"]
-        self.anchor = None if anchor is None else tree_map(self._to_device, TrainState(**anchor))
+        self._fresh = tree_map(self._to_device, state_dict["fresh"])
+        self._anchor = None if anchor is None else tree_map(self._to_device, TrainState(**anchor))
         self._schedules.noted = copy.deepcopy(state_dict["schedules"])
         self._schedules.due = state_dict["schedule_due"]
         self._set_masks(state_dict["masks"])
@@ -152,7 +160,7 @@ class Attached:
     def detach(self) -> None:
         """Remove all hooks; the weights stay as they are."""
         self._held.remove()
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
 
     def __enter__(self) -> Attached:
@@ -222,8 +230,8 @@ class Attached:
 
     def _arrive(self) -> None:
         """What happens at the step of now: the anchor is taken, and the next round begins if it is due."""
-        if self.anchor is None and self.step == self._anchor_step:
-            self.anchor = self.state
+        if self._anchor is None and self.step == self._anchor_step:
+            self._anchor = self.state
         step, change = self._next()
         if change is not None and step == self.step:
             self._begin(change)
@@ -236,9 +244,9 @@ class Attached:
         self._held.waits = change is not None and step == self.step + 1 and takes_gradient(change)
 
     def _begin(self, change: Change) -> None:
-        if self._rewind is not None and self.anchor is None:
+        if self._rewind is not None and self._anchor is None:
             raise UserError(f"rewind: round {self.round + 1} begins before step {self._anchor_step} of the anchor")
-        new = self._changed(self._now(), change, self.anchor)
+        new = self._changed(self._now(), change, self._anchor)
         step = int(new.step)
         if step != self.step:
             self._schedules.check(step)
@@ -271,6 +279,7 @@ class Attached:
             difference = leaf_difference(theirs, ours)
             if difference is not None:
                 raise UserError(f"plan: a change returned another network: {difference}")
+        check_equal_masks(new.masks, self._loop.ranks, f"plan: round {self.round + 1}")
         if not count(new.masks).kept:
             raise UserError(f"plan: no weight is left in round {self.round + 1}")
         return new
@@ -289,8 +298,3 @@ class Attached:
         if not callable(self._plan) and rounds < len(self._plan) and self._plan[rounds][0] <= step:
             begins = self._plan[rounds][0]
             raise UserError(f"plan: round {rounds + 1} begins at step {begins}, but round {rounds} continues at {step}")
-
-
-def takes_gradient(change: Change) -> bool:
-    """Whether a change is called with the gradient."""
-    return "gradient" in inspect.signature(change).parameters

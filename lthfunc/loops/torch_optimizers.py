@@ -10,8 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.argument_hints import described
+from lthfunc.errors import ArgumentError
+
 #: Optimisers of PyTorch whose update of a weight depends on other weights; a package's own may do so too.
 _MIXING = (torch.optim.LBFGS, torch.optim.Muon)
+
+
+def within(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimiser that steps, within Accelerate's. Raises ArgumentError for anything else."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ArgumentError(f"attach: optimizer must be a torch.optim.Optimizer, not {described(optimizer)}")
+    own = hasattr(optimizer, "_optimizer_step_pre_hooks")
+    return optimizer if own else within(getattr(optimizer, "optimizer", None))
 
 
 def mixes(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,0 +1,112 @@
+"""What the tests of other people's trainers share: batches in the order of `lf.train`, and a process that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from conftest import until
+from loops import BATCH, DATA, MODEL, SEED, STEPS, trained
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.data import DataLoader, Sampler
+
+import lthfunc as lf
+from lthfunc.training.batches import BatchOrder
+from lthfunc.trees.types import TrainState
+
+START, ADAM, PRUNED = lf.init(MODEL, SEED), lf.adam(0.01), lf.prune(fraction=0.3)
+#: Of all rounds, and of each.
+STEPS_A_EPOCH, EPOCHS, ROUND = 4, 9, 3
+#: Within the second round, after its first epoch.
+KILLED_AT = 18
+
+
+class Order(Sampler[list[int]]):
+    """The batches of `lf.train` in an epoch of a trainer, whose rounds see the same ones."""
+
+    def __init__(self) -> None:
+        self._epoch, self._order = 0, BatchOrder(len(DATA.train.x), BATCH, SEED)
+        self.sampler = self  # which Lightning tells the epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch % ROUND
+
+    def __len__(self) -> int:
+        return STEPS_A_EPOCH
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = self._epoch * STEPS_A_EPOCH
+        yield from self._order.rows(start, start + STEPS_A_EPOCH).tolist()
+
+
+class Loader(DataLoader[dict[str, Tensor]]):
+    """Of such batches, for trainers that tell it or its sampler the epoch."""
+
+    def __init__(self) -> None:
+        examples: Any = [{"x": x, "labels": y} for x, y in zip(DATA.train.x, DATA.train.y, strict=True)]
+        super().__init__(examples, batch_sampler=Order())
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def functional(optimizer: lf.Optimizer = ADAM) -> TrainState:
+    """Two rounds of the functional path, and the training of the ticket."""
+    find = lf.compose(trained(optimizer), PRUNED, lf.rewind(to=START))
+    return trained(optimizer)(lf.iterate(find, rounds=2)(START))
+
+
+def stripped(ticket: lf.Ticket, prefix: str) -> lf.Ticket:
+    """A ticket with the names within a part of a module."""
+    return lf.Ticket(*({name.removeprefix(prefix): leaf for name, leaf in tree.items()} for tree in ticket))
+
+
+def killed(train: Callable[[], Any], step: int = KILLED_AT) -> None:
+    """Begin a training in a process of its own, which SIGKILL ends after a step of its optimiser.
+
+    It is forked, since other processes would wait for seconds for the trainer's package; elsewhere than on Linux, where
+    that is not safe, an exception ends the training instead.
+    """
+    assert STEPS == ROUND * STEPS_A_EPOCH
+    done = 0
+
+    def die(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done == step and sys.platform == "linux":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif done == step:
+            raise KilledError
+
+    if sys.platform != "linux":
+        hook = register_optimizer_step_post_hook(die)
+        try:
+            train()
+        except KilledError:
+            return
+        finally:
+            hook.remove()
+        raise AssertionError("the training ended")
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            register_optimizer_step_post_hook(die)
+            train()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    ended = until(lambda: os.waitpid(child, os.WNOHANG)[1])
+    assert os.WIFSIGNALED(ended)
+    assert os.WTERMSIG(ended) == signal.SIGKILL
+
+
+class KilledError(Exception):
+    """Instead of a signal."""
