@@ -203,6 +203,13 @@ if TYPE_CHECKING:
         triangular as triangular,
         warmup as warmup,
     )
+    from lthfunc.training.segmentation import (
+        dice_cross_entropy as dice_cross_entropy,
+        dice_loss as dice_loss,
+        mean_iou as mean_iou,
+        pixel_accuracy as pixel_accuracy,
+        pixel_cross_entropy as pixel_cross_entropy,
+    )
     from lthfunc.training.sharded_step import make_sharded_step as make_sharded_step
     from lthfunc.training.steps import (
         make_eval_step as make_eval_step,

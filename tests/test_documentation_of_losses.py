@@ -15,4 +15,5 @@ def test_the_losses_of_the_page_train(capsys: Any) -> None:
         exec(compile(short, "losses.md", "exec"), names)
     found = capsys.readouterr().out
     assert re.search(r"alone: 0\.\d+\ntaught: 0\.[6-9]", found)
+    assert [float(each) > 0.7 for each in re.findall(r"weights: (0\.\d+)", found)] == [True] * 2
     assert min(float(each) for each in re.findall(r"^0\.\d+$", found, re.MULTILINE)) > 0.6

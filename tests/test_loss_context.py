@@ -15,6 +15,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.training.batches import batches
 from lthfunc.training.engines.toolchain import why_not
+from lthfunc.training.evaluation import averaged
 from lthfunc.training.loop import fit_together
 from lthfunc.training.losses import Loss
 from lthfunc.trees.ops import clone, same_bits
@@ -240,6 +241,9 @@ def test_auxiliary_heads(name: str | int) -> None:
     assert found.curve[-1].val_loss == pytest.approx(float(F.cross_entropy(net.eval()(x), y)))
     outputs = {"logits": torch.eye(2), "aux": torch.zeros(2, 2)}
     assert lf.on_output("logits", lf.accuracy)(outputs, torch.tensor([0, 1])) == 1
+    told = lf.on_output("aux", lf.perplexity)
+    of_tokens: Any = {"aux": torch.randn(3, 4, 5), "logits": torch.zeros(1)}, torch.arange(12).view(3, 4) % 5
+    assert float(averaged(told)(*of_tokens).exp()) == pytest.approx(float(told(*of_tokens)))
 
 
 def odd(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class OptimizerEntry(Entry):
 
 @dataclass(frozen=True)
 class TargetsEntry(Entry):
-    """of: what the targets must be: "classes", "tokens" (a class for each token) or "numbers"."""
+    """of: what the targets must be: "classes", "tokens" or "pixels" (a class for each), or "numbers"."""
 
     of: str = "classes"
 
@@ -87,12 +87,22 @@ LOSSES = Registry("losses", "--loss", {
         ".experiments.objective:next_token_loss", "of the token that follows each token",
         "Szegedy et al. 2016, sec. 7 (label smoothing)", takes=("label_smoothing",), of="tokens",
     ),
+    "pixel-cross-entropy": TargetsEntry(
+        ".training.segmentation:pixel_cross_entropy", "of each pixel's class", "Long et al. 2015, sec. 4", of="pixels",
+    ),
+    "dice": TargetsEntry(
+        ".training.segmentation:dice_loss", "1 - the soft Dice coefficient of the classes in an image",
+        "Milletari et al. 2016, sec. 3", of="pixels",
+    ),
+    "dice-cross-entropy": TargetsEntry(
+        ".training.segmentation:dice_cross_entropy", "the sum of both", "Isensee et al. 2021", of="pixels",
+    ),
     "mse": TargetsEntry(".training.losses:mean_squared_error", "mean squared error", of="numbers"),
     "mae": TargetsEntry(".training.losses:mean_absolute_error", "mean absolute error", of="numbers"),
     "huber": TargetsEntry(
         ".training.losses:huber", "squared up to an error of 1, linear beyond", "Huber 1964", of="numbers",
     ),
-}, auto="cross-entropy for classes, mse for numbers")  # fmt: skip
+}, auto="cross-entropy for classes, pixel-cross-entropy for pixels, mse for numbers")  # fmt: skip
 
 #: The same. A user's own is a share of which more is better.
 METRICS = Registry("metrics", "--metric", {
@@ -105,8 +115,15 @@ METRICS = Registry("metrics", "--metric", {
         ".training.language:perplexity", "e to the mean cross entropy of the next token; lower is better",
         "Jelinek et al. 1977", of="tokens", share=False, lower_is_better=True,
     ),
+    "mean-iou": MetricEntry(
+        ".training.segmentation:mean_iou", "intersection over union, the mean over classes and images",
+        "Csurka et al. 2013, sec. 3", of="pixels",
+    ),
+    "pixel-accuracy": MetricEntry(
+        ".training.segmentation:pixel_accuracy", "a pixel's largest output is its class", of="pixels",
+    ),
     "r2": MetricEntry(".training.losses:r2", "share of the variance that is explained, R²", of="numbers"),
-}, auto="accuracy for classes, r2 for numbers")  # fmt: skip
+}, auto="accuracy for classes, mean-iou for pixels, r2 for numbers")  # fmt: skip
 
 #: work -> Engine, or what makes such a function of the rest of its name.
 ENGINES = Registry("engines", "--engine", {

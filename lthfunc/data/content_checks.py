@@ -11,7 +11,7 @@ from torch import Tensor
 from lthfunc.errors import UserError, invalid
 from lthfunc.printable import dtype_name
 from lthfunc.trees.dataset_checks import check_data, check_scale
-from lthfunc.trees.types import Dataset, Scale
+from lthfunc.trees.types import IGNORED_PIXEL, Dataset, Scale
 
 #: Bytes of floats to check at a time.
 _CHUNK = 1 << 26
@@ -143,6 +143,8 @@ def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[st
     """The number of classes, to which every target must belong."""
     if given is not None and labels and len(labels) != given:
         raise invalid("labels", f"{len(labels)} names", f"one for each of {given} classes")
+    if pairs[0].y.ndim == 3:  # of pixels, some of which may have no class
+        pairs = [pair._replace(y=pair.y.where(pair.y != IGNORED_PIXEL, 0)) for pair in pairs]
     least = min(int(pair.y.min()) for pair in pairs)
     most, count = max(int(pair.y.max()) for pair in pairs), sum(pair.y.numel() for pair in pairs)
     classes = given or len(labels) or 1 + max(0, most)

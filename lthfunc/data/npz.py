@@ -31,8 +31,8 @@ def read_npz(path: str, *, val: float = 0.1, test: float = 0.1, classes: int | N
 
     Missing splits are drawn by a fixed permutation; val, test: their shares of the examples. uint8 images, (n, height,
     width) or with channels first or last, are normalised by the training split's mean and deviation; floats are used as
-    they are. Targets are whole numbers, or floats for regression. classes: their number, where the targets don't show
-    it.
+    they are. Targets are whole numbers, one for each example or, of images, each pixel (255 for none), or floats for
+    regression. classes: their number, where the targets don't show it.
 
     Raises UserError for a file that holds something else. Nothing in it is unpickled.
     """
@@ -101,14 +101,14 @@ def _assembled(name: str, arrays: Mapping[str, Any], val: float, test: float, cl
     for x_name, y_name in parts.values():
         x = _inputs(arrays[x_name], x_name)
         pairs.append(NamedSplit(x, _targets(arrays[y_name], y_name, x), x_name, y_name))
-    check_pairs(pairs, classes)
+    outputs = check_pairs(pairs, classes)
     found = {part: (pair.x, pair.y) for part, pair in zip(parts, pairs, strict=True)}
     if whole:
         x, y = found["train"]
         test_part, rest = split_indices(len(x), (test,), name)
         found = {"train": (x[rest], y[rest]), "test": (x[test_part], y[test_part])}
         parts["test"] = parts["train"]
-        classes = classes or (None if y.is_floating_point() else 1 + int(y.max()))
+        classes = classes or (None if y.is_floating_point() else outputs)
     size = max(1, round(val * len(found["train"][0])))
     return make_dataset(
         name, found["train"], found["test"], val=size, held=found.get("val"), classes=classes, called=parts
@@ -137,14 +137,15 @@ def _channels_last(first: int, _: int, last: int) -> bool:
 
 
 def _targets(array: Any, name: str, x: Tensor) -> Tensor:
-    if array.dtype.kind not in "biuf" or array.ndim not in (1, 2):
+    of_pixels = array.ndim == 3 and array.dtype.kind in "biu" and x.ndim == 4
+    if array.dtype.kind not in "biuf" or not (array.ndim in (1, 2) or of_pixels):
         texts = "; np.unique(y, return_inverse=True)[1] numbers texts" if array.dtype.kind in "US" else ""
         raise UserError(
             f"{name} is {array.dtype} of shape {array.shape}; targets are whole numbers or floats, one or a "
-            f"row for each example{texts}"
+            f"row for each example, or whole numbers for each pixel of images{texts}"
         )
     y = targets_of(array, name, x)
-    if not y.is_floating_point() and y.ndim > 1 and len(y):
+    if not y.is_floating_point() and y.ndim == 2 and len(y):
         one_hot = "one-hot; y.argmax(1) gives the classes"
         hint = one_hot if is_one_hot(y) else "classes are one whole number for each example"
         raise UserError(f"{name} is {array.dtype} of shape {array.shape}: {hint}")

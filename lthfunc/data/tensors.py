@@ -38,7 +38,8 @@ def from_tensors(
 
     name: of the data set. train, test: pairs. Inputs are floats ready for the network, int64 tokens, or anything that
     `scale` turns into floats (uint8 pixels); several inputs come as a tuple or by name. Targets are class numbers (n,),
-    or one per token (n, length); or floats (n,) or (n, outputs) for regression, with `classes` the number of outputs.
+    one per token (n, length) or per pixel (n, height, width), where 255 is a pixel without a class; or floats (n,) or
+    (n, outputs) for regression, with `classes` the number of outputs.
     NumPy arrays and lists of numbers are accepted, float64 as float32. labels: the names of classes.
 
     Returns the data set. Raises UserError where lengths, shapes or types differ, a number is not finite, a target is

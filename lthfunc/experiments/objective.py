@@ -21,11 +21,14 @@ from lthfunc.trees.types import Dataset
 
 E = TypeVar("E", bound=TargetsEntry)
 
+#: The loss and the metric of targets that are not classes of examples or tokens.
+_AUTO = {"numbers": ("mse", "r2"), "pixels": ("pixel-cross-entropy", "mean-iou")}
+
 
 def decide_objective(config: Config, data: Dataset) -> list[Decision]:
-    """Decide what `auto` stands for: cross entropy and accuracy for classes, mean squared error and R² for numbers."""
+    """Decide what `auto` stands for, by the kind of targets."""
     targets = _targets(data)
-    loss, metric = ("mse", "r2") if targets == "numbers" else ("cross-entropy", "accuracy")
+    loss, metric = _AUTO.get(targets, ("cross-entropy", "accuracy"))
     reason = f"the targets are {targets}"
     decided = Decision("loss", loss, reason), Decision("metric", metric, reason)
     return [each for each in decided if getattr(config, each.setting) == "auto"]
@@ -70,6 +73,8 @@ def _targets(data: Dataset) -> str:
     """The kind of targets, in a word."""
     if data.train.y.is_floating_point():
         return "numbers"
+    if data.pixels:
+        return "pixels"
     return "tokens" if data.tokens and data.train.y.shape == data.train.x.shape else "classes"
 
 

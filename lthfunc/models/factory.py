@@ -41,7 +41,10 @@ def build_for(
     any_outputs: the network's outputs may be anything, for a loss of the user's own.
     """
     name, data = canonical(name, "name"), check_data(data)
-    model = build(name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs)
+    places = tuple(data.train.y.shape[1:]) if data.pixels else ()
+    model = build(
+        name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs, places=places
+    )
     if data.tokens and not data.mapped:
         check_tokens(name, model, data.train.x, data.val.x, data.test.x)
     model = with_prunable(model, prune_only, never_prune)  # first, since it draws what it adds
@@ -58,6 +61,7 @@ def build(
     *,
     parts: Sequence[InputSpec] = (),
     any_outputs: bool = False,
+    places: tuple[int, ...] = (),
 ) -> Model:
     """The architecture `name` for inputs of `shape` and so many classes, with Gaussian Glorot initialisation.
 
@@ -76,8 +80,8 @@ def build(
         materialize_lazy(name, module, shape, inputs, parts)
     short = name if ZOOS.find(name) is None else name.rpartition(":")[2]
     model = from_module(module, name=short, tokens=inputs == "text", parts=parts, warn=False)
-    if name not in NETWORKS:
-        check_outputs(name, model, shape, classes, any_outputs)
+    if name not in NETWORKS or places:
+        check_outputs(name, model, shape, classes, any_outputs, places)
     return model
 
 

@@ -27,8 +27,13 @@ def materialize_lazy(
         module(*args, **kwargs)
 
 
-def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int, any_outputs: bool) -> None:
-    """Run a stranger's module once in each mode, so that what cannot work is refused before training starts."""
+def check_outputs(
+    name: str, model: Model, shape: tuple[int, ...], classes: int, any_outputs: bool, places: tuple[int, ...] = ()
+) -> None:
+    """Run a stranger's module once in each mode, so that what cannot work is refused before training starts.
+
+    places: (height, width) of targets that are a class for each pixel.
+    """
     params, buffers = model.init(0)
     x = example_input(model, shape, 2)
     mine = torch.random.fork_rng(devices=[])  # dropout draws
@@ -42,9 +47,10 @@ def check_outputs(name: str, model: Model, shape: tuple[int, ...], classes: int,
         logits = prediction(out)
     except UserError as error:
         raise UserError(f"--arch: {name!r}: {error}") from error
-    wanted = (*shape, classes) if model.tokens else (classes,)
+    wanted = (*shape, classes) if model.tokens else (classes, *places)
     # Tokens have a class each, or one together.
-    if tuple(logits.shape[1:]) not in {wanted, (classes,)} or len(logits) != 2:
+    fitting = {wanted, (classes,)} if model.tokens else {wanted}
+    if tuple(logits.shape[1:]) not in fitting or len(logits) != 2:
         raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(logits.shape[1:])}, not {wanted}")
 
 

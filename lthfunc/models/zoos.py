@@ -10,12 +10,17 @@ from lthfunc.errors import UserError, unknown
 
 
 def of_torchvision(name: str, num_classes: int, **given: Any) -> nn.Module:
-    """torchvision's network of that name, without its weights. Raises UserError where there is none."""
-    import torchvision
+    """torchvision's network of that name for classes of images or of pixels, without its weights.
 
-    if name not in (known := torchvision.models.list_models(module=torchvision.models)):
+    Raises UserError where there is none.
+    """
+    from torchvision import models
+
+    of_images, of_pixels = (models.list_models(module=module) for module in (models, models.segmentation))
+    if name not in (known := [*of_images, *of_pixels]):
         raise unknown("--arch", name, known)
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **given)
+    without = {"weights_backbone": None} if name in of_pixels else {}  # which would be downloaded
+    return models.get_model(name, weights=None, num_classes=num_classes, **{**without, **given})
 
 
 def of_timm(name: str, shape: tuple[int, ...], num_classes: int, **given: Any) -> nn.Module:

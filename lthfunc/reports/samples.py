@@ -45,7 +45,8 @@ def class_table(data: Dataset) -> Table:
     """The number of examples per class and split; the most frequent first where there are many classes."""
     table = plain_table("class", "train", "val", "test", "share of training %")
     counts = torch.stack([
-        torch.bincount(split.y.flatten().cpu(), minlength=data.classes) for split in (data.train, data.val, data.test)
+        torch.bincount(split.y.flatten().cpu(), minlength=data.classes)[: data.classes]  # pixels may have none
+        for split in (data.train, data.val, data.test)
     ])  # fmt: skip
     order = torch.arange(data.classes) if data.classes <= _CLASSES else counts[0].argsort(descending=True)[:_CLASSES]
     for label in order.tolist():

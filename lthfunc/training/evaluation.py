@@ -43,6 +43,12 @@ def of_mean(mean: Metric, after: Callable[[Tensor], Tensor]) -> Callable[[F], F]
     return declared
 
 
+def wrapped(wrap: Callable[[Metric], Metric], metric: Metric) -> Metric:
+    """`wrap(metric)`; where the metric is declared with `of_mean`, so is the result, with its wrapped mean."""
+    declared = getattr(metric, _OF_MEAN, None)
+    return wrap(metric) if declared is None else of_mean(wrap(declared[0]), declared[1])(wrap(metric))
+
+
 def averaged(metric: Metric) -> Metric:
     """What is averaged over the examples of a split for a metric: itself, unless it is declared with `of_mean`."""
     return cast("Metric", getattr(metric, _OF_MEAN, (metric,))[0])

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lthfunc.arguments import check_argument, public
 from lthfunc.errors import ArgumentError, UserError
+from lthfunc.training.evaluation import wrapped
 from lthfunc.training.loss_context import LossContext, around, takes_context, with_its_context
-from lthfunc.training.losses import Loss
+from lthfunc.training.losses import Loss, Metric
 from lthfunc.trees.outputs import part_of
 
 
@@ -78,9 +79,7 @@ def on_output(name: str | int, loss: Loss, *, training_only: bool = False) -> Lo
 
         return around(seeing, [loss])
 
-    @functools.wraps(loss)
-    def of_part(outputs: Any, targets: Any) -> Tensor:
-        return loss(part(outputs), targets)
+    def of_part(function: Metric) -> Metric:
+        return functools.wraps(function)(lambda outputs, targets: function(part(outputs), targets))
 
-    found: Loss = of_part
-    return found
+    return wrapped(of_part, loss)

@@ -170,7 +170,8 @@ def _tensor(name: str, targets: Any) -> Tensor:
 def _check_each(name: str, outputs: Tensor, targets: Tensor) -> None:
     """Raise UserError unless there is one class for each row of outputs, since anything else would be broadcast."""
     if outputs.shape[:-1] != targets.shape or not outputs.ndim:
+        instead = "; lf.pixel_cross_entropy and lf.mean_iou take a class per pixel" if targets.ndim == 3 else ""
         raise UserError(
             f"{name}: expected one class per row of outputs; outputs are {dtype_and_shape(outputs)}, targets "
-            f"{dtype_and_shape(targets)}"
+            f"{dtype_and_shape(targets)}{instead}"
         )

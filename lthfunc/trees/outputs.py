@@ -63,14 +63,15 @@ def plain_containers(given: Any) -> Any:
 def prediction(given: Any) -> Tensor:
     """The tensor of an output that is compared with the targets.
 
-    It is the output itself; its ``logits``; the first tensor of a tuple or list; or the only tensor of anything else.
+    It is the output itself; its ``logits``, or ``out``, as torchvision calls those of pixels; the first tensor of a
+    tuple or list; or the only tensor of anything else.
     Raises UserError where there is none, or where there are several and nothing tells which.
     """
     if isinstance(given, Tensor):
         return given
-    logits = _entry(given, "logits")
-    if isinstance(logits, Tensor):
-        return logits
+    for name in ("logits", "out"):
+        if isinstance(found := _entry(given, name), Tensor):
+            return found
     if isinstance(given, (tuple, list)) and given and not hasattr(given, "_fields"):
         return prediction(given[0])
     tensors = [tensor for tensor in outputs_of(given).tensors if tensor.ndim]

@@ -14,6 +14,8 @@ Params = dict[str, Tensor]
 Buffers = dict[str, Tensor]
 #: bool, one per prunable leaf, the shape of the leaf; True = the weight remains.
 Masks = dict[str, Tensor]
+#: The target of a pixel that has no class, as in PASCAL VOC: it counts in no loss and no metric.
+IGNORED_PIXEL = 255
 #: A batch: inputs (n, ...) and targets (n, ...).
 Batch = tuple[Tensor, Tensor]
 
@@ -90,7 +92,8 @@ class Dataset(NamedTuple):
     """A data set as tensors. `val` is held out of the training examples, for model selection; `test` is read once.
 
     Inputs may be stored as uint8 and are then scaled inside the step, by `scale`; without one they are used as they
-    are. Targets y are class numbers (n,), a class per token (n, length), or floats (n, outputs) for regression.
+    are. Targets y are class numbers (n,), a class per token (n, length) or per pixel (n, height, width), or floats
+    (n, outputs) for regression.
     classes: the number of outputs that a network needs. mapped: whether the tensors lie in a file that is read on
     demand. parts: the inputs, where a network takes several. labels: the names of the classes, if they have any.
     """
@@ -113,6 +116,11 @@ class Dataset(NamedTuple):
     def tokens(self) -> bool:
         """Whether inputs are whole numbers that an embedding reads, such as characters."""
         return self.scale is None and not self.train.x.is_floating_point() and not self.parts
+
+    @property
+    def pixels(self) -> bool:
+        """Whether targets are a class for each pixel."""
+        return self.train.y.ndim == 3 and not self.train.y.is_floating_point()
 
     @property
     def inputs(self) -> str:
