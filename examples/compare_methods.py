@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import lthfunc as lf
+from lthfunc.reports.charts import PALETTE
 
 DENSITIES, SEEDS, ROUNDS, STEPS = [0.2, 0.05, 0.02], range(3), 5, 500
 data = lf.data.load("digits")
@@ -24,9 +25,10 @@ for seed in SEEDS:
             accuracies[method][column, seed] = lf.accuracy_on(model, train(ticket), data)
 
 plt.figure(figsize=(6, 4), layout="constrained")
-for method, found in accuracies.items():
+for (method, found), colour in zip(accuracies.items(), PALETTE, strict=False):
     percent = [f"{100 * density:g} %" for density in DENSITIES]
-    plt.errorbar(percent, 100 * found.mean(1), 100 * found.std(1), capsize=3, marker="o", label=method)
+    mean, deviation = 100 * found.mean(1), 100 * found.std(1)
+    plt.errorbar(percent, mean, deviation, capsize=3, marker="o", color=colour.light, label=method)
 plt.xlabel("weights remaining")
 plt.ylabel("test accuracy, %")
 plt.legend(title=f"mean ± std of {len(SEEDS)} seeds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -228,6 +229,26 @@ def test_breakeven_reckons_with_the_runs_own_numbers(metered: Path, tmp_path: Pa
     assert plot.read_bytes().startswith(b"<?xml")
     assert run("report", metered, "--no-figures") == 0
     assert "Break-even: emissions" in (metered / "report.html").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_people_read_of_wh_and_g_everywhere(metered: Path, tmp_path: Path, capsys: Any) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(metered, copy)
+    shown = {}
+    for command in ("info", "energy", "breakeven", "report"):
+        more: dict[str, list[Any]] = {
+            "energy": ["--samples", 200, "--repeats", 2, "--batch-size", 50],
+            "report": ["--no-figures"],
+        }
+        assert run(command, copy, *more.get(command, [])) == 0
+        told = capsys.readouterr()
+        shown[command] = told.out + told.err
+    shown["page"] = (copy / "report.html").read_text("utf-8").replace("\\u2082", "₂")  # as in JSON
+    other = {name: re.findall(r"[kMµm]Wh|kg CO|mg CO|[Jj]oule", text) for name, text in shown.items()}
+    assert {name: found for name, found in other.items() if found} == {}
+    assert [name for name, text in shown.items() if not re.search(r"\bWh\b", text)] == ["report"]
+    assert [name for name, text in shown.items() if "g CO₂eq" not in text] == ["info", "report"]
 
 
 @pytest.mark.parametrize(
