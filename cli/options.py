@@ -214,7 +214,6 @@ def _parameters(setting: Setting, command: str) -> list[inspect.Parameter]:
         kind = list[kind]
     of_run = command in ("resume", "branch") or (command == "transfer" and not setting.follows_data)
     default = "the run's" if of_run else setting.shown_default
-    offered = setting.choices or setting.offers
     flags = {setting.name: setting.flags, **{name: f"--{name.replace('_', '-')}" for name in setting.former_names}}
     options = {
         name: typer.Option(
@@ -222,13 +221,27 @@ def _parameters(setting: Setting, command: str) -> list[inspect.Parameter]:
             parser=None if setting.holds is dict else _PARSERS.get(setting.item),
             metavar=setting.shown_metavar,
             help=setting.help if default is None else f"{setting.help} \\[default: {default}]",
-            autocompletion=setting.names.complete if setting.names else names(*offered) if offered else None,
+            autocompletion=_completion(setting),
             rich_help_panel=setting.panel,
             hidden=name != setting.name,
         )
         for name, each in flags.items()
     }
     return [_option(name, Annotated[kind | None, each]) for name, each in options.items()]
+
+
+def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
+    """What completes a setting's value in a shell."""
+    offered = setting.choices or setting.offers
+    complete = setting.names.complete if setting.names else names(*offered) if offered else None
+    if complete is None or not setting.listed:
+        return complete
+
+    def complete_last(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in complete(last)]
+
+    return complete_last
 
 
 def _table(setting: Setting, texts: list[str]) -> dict[str, Any]:

@@ -11,7 +11,18 @@ from lthfunc.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lthfunc import data as data, models as models
-    from lthfunc.data.augment import shift_and_mirror as shift_and_mirror
+    from lthfunc.data.augment.colors import color_jitter as color_jitter
+    from lthfunc.data.augment.crops import random_resized_crop as random_resized_crop
+    from lthfunc.data.augment.draws import uniform_draws as uniform_draws
+    from lthfunc.data.augment.erasing import cutout as cutout, random_erasing as random_erasing
+    from lthfunc.data.augment.mixing import cutmix as cutmix, mixup as mixup, mixup_or_cutmix as mixup_or_cutmix
+    from lthfunc.data.augment.policies import rand_augment as rand_augment
+    from lthfunc.data.augment.sequences import augmentations as augmentations
+    from lthfunc.data.augment.shifts import (
+        mirror as mirror,
+        shift as shift,
+        shift_and_mirror as shift_and_mirror,
+    )
     from lthfunc.deployment.compaction.compact import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.deployment.compaction.compact_engine import compact_engine as compact_engine
     from lthfunc.deployment.cost import cost as cost

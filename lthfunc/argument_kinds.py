@@ -207,7 +207,12 @@ KINDS: dict[str, ArgumentKind] = {
     "BlockSelect": _function("BlockSelect", "scores", "density"),
     "ShardedSelect": _function("ShardedSelect", "scores", "masks", "fraction"),
     "Callable[[str, Tensor], bool]": _function("rule", "name", "parameter"),
-    "Augment": _any_of(_function("Augment", "inputs", "key"), _function("Augment", "inputs", "key", "first")),
+    "Augment": _any_of(
+        _function("Augment", "inputs", "key"),
+        _function("Augment", "inputs", "key", "first"),
+        _function("Augment", "inputs", "targets", "key"),
+        _function("Augment", "inputs", "targets", "key", "first"),
+    ),
     "Observer": _function("Observer", "step", "point"),
     "Observers": _function("Observers", "step", "points"),
     "Announce": _function("Announce", "task"),

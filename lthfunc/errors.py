@@ -65,6 +65,16 @@ def failing_as(message: Callable[[Exception], str], kind: type[UserError] = User
         raise kind(message(error)) from error
 
 
+@contextmanager
+def prefixed(option: str) -> Iterator[None]:
+    """Let messages of UserErrors begin with an option."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise error if text.startswith(f"{option}:") else type(error)(f"{option}: {text}") from error
+
+
 def did_you_mean(value: str, known: Collection[str]) -> str:
     """The name closest to a value, as a question that follows a message; "" if none is close."""
     lower = {each.lower(): each for each in known}

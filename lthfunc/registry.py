@@ -28,7 +28,8 @@ class Entry:
     target: the location of the function, "package.module:function", or ".module:function" within lthfunc.
     about: one line of help. source: the paper.
     takes: the settings that it uses and others of its kind don't.
-    pattern: for a family of names, such as top-K: an expression whose named groups are arguments, digits as int.
+    pattern: for a family of names, such as top-K: an expression whose named groups are arguments, digits as int and
+    decimals as float.
     example: a name of the family.
     """
 
@@ -109,11 +110,7 @@ class Registry(UserDict[str, E]):
             if entry.pattern is None and key == name:
                 return entry, {}
             if entry.pattern is not None and (found := re.fullmatch(entry.pattern, name)):
-                return entry, {
-                    part: int(text) if text.isdecimal() else text
-                    for part, text in found.groupdict().items()
-                    if text is not None
-                }
+                return entry, {part: _number(text) for part, text in found.groupdict().items() if text is not None}
         return None
 
     def is_own(self, name: str) -> bool:
@@ -186,7 +183,14 @@ class Registry(UserDict[str, E]):
         if names is None:
             return function
         others = self.settings - {*entry.takes}
-        return function(**{each: parts.get(each) or offered[each] for each in names if each not in others})
+        return function(
+            **{each: parts[each] if each in parts else offered[each] for each in names if each not in others}
+        )
+
+
+def _number(text: str) -> int | float | str:
+    """Digits as an int, decimals as a float, other text as it is."""
+    return int(text) if text.isdecimal() else float(text) if re.fullmatch(r"\d+\.\d+", text) else text
 
 
 def imported(target: str) -> Any:

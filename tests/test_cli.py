@@ -170,7 +170,7 @@ RUNS = {
     "reinit": "--rewind reinit --rounds 1 --control random-mask --control shuffled-mask",
     "no rounds": "--rounds 0",
     "convolutions": "--arch conv2 --rounds 1 --steps 3",
-    "batchnorm and augmentation": "--arch resnet20 --augment --rounds 1 --steps 3 --rewind step:1",
+    "batchnorm and augmentation": "--arch resnet20 --augment flip-crop --rounds 1 --steps 3 --rewind step:1",
     "adamw": "--optimizer adamw --lr 0.01 --rate 0.5 --seed 7 --rounds 1",
 }
 

@@ -152,7 +152,7 @@ def test_augmentation_draws_the_same_in_every_engine(few_digits: Dataset, name: 
                 few_digits,
                 optimizer=lf.sgd(0.01),
                 batch_size=40,
-                augment=lf.shift_and_mirror,
+                augment=lf.augmentations(lf.shift_and_mirror, lf.mixup(10)),
                 engine=MAKERS.get(engine, engine),
             ),
             lf.init(model),

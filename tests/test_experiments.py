@@ -264,6 +264,6 @@ def test_an_anchor_must_lie_before_the_end(few_digits: Dataset) -> None:
 
 def test_a_recipe_is_not_lent_to_another_optimiser() -> None:
     sgd = resolved(Config(arch="resnet20", dataset="cifar10"))
-    assert (sgd.optimizer, sgd.momentum, sgd.lr, sgd.augment) == ("sgd", 0.9, 0.01, True)
+    assert (sgd.optimizer, sgd.momentum, sgd.lr, sgd.augment) == ("sgd", 0.9, 0.01, "flip-crop")
     adam = resolved(Config(arch="resnet20", dataset="cifar10", optimizer="adam"))
     assert (adam.momentum, adam.weight_decay, adam.lr) == (0.0, 0.0, 1.2e-3)

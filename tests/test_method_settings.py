@@ -63,7 +63,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     given = settings(
         dataset="digits", density=0.25, rounds=3, steps=12, eval_every=5, momentum=0.5, weight_decay=0.125, lr=0.5,
         schedule="step", milestone=(4,), batch_size=40, loss="auto", metric="top-2", on_nonfinite="skip",
-        synflow_rounds=7, engine="eager", threads=3, augment=True,
+        synflow_rounds=7, engine="eager", threads=3, augment="flip-crop",
     )  # fmt: skip
     config, found = method_context(replace(given, cycles=2))
     assert (config.engine, config.threads) == ("eager", 3)
@@ -86,7 +86,7 @@ def test_a_setting_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     moved = [lf.take_steps(each, plain, seed=0, until=1)[0].params for each in (found.trainer, found.trainer_of(
         found.model, lf.sgd(lf.stepwise(0.5, (4,)), 0.5, weight_decay=0.125)))]  # fmt: skip
     assert lf.same_bits(*moved)  # its images shifted and mirrored alike
-    unmoved = method_context(settings(**{**vars(given), "augment": False}))[1]
+    unmoved = method_context(settings(**{**vars(given), "augment": "none"}))[1]
     assert not lf.same_bits(lf.take_steps(unmoved.trainer, plain, seed=0, until=1)[0].params, moved[0])
     half = method_context(settings(density=0.25, steps=4, precision="bf16", engine="eager", schedule="constant"))[1]
     assert half.trainer_of(half.model, lf.sgd(0.1)).work.precision == half.trainer.work.precision == "bf16"

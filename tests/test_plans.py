@@ -165,7 +165,10 @@ def test_steps_cost_three_forward_passes() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"dataset": "PLAIN", "augment": True}, r"--augment: works on images, not on inputs of shape \(6,\)"),
+        (
+            {"dataset": "PLAIN", "augment": "flip-crop"},
+            r"--augment: flip-crop works on images, not on inputs of shape \(6,\)",
+        ),
         ({"rewind": "step:4"}, "--rewind: invalid value 'step:4' .*a point before the end of training .step 4."),
         (
             {"layer_rate": {"no*": 0.1}, "allocate": "layerwise"},

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 import lthfunc as lf
-from lthfunc.data.augment import shift_and_mirror
+from lthfunc.data.augment.shifts import shift_and_mirror
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.distributed.data_parallel import rank_batch_size, surviving_indices
 from lthfunc.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -49,6 +50,9 @@ def test_the_schema_says_what_is_chosen_from() -> None:
         if setting.holds is list:
             assert kind["type"] == "array"
             kind = kind["items"]
+        if setting.listed:
+            assert re.fullmatch(kind["pattern"], ",".join(setting.offers))
+            continue
         if "anyOf" in kind:
             names, *_, pattern = kind["anyOf"]
             assert setting.own
@@ -183,32 +187,32 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "lth-conv": {
         **TWENTY, "arch": "conv4", "dataset": "cifar10", "optimizer": "adam", "lr": 0.0003, "batch_size": 60,
-        "steps": 25000, "allocate": "layerwise", "layer_rate": {"features*": 0.1, "fc3*": 0.1}, "augment": False,
+        "steps": 25000, "allocate": "layerwise", "layer_rate": {"features*": 0.1, "fc3*": 0.1}, "augment": "none",
     },
     "lth-resnet18": {
         **SGD, **TWENTY, "arch": "resnet20", "dataset": "cifar10", "lr": 0.01, "steps": 30000, "schedule": "step",
-        "milestone": [20000, 25000], "augment": True,
+        "milestone": [20000, 25000], "augment": "flip-crop",
     },
     "lth-vgg19": {
         **SGD, **TWENTY, "arch": "vgg19", "dataset": "cifar10", "batch_size": 64, "lr": 0.1, "warmup": 10000,
-        "steps": 112000, "schedule": "step", "milestone": [56000, 84000], "augment": True,
+        "steps": 112000, "schedule": "step", "milestone": [56000, 84000], "augment": "flip-crop",
     },
     "rewind-resnet20": {
         **SGD, **TWENTY, "arch": "resnet20", "dataset": "cifar10", "lr": 0.03, "warmup": 30000, "steps": 63000,
-        "schedule": "step", "milestone": [31000, 47000], "rewind": "step:2000", "augment": True,
+        "schedule": "step", "milestone": [31000, 47000], "rewind": "step:2000", "augment": "flip-crop",
     },
     "rewind-vgg16": {
         **SGD, **TWENTY, "arch": "vgg16", "dataset": "cifar10", "lr": 0.1, "steps": 63000, "schedule": "step",
-        "milestone": [31000, 47000], "rewind": "step:2000", "augment": True,
+        "milestone": [31000, 47000], "rewind": "step:2000", "augment": "flip-crop",
     },
     "wide-resnet": {
         **SGD, "arch": "wrn-28-10", "dataset": "cifar10", "nesterov": True, "weight_decay": 0.0005, "lr": 0.1,
-        "epochs": 200, "schedule": "step", "augment": True,
+        "epochs": 200, "schedule": "step", "augment": "flip-crop",
     },
     "fast-cifar": {
         "arch": "conv6", "dataset": "cifar10", "optimizer": "sgd", "momentum": 0.85, "nesterov": True,
         "weight_decay": 0.0015, "batch_size": 500, "lr": 0.05, "epochs": 10, "schedule": "triangular",
-        "label_smoothing": 0.2, "augment": True,
+        "label_smoothing": 0.2, "augment": "flip-crop",
     },
     "transformer": {
         "arch": "char-transformer", "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.1, "batch_size": 32,

@@ -26,7 +26,7 @@ TOGETHER: list[Any] = [
      [{"momentum": 0.5}, {"nesterov": False}]),
     ({"weight_decay": 0.0, "no_decay": True}, "--no-decay: requires a --weight-decay above 0",
      [{"weight_decay": 0.5}, {"no_decay": False}]),
-    ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: requires --loss cross-entropy, not mse",
+    ({"label_smoothing": 0.1, "loss": "mse"}, "--label-smoothing: requires --loss cross-entropy or next-token, not mse",
      [{"label_smoothing": 0.0}, {"loss": "auto"}, {"loss": "cross-entropy"}]),
     ({"density": 0.5, "densities": "0.5"}, "--density and --densities: give one",
      [{"density": None}, {"densities": None}]),
@@ -81,7 +81,7 @@ def test_settings_go_together_or_are_refused(
 def test_gaps_are_filled_by_the_catalogue() -> None:
     """For what is not in it: Adam at 1.2e-3 on batches of 60 for ten epochs; for another optimiser its own rate."""
     plain = resolved(Config(arch=OWN, dataset="data.module:load"))
-    assert (plain.arch, plain.dataset, plain.augment) == (OWN, "data.module:load", False)
+    assert (plain.arch, plain.dataset, plain.augment) == (OWN, "data.module:load", "none")
     assert (plain.optimizer, plain.lr, plain.batch_size, plain.epochs) == ("adam", 1.2e-3, 60, 10)
     assert (plain.momentum, plain.weight_decay, plain.steps) == (0.0, 0.0, None)
     rates = {
@@ -97,15 +97,15 @@ def test_gaps_are_filled_by_the_catalogue() -> None:
         assert (found.optimizer, found.lr, found.momentum, found.weight_decay) == (name, lr, momentum, 0.0)
         assert found.batch_size == (128 if name != "sgd" else 60)
     deep = resolved(Config(arch="resnet-20", dataset="CIFAR10"))
-    assert (deep.arch, deep.dataset, deep.augment, deep.epochs) == ("resnet20", "cifar10", True, 30)
+    assert (deep.arch, deep.dataset, deep.augment, deep.epochs) == ("resnet20", "cifar10", "flip-crop", 30)
     assert (deep.optimizer, deep.lr, deep.momentum, deep.weight_decay, deep.batch_size) == ("sgd", 0.01, 0.9, 1e-4, 128)
     own = resolved(
         Config(arch="resnet20", dataset="cifar10", optimizer="sgd", lr=0.5, momentum=0.25, weight_decay=0.125,
-               batch_size=7, augment=False, steps=11)
+               batch_size=7, augment="none", steps=11)
     )  # fmt: skip
-    assert (own.lr, own.momentum, own.weight_decay, own.batch_size, own.augment) == (0.5, 0.25, 0.125, 7, False)
+    assert (own.lr, own.momentum, own.weight_decay, own.batch_size, own.augment) == (0.5, 0.25, 0.125, 7, "none")
     assert (own.steps, own.epochs) == (11, None)
-    assert resolved(Config(dataset="mnist")).augment is False
+    assert resolved(Config(dataset="mnist")).augment == "none"
     assert resolved(Config(epochs=3)).epochs == 3
     with pytest.raises(UserError, match=r"^--arch: unknown name"):
         resolved(Config(arch="no-such-net"))

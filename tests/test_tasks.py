@@ -175,7 +175,7 @@ def test_a_recipe_runs_and_is_listed(tmp_path: Path, capsys: Any) -> None:
     ("options", "words"),
     [
         ("--label-smoothing 1", r"--label-smoothing: invalid value 1.0 (expected a number in [0, 1)"),
-        ("--label-smoothing 0.1 --loss mse", "--label-smoothing: requires --loss cross-entropy, not mse"),
+        ("--label-smoothing 0.1 --loss mse", "--label-smoothing: requires --loss cross-entropy or next-token, not mse"),
         ("--metric top-0", "--metric: unknown name 'top-0'; did you mean 'top-K'?"),
         ("--loss crossentropy", "did you mean 'cross-entropy'"),
         ("--optimizer adamw --momentum 0.9", "--momentum: requires --optimizer sgd or muon, not adamw"),

@@ -19,8 +19,8 @@ SUFFIX = ".safetensors"
 class DataSetEntry(Entry):
     """mean, std: per channel, of the training pixels in [0, 1]. examples: of the training, validation and test split.
 
-    epochs: the default length of a training. augment: whether training images are shifted and mirrored. home: the
-    folder below the data folder that holds its files; "" for a bundled one.
+    epochs: the default length of a training. augment: the default of --augment. home: the folder below the data folder
+    that holds its files; "" for a bundled one.
     """
 
     shape: tuple[int, ...] = ()
@@ -29,7 +29,7 @@ class DataSetEntry(Entry):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     epochs: int = 10
-    augment: bool = False
+    augment: str = "none"
     home: str = ""
 
 
@@ -65,18 +65,18 @@ DATASETS = Registry("datasets", "--dataset", {
     "cifar10": DataSetEntry(
         ".data.vision:load_vision", "photographs", "Krizhevsky 2009", shape=(3, 32, 32), classes=10,
         examples=(45_000, 5_000, 10_000), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), epochs=30,
-        augment=True, home="cifar-10-batches-py",
+        augment="flip-crop", home="cifar-10-batches-py",
     ),
     "cifar100": DataSetEntry(
         ".data.vision:load_vision", "photographs", "Krizhevsky 2009", shape=(3, 32, 32), classes=100,
         examples=(45_000, 5_000, 10_000), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), epochs=30,
-        augment=True, home="cifar-100-python",
+        augment="flip-crop", home="cifar-100-python",
     ),
     "tinyimagenet": DataSetEntry(
         ".data.image_folder:load_tiny_imagenet", "photographs, Tiny-ImageNet", "Le & Yang 2015", shape=(3, 64, 64),
         classes=200,
         examples=(90_000, 10_000, 10_000), mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821), epochs=30,
-        augment=True, home="tiny-imagenet-200",
+        augment="flip-crop", home="tiny-imagenet-200",
     ),
 })  # fmt: skip
 

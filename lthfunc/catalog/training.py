@@ -125,6 +125,67 @@ METRICS = Registry("metrics", "--metric", {
     "r2": MetricEntry(".training.losses:r2", "share of the variance that is explained, R²", of="numbers"),
 }, auto="accuracy for classes, mean-iou for pixels, r2 for numbers")  # fmt: skip
 
+
+@dataclass(frozen=True)
+class AugmentEntry(Entry):
+    """inputs: what it works on, "images" or "numbers" (anything but tokens)."""
+
+    inputs: str = "images"
+
+
+_DECIMAL = r"\d+(?:\.\d+)?"
+
+
+def _augment(
+    function: str, about: str, source: str, name: str = "", numbers: str = "", inputs: str = "images"
+) -> AugmentEntry:
+    """An augmentation. name, numbers: of a family, and the arguments that may follow the name after colons."""
+    parts = "".join(f"(?::(?P<{each}>{_DECIMAL}))?" for each in numbers.split())
+    return AugmentEntry(
+        f".data.augment.{function}", about, source, (), f"{name}{parts}" if name else None, name, inputs
+    )
+
+
+#: (inputs, key) -> inputs, or (inputs, targets, key) -> both; or what makes one of `scale` and `classes`.
+AUGMENTATIONS = Registry("augmentations", "--augment", {
+    "none": _augment("sequences:unchanged", "as they are", ""),
+    "flip-crop": _augment(
+        "shifts:shift_and_mirror", "shifted by up to 4 pixels, and mirrored or not", "He et al. 2016, sec. 4.2",
+    ),
+    "flip": _augment("shifts:mirror", "mirrored or not", "Krizhevsky et al. 2012, sec. 4.1"),
+    "shift:PIXELS": _augment(
+        "shifts:shift", "shifted by up to 4 pixels (or PIXELS)", "He et al. 2016, sec. 4.2", "shift", "pixels",
+    ),
+    "resized-crop:LEAST": _augment(
+        "crops:random_resized_crop", "a part of at least 0.08 (or LEAST) of the image, enlarged",
+        "Szegedy et al. 2015, sec. 6", "resized-crop", "least",
+    ),
+    "color-jitter:STRENGTH": _augment(
+        "colors:color_jitter", "other brightness, contrast, saturation and hue", "Chen et al. 2020, app. A",
+        "color-jitter", "strength",
+    ),
+    "randaugment:COUNT:MAGNITUDE": _augment(
+        "policies:rand_augment", "2 random operations of magnitude 9 (or COUNT of MAGNITUDE up to 30)",
+        "Cubuk et al. 2020", "randaugment", "count magnitude",
+    ),
+    "erasing:PROBABILITY": _augment(
+        "erasing:random_erasing", "a rectangle overwritten, or not", "Zhong et al. 2020", "erasing", "probability",
+    ),
+    "cutout:SIDE": _augment(
+        "erasing:cutout", "a square overwritten, half as wide as the image (or SIDE pixels)", "DeVries & Taylor 2017",
+        "cutout", "side",
+    ),
+    "mixup:ALPHA": _augment(
+        "mixing:mixup", "mixed in pairs, with their targets", "Zhang et al. 2018", "mixup", "alpha", "numbers",
+    ),
+    "cutmix:ALPHA": _augment(
+        "mixing:cutmix", "rectangles exchanged in pairs, and targets mixed", "Yun et al. 2019", "cutmix", "alpha",
+    ),
+    "mixup-or-cutmix:ALPHA": _augment(
+        "mixing:mixup_or_cutmix", "one of both for each pair", "Touvron et al. 2021", "mixup-or-cutmix", "alpha",
+    ),
+})  # fmt: skip
+
 #: work -> Engine, or what makes such a function of the rest of its name.
 ENGINES = Registry("engines", "--engine", {
     "eager": Entry(".training.engines.eager:eager", "PyTorch's operations, one after the other"),

@@ -88,11 +88,19 @@ def parse_interval(text: str) -> Interval:
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values under the settings' present names; unknown names stay. Raises UserError if both names occur."""
+    """Plain values under the settings' present names, and by present values; unknown ones stay.
+
+    Raises UserError if both names occur.
+    """
     for former, name in FORMER_NAMES.items():
         if former in values and name in values:
             raise UserError(f"{former} and {name} are the same setting; keep {name}, its present name")
-    return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+    return {(present := FORMER_NAMES.get(name, name)): _present_value(present, value) for name, value in values.items()}
+
+
+def _present_value(name: str, value: Any) -> Any:
+    former = SETTINGS[name].former_values if name in SETTINGS else {}
+    return former.get(value, value) if isinstance(value, bool) else value
 
 
 class RenamedSettingWarning(FutureWarning):

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZER_PARTS, OPTIMIZERS, SCHEDULES, TargetsEntry
-from lthfunc.errors import UserError, invalid
+from lthfunc.catalog.training import (
+    AUGMENTATIONS,
+    LOSSES,
+    METRICS,
+    OPTIMIZER_PARTS,
+    OPTIMIZERS,
+    SCHEDULES,
+    TargetsEntry,
+)
+from lthfunc.data.augment.sequences import augmentations
+from lthfunc.errors import UserError, invalid, prefixed
 from lthfunc.experiments.config import SETTINGS, Config, Decision, filled
 from lthfunc.plugins import called, is_own
 from lthfunc.printable import a_or_an
@@ -17,6 +26,7 @@ from lthfunc.training.language import label_smoothed_next_token, next_token
 from lthfunc.training.losses import Loss, Metric, cross_entropy, label_smoothed_cross_entropy
 from lthfunc.training.optimizers import Optimizer, is_matrix
 from lthfunc.training.schedules import Schedule
+from lthfunc.trees.augmenting import Augment, changes_targets
 from lthfunc.trees.types import Dataset
 
 E = TypeVar("E", bound=TargetsEntry)
@@ -84,6 +94,32 @@ def _check_targets(names: Registry[E], name: str, data: Dataset) -> None:
     if found is not None and not found[0].fits(targets):
         fitting = ", ".join(key for key, entry in names.items() if entry.fits(targets))
         raise invalid(names.option, name, f"{fitting} or a function of your own for targets that are {targets}")
+
+
+def augmentation_of(config: Config, data: Dataset) -> Augment | None:
+    """The random changes of training inputs, or None.
+
+    A user's is a function (inputs, key) -> inputs or (inputs, targets, key) -> (inputs, targets), or makes such a
+    function of what its signature has of `scale` and `classes`.
+
+    Raises UserError for one that doesn't work on the data's inputs or targets.
+    """
+    names, targets = filled(config.augment).split(","), _targets(data)
+    if names == ["none"]:
+        return None
+    offered = {"scale": data.scale, "classes": None if targets == "numbers" else data.classes}
+    parts = []
+    for name in names:
+        found = AUGMENTATIONS.find(name)
+        if found is not None and found[0].inputs == "images" and len(data.shape) != 3:
+            raise UserError(f"--augment: {name} works on images, not on inputs of shape {data.shape}")
+        if found is not None and data.tokens:
+            raise UserError(f"--augment: {name} works on numbers, not on tokens")
+        with prefixed("--augment"):
+            parts.append(AUGMENTATIONS.make(name, offered, fits="Augment"))
+        if found is not None and changes_targets(parts[-1]) and targets != "numbers" and data.train.y.ndim != 1:
+            raise UserError(f"--augment: {name} works on one class for each example, or numbers")
+    return augmentations(*parts)
 
 
 def schedule_of(config: Config, steps: int) -> Schedule:

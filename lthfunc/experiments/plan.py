@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple, cast
 
 from lthfunc.catalog.pruning import CONTROLS, STRUCTURES
-from lthfunc.data.augment import shift_and_mirror
 from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
@@ -26,6 +25,7 @@ from lthfunc.experiments.functions import (
 )
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.objective import (
+    augmentation_of,
     check_last_rate,
     decide_objective,
     loss_of_name,
@@ -166,7 +166,7 @@ def _work(config: Config, model: Model, data: Dataset, length: Length, collectiv
     """What an engine runs. Raises UserError for settings that exclude each other."""
     loss, metric = loss_of_name(config, data), metric_of_name(config, data)
     precision, side_effects = cast("Precision", config.precision), side_effects_of(model, examples(data))
-    optimizer, augment = make_optimizer(config, length.steps), shift_and_mirror if config.augment else None
+    optimizer, augment = make_optimizer(config, length.steps), augmentation_of(config, data)
     if optimizer.mixes and config.compact:
         raise UserError(
             f"--compact: does not work with --optimizer {config.optimizer}, whose updates mix the weights of a layer"
@@ -179,8 +179,6 @@ def _work(config: Config, model: Model, data: Dataset, length: Length, collectiv
 
 def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
     """The experiment, once all settings are decided. Raises UserError."""
-    if config.augment and len(data.shape) != 3:
-        raise UserError(f"--augment: works on images, not on inputs of shape {data.shape}")
     check_last_rate(config, length.steps)
     rewind, anchor_step = rewinding_of(filled(config.rewind), length.per_epoch)
     model, on_nonfinite = work.model, cast("OnNonfinite", config.on_nonfinite)

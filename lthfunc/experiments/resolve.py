@@ -72,7 +72,7 @@ def _data_defaults(config: Config) -> list[Decision]:
     whose = f"the default of {config.dataset}" if known else "the default for a data set that is not in the list"
     decisions = []
     if config.augment is None:
-        decisions.append(Decision("augment", known is not None and known.augment, whose))
+        decisions.append(Decision("augment", known.augment if known else "none", whose))
     if config.epochs is None and config.steps is None:
         decisions.append(Decision("epochs", known.epochs if known else _PLAIN_EPOCHS, whose))
     return decisions
@@ -100,7 +100,7 @@ def _rounds_and_rate(config: Config) -> list[Decision]:
 def _check_choices(config: Config) -> None:
     for name, setting in SETTINGS.items():
         value = getattr(config, name)
-        for choice in (value if isinstance(value, tuple) else (value,)) if setting.choices else ():
+        for choice in setting.chosen(value) if setting.choices else ():
             if setting.names is not None and choice is not None:
                 setting.names.check(choice)
             elif choice is not None and choice not in setting.choices and not (setting.own and is_own(choice)):
@@ -166,6 +166,8 @@ def _check_together(config: Config, used: Collection[str]) -> None:
         raise invalid("--lr-final", config.lr_final, f"a number from 0 to the --lr, {config.lr:g}")
     if config.allocate == "lamp" and config.score in SCORES and SCORES[config.score].signed:
         raise invalid("--allocate", "lamp", f"scores of at least 0, which --score {config.score} are not")
+    if "none" in (several := filled(config.augment).split(",")) and len(several) > 1:
+        raise invalid("--augment", config.augment, "none, or others")
     if len(set(config.control)) < len(config.control):
         raise invalid("--control", ", ".join(config.control), "each control once")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -71,10 +72,13 @@ def json_schema() -> dict[str, Any]:
         if setting.choices:
             named, patterns = (setting.choices, ()) if setting.names is None else setting.names.spelled()
             names = {"enum": list(named)}
-            patterns = (*patterns, *((OWN,) if setting.own else ()))
-            choice = (
-                {"anyOf": [names, *({"type": "string", "pattern": each} for each in patterns)]} if patterns else names
-            )
+            others: list[str] = [*patterns, *([OWN] if setting.own else [])]
+            choice: dict[str, Any] = names
+            if setting.listed:
+                one = "|".join([*map(re.escape, named), *(each.strip("^$") for each in others)])
+                choice = {"type": "string", "pattern": f"^({one})(,({one}))*$"}
+            elif others:
+                choice = {"anyOf": [names, *({"type": "string", "pattern": each} for each in others)]}
             kind.pop("anyOf", None)
             if kind.pop("type", None) == "array":
                 kind |= {"type": "array", "items": choice}

@@ -23,9 +23,8 @@ def code_in(values: Mapping[str, Any]) -> dict[str, list[str]]:
     """What settings import, and the pickled weights that they read, by setting."""
     found = {}
     for name, setting in SETTINGS.items():
-        value = values.get(name)
-        listed = value if isinstance(value, (list, tuple)) else (value,)
-        if (setting.own or name == "weights") and (named := [each for each in listed if _is_code(name, each)]):
+        chosen = setting.chosen(values.get(name))
+        if (setting.own or name == "weights") and (named := [each for each in chosen if _is_code(name, each)]):
             found[name] = named
     options = values.get("arch_option")
     if str(values.get("arch")).startswith("timm:") and isinstance(options, Mapping):

@@ -14,7 +14,7 @@ from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
-from lthfunc.sparse.python_losses import check_features
+from lthfunc.sparse.python_losses import check_features, computes_loss
 from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
 from lthfunc.sparse.updates import clock_of, moments_of, state_after
@@ -100,7 +100,7 @@ class _Programs(threading.local):
             same = all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
             if same and given == (batch, stored):
                 return program
-        epilogue = Epilogue("cross_entropy" if work.loss is cross_entropy else None, True, work.optimizer.numbers)
+        epilogue = Epilogue("cross_entropy" if computes_loss(work) else None, True, work.optimizer.numbers)
         graph = captured(work.model, stored.shape, training=True)
         program = program_of(
             graph, state.params, state.buffers, state.masks, batch=batch, stored=stored, epilogue=epilogue

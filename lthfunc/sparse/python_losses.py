@@ -12,9 +12,16 @@ from torch.func import grad_and_value
 from lthfunc.errors import UserError
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.loss_context import LossContext, features_of, takes_context, with_its_context
+from lthfunc.training.losses import cross_entropy
+from lthfunc.trees.augmenting import changes_targets
 from lthfunc.trees.model import apply_evaluating, init
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Masks, Split
+
+
+def computes_loss(work: Work) -> bool:
+    """Whether the machine computes the loss of a step: cross entropy, unless an augmentation mixes the targets."""
+    return work.loss is cross_entropy and not changes_targets(work.augment)
 
 
 class _NoParams(Mapping[str, Tensor]):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.python_losses import OutputsLoss
+from lthfunc.sparse.python_losses import OutputsLoss, computes_loss
 from lthfunc.sparse.workspace import Workspace, pack_moments, unpack_moments
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.chain import ChainContext, updated
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.losses import cross_entropy
+from lthfunc.training.user_functions import checked_augment
 from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.rng import counter_key, fold_in
 from lthfunc.trees.types import Params, TrainState
@@ -26,15 +26,16 @@ class PythonSteps:
     ) -> None:
         self._work, self._workspace, self._state = work, workspace, state
         self._key, self._draw, self._parts = counter_key(seed, "step"), draw, parts_of_batch(work.optimizer)
-        self._loss = OutputsLoss(work)
+        self._loss, self._augment = OutputsLoss(work), checked_augment(work.augment)
         self._begin, self._updates = int(state.step), updates
         self._opt = pack_moments(workspace, state.params, state.opt) if updates else ()
 
     def take(self, x: Tensor, y: Tensor, number: int) -> None:
         """Take the step of this number on a batch."""
         work, workspace = self._work, self._workspace
-        if work.augment is not None:
-            x = work.augment(scaled(x, work.scale), fold_in(self._key, torch.tensor(number))).contiguous()
+        if self._augment is not None:
+            x, y = self._augment(scaled(x, work.scale), y, fold_in(self._key, torch.tensor(number)))
+            x = x.contiguous()
         self._find_gradient(x, y, number)
         if self._updates:
             self._update(x, y, number)
@@ -81,7 +82,7 @@ class PythonSteps:
 
     def _find_gradient_of_part(self, x: Tensor, y: Tensor, number: int) -> None:
         work, workspace, program = self._work, self._workspace, self._workspace.program
-        if work.loss is cross_entropy:
+        if computes_loss(work):
             workspace.run(x[None], y[None], 1, number, self._draw, (0, program.backward))
             return
         workspace.run(x[None], y[None], 1, number, self._draw, (0, program.forward))

@@ -5,9 +5,19 @@ from __future__ import annotations
 import torch
 
 from lthfunc.errors import UserError
+from lthfunc.tracebacks import is_library_function
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Work
-from lthfunc.training.steps import Carry, is_library_code, make_loop_body, make_train_step, objective_of, with_optimizer
+from lthfunc.training.steps import (
+    Carry,
+    is_library_code,
+    make_loop_body,
+    make_train_step,
+    objective_of,
+    unmeasured,
+    with_optimizer,
+)
+from lthfunc.trees.augmenting import changes_targets
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import init
 from lthfunc.trees.module_errors import failing, no_gradient_message
@@ -25,20 +35,23 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
 
     Raises UserError where they fail, with the user's line at fault.
     """
-    if is_library_code(work):
+    if is_library_code(work) and (work.augment is None or is_library_function(work.augment)):
         return
     model = work.model
     parts = parts_of_batch(work.optimizer)
     count = min(batch_size, max(_EXAMPLES // parts, 1) * parts)
     batch = clone((data.train.x[:count], data.train.y[:count]))
-    step = make_train_step(model, work.loss, work.optimizer, work.precision, work.metric)
+    # Mixed targets are of another kind, which a loss may not take.
+    mixing = work.augment if changes_targets(work.augment) else None
+    metric = work.metric if mixing is None else unmeasured
+    step = make_train_step(model, work.loss, work.optimizer, work.precision, metric)
     device = batch[0].device
 
     def tried(params: Params, buffers: Buffers) -> None:
         with torch.no_grad(), seeded_generators(0, device):
             state = with_optimizer(start._replace(params=params, buffers=buffers), work.optimizer)
             sums = torch.zeros(1, dtype=torch.float64, device=device)
-            make_loop_body(step, work.scale)(Carry(state, counter_key(0, "step").to(device), sums), batch)
+            make_loop_body(step, work.scale, mixing)(Carry(state, counter_key(0, "step").to(device), sums), batch)
             work.evaluate(state.params, state.buffers, batch)
             _check_reached(work, state, batch)
 

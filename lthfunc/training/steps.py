@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,8 +24,10 @@ from lthfunc.training.optimizer_states import check_optimizer_state, fresh_state
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision, autocast_for
 from lthfunc.training.user_functions import checked_augment, checked_loss, checked_optimizer
+from lthfunc.trees.augmenting import Augment as Augment, changes_targets
 from lthfunc.trees.model import Model, apply_evaluating, run_training
 from lthfunc.trees.ops import clone, scaled
+from lthfunc.trees.outputs import prediction
 from lthfunc.trees.rng import fold_in
 from lthfunc.trees.side_effects import SideEffects
 from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
@@ -33,11 +36,6 @@ from lthfunc.trees.types import Batch, Buffers, Masks, Params, Scale, TrainState
 Metrics = dict[str, Tensor]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[[Params, Buffers, Batch], Metrics]
-
-
-#: Random changes of training inputs, a function of the inputs (n, ...) and a key; the same shape comes back. On several
-#: ranks a third argument is the number of the first input in the whole batch.
-Augment = Callable[..., Tensor]
 
 
 class Work(NamedTuple):
@@ -59,7 +57,8 @@ class Work(NamedTuple):
     @property
     def advance(self) -> LoopBody:
         """The body of the training loop, on states and batches that are the loop's own."""
-        return make_loop_body(make_inner_step(self), self.scale, self.augment, self.collectives)
+        work = self._replace(metric=unmeasured) if changes_targets(self.augment) else self
+        return make_loop_body(make_inner_step(work), self.scale, self.augment, self.collectives)
 
     @property
     def evaluate(self) -> EvalStep:
@@ -146,6 +145,11 @@ def make_inner_step(work: Work) -> TrainStep:
     return step
 
 
+def unmeasured(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The metric where nobody reads it and targets may be of another kind than the data set's: NaN."""
+    return prediction(outputs).new_full((), math.nan, dtype=torch.float64)
+
+
 def objective_of(work: Work) -> Callable[..., tuple[Tensor, tuple[Tensor, Buffers]]]:
     """(params, buffers, batch, masks, step) -> (the loss in training mode, (the metric, the new buffers)).
 
@@ -229,7 +233,7 @@ def make_loop_body(
         inputs = scaled(stored, scale)
         if augment is not None:
             place = (collectives.rank * len(inputs),) if collectives.world_size > 1 else ()
-            inputs = augment(inputs, fold_in(carry.key, carry.state.step), *place)
+            inputs, targets = augment(inputs, targets, fold_in(carry.key, carry.state.step), *place)
         state, metrics = step(carry.state, (inputs, targets), *([carry.travels] if collectives.world_size > 1 else []))
         return carry._replace(state=state, loss=carry.loss + metrics["loss"])
 

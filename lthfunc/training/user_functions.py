@@ -14,6 +14,7 @@ from lthfunc.printable import a_or_an, dtype_and_shape
 from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.trees.augmenting import Augment, changes_targets
 from lthfunc.trees.ops import leaves
 from lthfunc.trees.types import Params
 
@@ -49,22 +50,36 @@ def checked_loss(kind: str, function: Loss) -> Loss:
     return call
 
 
-def checked_augment(function: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
-    """An augmentation that must return inputs of the same shape and dtype, and otherwise raises UserError."""
-    if function is None or is_library_function(function):
-        return function
+def checked_augment(function: Augment | None) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """An augmentation as (inputs, targets, key, …) -> (inputs, targets), whether or not it changes targets.
+
+    A user's raises UserError where inputs come back with another shape or dtype, or there is another number of targets.
+    """
+    if function is None:
+        return None
+    of_both = function if changes_targets(function) else _on_inputs(function)
+    if is_library_function(function):
+        return of_both
     name = function_name(function)
 
-    @wraps(function)
-    def call(inputs: Tensor, *rest: Any) -> Tensor:
-        shape, dtype = inputs.shape, inputs.dtype
-        found: Any = call_user_function("augment", name, lambda: function(inputs, *rest))
+    def call(inputs: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        shape, dtype, count = inputs.shape, inputs.dtype, len(targets)
+        pair: Any = call_user_function("augment", name, lambda: of_both(inputs, targets, *rest))
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise UserError(f"augment: {name!r} returned {a_or_an(type(pair).__name__)}, not (inputs, targets)")
+        found, after = pair
         if not isinstance(found, Tensor) or (found.shape, found.dtype) != (shape, dtype):
             what = f"{dtype_and_shape(found)} for inputs of {dtype_and_shape(inputs)}"
             raise UserError(f"augment: {name!r} returned {what}; expected the same")
-        return found
+        if not isinstance(after, Tensor) or after.shape[:1] != (count,):
+            raise UserError(f"augment: {name!r} returned {dtype_and_shape(after)} as targets of {count} inputs")
+        return found, after
 
     return call
+
+
+def _on_inputs(function: Augment) -> Augment:
+    return lambda inputs, targets, *rest: (function(inputs, *rest), targets)
 
 
 def checked_optimizer(optimizer: Optimizer) -> Optimizer:

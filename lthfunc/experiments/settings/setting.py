@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -34,8 +35,9 @@ class Setting:
     commands: that take it, in addition to `resume`, which takes everything that changes no result.
     after: the option after which --help lists it; None for the order of the fields.
     names: the registry of its values, from which `settings_in` fills in the next three. choices: the allowed names;
-    own: whether it may name a user's own function; offers: names for completion, not checked.
-    former_names: names that it had before, which still work. negated: whether it has a --no-… option.
+    own: whether it may name a user's own function; offers: names for completion, not checked. listed: whether it is
+    several names with commas between them. former_names: names that it had before, which still work; former_values:
+    present values by switches that it took before. negated: whether it has a --no-… option.
     """
 
     help: str
@@ -48,7 +50,9 @@ class Setting:
     choices: tuple[str, ...] = ()
     own: bool = False
     offers: tuple[str, ...] = ()
+    listed: bool = False
     former_names: tuple[str, ...] = ()
+    former_values: Mapping[bool, Any] = field(default_factory=dict)
     negated: bool = True
     #: Whether results depend on it. If not, it may change while a run is in progress.
     changes_results: bool = True
@@ -94,6 +98,12 @@ class Setting:
         if isinstance(self.value, bool):
             return f"{'' if self.value else 'no-'}{self.option[2:]}" if self.negated else None
         return f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+
+    def chosen(self, value: Any) -> tuple[Any, ...]:
+        """The values or names in a value: all of a tuple or list, and those between commas."""
+        if isinstance(value, (list, tuple)):
+            return tuple(value)
+        return tuple(value.split(",")) if self.listed and isinstance(value, str) else (value,)
 
     @property
     def is_difference(self) -> bool:

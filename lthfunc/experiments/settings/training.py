@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from lthfunc.catalog.training import LOSSES, METRICS, OPTIMIZERS, SCHEDULES
+from lthfunc.catalog.training import AUGMENTATIONS, LOSSES, METRICS, OPTIMIZERS, SCHEDULES
 from lthfunc.experiments.settings.setting import (
     FIRST,
     MOST_STEPS,
@@ -93,9 +93,11 @@ class Training:
     warmup: Annotated[int, Ge(0), Le(MOST_STEPS)] = setting(
         0, "Steps of linear learning-rate warm-up.", TRAINING, TRAINERS
     )
-    augment: bool | None = setting(
-        None, "Shift and flip training images at random.",
-        TRAINING, TRAINERS, default="for cifar10 and cifar100", follows_data=True,
+    augment: str | None = setting(
+        None, "Random changes of training inputs, in their order, such as flip-crop,mixup: "
+        f"{', '.join(AUGMENTATIONS.offers)}, or package.module:function.",
+        TRAINING, TRAINERS, "NAMES", default="flip-crop for cifar10, cifar100 and tinyimagenet, else none",
+        follows_data=True, names=AUGMENTATIONS, listed=True, former_values={True: "flip-crop", False: "none"},
     )  # fmt: skip
     loss: str = setting(
         "auto", f"Loss: {LOSSES.described}, or package.module:function; auto is {LOSSES.auto}.",
