@@ -149,6 +149,13 @@ def _name_arguments(command: Any) -> None:
 class GroupedCommands(TyperGroup):
     """All commands, whose help fits on one screen."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Raises Abort when it is interrupted, of which Typer itself says nothing."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the groups of commands, a line each."""
         from rich.table import Table

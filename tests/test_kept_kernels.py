@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from lthfunc_cli.build_kernels import kernel_builds_shown
+from lthfunc_cli.main import main
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels import build, library_cache
@@ -107,3 +110,34 @@ def test_a_library_that_is_a_link_is_not_loaded(folder: Path, calls: list[str], 
     build.load_kernels.cache_clear()
     with pytest.raises(UserError, match=r"lthfunc_kernels\.so is a link"):
         build.load_kernels()
+
+
+def test_of_two_builds_at_once_the_second_takes_what_the_first_made(folder: Path, calls: list[str]) -> None:
+    both = threading.Barrier(2)
+    told: list[int] = []
+
+    def watch(done: int, parts: int) -> None:
+        told.append(done)
+        if not done:
+            both.wait(60)  # neither has the folder yet
+
+    with watched(watch), ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: build._built(), range(2)))
+    assert calls == ["built"]
+    assert found == [library_cache.library(folder)] * 2
+    assert told == [0, 0, len(units()), len(units())]
+
+
+def test_an_interrupted_build_says_so_and_is_begun_anew(
+    folder: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(folder: Path) -> None:
+        library_cache.library(folder).write_bytes(b"lib")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "_build", interrupted)
+        assert main(["build-kernels"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "lthfunc: interrupted"
+    assert main(["build-kernels"]) == 0
+    assert calls == ["built", "loaded 7000"]
