@@ -14,7 +14,7 @@ from lthfunc_cli.main import main
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels import build, library_cache
-from lthfunc.sparse.kernels.compilation import units
+from lthfunc.sparse.kernels.compilation import CompilerError, units
 from lthfunc.sparse.kernels.progress import watched
 
 
@@ -141,3 +141,16 @@ def test_an_interrupted_build_says_so_and_is_begun_anew(
     assert capsys.readouterr().err.splitlines()[-1] == "lthfunc: interrupted"
     assert main(["build-kernels"]) == 0
     assert calls == ["built", "loaded 7000"]
+
+
+def test_a_full_disk_is_told_by_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise CompilerError("{standard input}: Fatal error: can't write 101 bytes to 1.o: 'No space left on device'")
+
+    monkeypatch.setattr(build, "compile_library", full)
+    with pytest.raises(UserError) as caught:
+        build.load_kernels()
+    assert str(caught.value) == (
+        f"--engine: the sparse kernels cannot be built: {folder}: No space left on device (LTHFUNC_CACHE names another "
+        "folder)"
+    )

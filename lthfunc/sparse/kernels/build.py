@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
@@ -75,6 +76,8 @@ def _build(folder: Path) -> None:
     try:
         compile_library(host_compiler(), _flags(), at, library_cache.library(folder), usable_cores(), tell)
     except CompilerError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         lines = [line for line in str(error).splitlines() if "error: " in line] or str(error).splitlines()
         raise UserError(f"--engine: the sparse kernels cannot be built: {lines[0].strip()}") from error
 
