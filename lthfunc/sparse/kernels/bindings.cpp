@@ -231,6 +231,25 @@ Tensor gradient_values(const Tensor& input, const Tensor& grad, const Tensor& st
   return gradients;
 }
 
+// The memory of a tensor whose elements fill it in any order (channels last, say), and its mask's words in that order.
+std::pair<float*, const i32*> masked_memory(const Tensor& tensor, const Tensor& kept) {
+  i64 reach = tensor.numel() ? 1 : 0;
+  for (i64 k = 0; reach && k < tensor.dim(); ++k) reach += (tensor.size(k) - 1) * tensor.stride(k);
+  require(reach == tensor.numel() && tensor.scalar_type() == ScalarType::Float, "takes a dense tensor of float32");
+  require(kept.numel() == (reach + LANES - 1) / LANES, "takes a word for each 16 elements");
+  return {reach ? static_cast<float*>(tensor.mutable_data_ptr()) : nullptr, data<i32>("kept", kept, 0)};
+}
+
+void mask(const Tensor& tensor, const Tensor& kept) {
+  const auto [memory, words] = masked_memory(tensor, kept);
+  mask_numbers(memory, tensor.numel(), words);
+}
+
+void add_pruned(const Tensor& tensor, const Tensor& kept, double summand) {
+  const auto [memory, words] = masked_memory(tensor, kept);
+  add_to_pruned(memory, tensor.numel(), words, static_cast<float>(summand));
+}
+
 }  // namespace
 }  // namespace lthfunc
 
@@ -252,6 +271,8 @@ STABLE_TORCH_LIBRARY(lthfunc, library) {
   library.def(
       "weight_gradients(Tensor input, Tensor grad, Tensor starts, Tensor offsets, int stride_y, int stride_x) -> "
       "Tensor");
+  library.def("mask_(Tensor(a!) tensor, Tensor kept) -> ()");
+  library.def("add_pruned_(Tensor(a!) tensor, Tensor kept, float summand) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
@@ -260,6 +281,8 @@ STABLE_TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
   library.impl("infer", TORCH_BOX(&lthfunc::infer));
   library.impl("products", TORCH_BOX(&lthfunc::product_tiles));
   library.impl("weight_gradients", TORCH_BOX(&lthfunc::gradient_values));
+  library.impl("mask_", TORCH_BOX(&lthfunc::mask));
+  library.impl("add_pruned_", TORCH_BOX(&lthfunc::add_pruned));
 }
 
 // Of no tensor, by which a device could be told.

@@ -40,4 +40,8 @@ void layer_products(const Tiles& input, Vector<float> values, Vector<float> bias
 void layer_gradients(const Tiles& input, const Tiles& grad, const Lists& lists, i64 stride_y, i64 stride_x,
                      float* gradients);
 
+// Numbers that a mask prunes: times zero, or plus a number. kept: bit k of word w is that of number 16 w + k.
+void mask_numbers(float* numbers, i64 count, const i32* kept);
+void add_to_pruned(float* numbers, i64 count, const i32* kept, float summand);
+
 }  // namespace lthfunc
