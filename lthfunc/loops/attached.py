@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -17,13 +18,7 @@ from lthfunc.errors import ArgumentError, UserError
 from lthfunc.loops.held_masks import HeldMasks
 from lthfunc.loops.plans import Change, LoopPlan, Rewind, begun, check_begun, takes_gradient
 from lthfunc.loops.schedules import Schedules
-from lthfunc.loops.torch_optimizers import (
-    fresh_state,
-    mixes,
-    put_state,
-    state_tree,
-    within_step,
-)
+from lthfunc.loops.torch_optimizers import fresh_state, mixes, put_state, state_tree, within_step
 from lthfunc.sparsify.transforms import ticket
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import Count, apply_masks, clone, count, leaf_difference, masked_like, tree_map
@@ -63,7 +58,7 @@ class Attached:
         self._loop, self._plan, self._rewind, self._anchor_step = loop, plan, rewind, anchor_step
         self.step = self.round = 0
         self._anchor: TrainState | None = None
-        self._held = HeldMasks(loop.params, loop.prunable)
+        self._held = HeldMasks(loop.params, loop.prunable, loop.optimizers)
         self._fresh, self._mixes = fresh_state(loop.optimizers, loop.params), any(map(mixes, loop.optimizers))
         self._schedules = Schedules(loop.schedulers, loop.optimizers)
         self.handles = [
@@ -178,6 +173,7 @@ class Attached:
         return leaf.to(device) if isinstance(leaf, Tensor) and leaf.ndim else leaf
 
     def _now(self) -> TrainState:
+        self._held.settle()
         params = {name: leaf.detach() for name, leaf in self._loop.params.items()}
         masks = self.masks
         device = next(iter(params.values())).device
@@ -197,7 +193,7 @@ class Attached:
             return None
         if self._loop.schedulers:
             self._schedules.before_step(self.step, note=self.step in (0, self._anchor_step))
-        if not self._held.waits:
+        if not self._waits:
             self._held.mask_gradients()
         elif not any(map(callable, (*args, *kwargs.values()))):
             self._take_gradient()
@@ -226,7 +222,8 @@ class Attached:
         self.step += 1
         if self._mixes:
             self._held.mask_weights()
-        self._arrive()
+        if self.step >= self._awaited:
+            self._arrive()
 
     def _arrive(self) -> None:
         """What happens at the step of now: the anchor is taken, and the next round begins if it is due."""
@@ -238,10 +235,13 @@ class Attached:
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        """Check that the next round can be reached, and whether it needs the gradient of the next step."""
+        """Check that the next round can be reached; whether it needs the next step's gradient; what step to await."""
         step, change = self._next()
         self._check_order(self.round, self.step)
-        self._held.waits = change is not None and step == self.step + 1 and takes_gradient(change)
+        self._waits = change is not None and step == self.step + 1 and takes_gradient(change)
+        self._held.wait(self._waits)
+        coming = [self._anchor_step] if step is None else [self._anchor_step, step - 1, step]
+        self._awaited = min((each for each in coming if each > self.step), default=math.inf)
 
     def _begin(self, change: Change) -> None:
         if self._rewind is not None and self._anchor is None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lthfunc.loops.layer_mask import LayerMask, has_kernels
+from lthfunc.loops.second_moments import SecondMoments
 from lthfunc.trees.types import Masks, Params
 
 
@@ -20,44 +22,53 @@ class HeldMasks:
     masks is all that a step costs.
     """
 
-    def __init__(self, params: Mapping[str, nn.Parameter], names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, nn.Parameter],
+        names: tuple[str, ...],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
         self._params = {name: params[name] for name in names}
         self.masks: Masks = {name: torch.ones_like(leaf, dtype=torch.bool) for name, leaf in self._params.items()}
-        self._factors: Params = {}
-        self._masked: dict[str, tuple[int, int]] = {}
-        #: Whether gradients stay whole until `mask_gradients`.
-        self.waits = False
+        self._layers: dict[str, LayerMask] = {}  # of those with zeros
+        self._kernels = has_kernels()
+        self._moments = SecondMoments(optimizers, self._params)
+        self._gradients = {name: _Gradient(leaf) for name, leaf in self._params.items()}
         self._handles: list[RemovableHandle] = [
-            leaf.register_post_accumulate_grad_hook(self._hook(name)) for name, leaf in self._params.items()
+            leaf.register_post_accumulate_grad_hook(self._gradients[name].accumulated)
+            for name, leaf in self._params.items()
         ]
 
     def set(self, masks: Masks) -> None:
         """Hold other masks from now on, and set what they prune to zero. A layer without zeros costs nothing."""
+        self.settle()
         with torch.no_grad():
             self.masks = {name: masks[name].to(leaf.device) for name, leaf in self._params.items()}
-            # As the parameter lies in memory (channels last), in its dtype: a product of like tensors is the fastest.
-            self._factors = {
-                name: torch.empty_like(leaf).copy_(self.masks[name])
+            self._layers = {
+                name: LayerMask(self.masks[name], leaf, self._kernels)
                 for name, leaf in self._params.items()
                 if not bool(self.masks[name].all())
             }
-            for name in self._factors:
+            for name in self._layers:
                 self._params[name].copy_(torch.where(self.masks[name], self._params[name], 0))
+        for name, gradient in self._gradients.items():
+            gradient.mask = self._layers.get(name)
+
+    def wait(self, waits: bool) -> None:
+        """Whether gradients stay whole until `mask_gradients`."""
+        for gradient in self._gradients.values():
+            gradient.waits = waits
 
     def mask_gradients(self) -> None:
-        """Mask what reached a gradient by another way than a backward pass, or was changed since."""
-        with torch.no_grad():
-            for name, factor in self._factors.items():
-                grad = self._params[name].grad
-                if grad is not None and self._masked.get(name) != (id(grad), grad._version):
-                    grad.mul_(factor)
-        self._masked.clear()
+        """Before a step: mask what reached a gradient by another way than a backward pass, or was changed since."""
+        self._moments.lift(self._layers)
+        for gradient in self._gradients.values():
+            gradient.check()
 
     def mask_weights(self) -> None:
         """Set pruned weights to zero again, after an optimiser that may have moved them."""
-        if self._factors:
-            with torch.no_grad():
-                torch._foreach_mul_([self._params[name] for name in self._factors], list(self._factors.values()))
+        for name, mask in self._layers.items():
+            mask.multiply(self._params[name].detach())
 
     def whole_gradients(self) -> Params:
         """A copy of the gradients; zeros where there is none."""
@@ -66,16 +77,37 @@ class HeldMasks:
             for name, leaf in self._params.items()
         }
 
+    def settle(self) -> None:
+        """Set the moments of pruned weights to zero, which they may not quite be between two steps."""
+        self._moments.settle()
+
     def remove(self) -> None:
         """Remove the hooks."""
+        self._moments.remove()
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        def masked(param: Any) -> None:
-            factor = None if self.waits else self._factors.get(name)
-            if factor is not None:
-                grad = param.grad.mul_(factor)
-                self._masked[name] = id(grad), grad._version
 
-        return masked
+class _Gradient:
+    """The gradient of a parameter, and whether it has been masked as it is now. Little is done here, in every step."""
+
+    __slots__ = ("_param", "_seen", "_version", "mask", "waits")
+
+    def __init__(self, param: nn.Parameter) -> None:
+        self._param, self._seen, self._version = param, 0, 0  # the id of what was masked, and which state of it
+        self.mask: LayerMask | None = None
+        self.waits = False
+
+    def accumulated(self, param: Any) -> None:
+        if self.mask is not None and not self.waits:
+            grad = param.grad
+            self.mask.multiply(grad)
+            self._seen, self._version = id(grad), grad._version
+
+    def check(self) -> None:
+        if self.mask is not None:
+            grad = self._param.grad
+            if grad is not None and (self._version != grad._version or self._seen != id(grad)):
+                with torch.no_grad():
+                    self.mask.multiply(grad)
+            self._seen = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,7 +83,7 @@ def within_step(optimizer: torch.optim.Optimizer) -> bool:
 
     Asked of the stack, since nothing that a hook counts survives an interrupted step.
     """
-    if sum("step" in vars(kind) for kind in type(optimizer).__mro__) == 2:  # its own, and that of all
+    if not _calls_another(type(optimizer)):  # type: ignore[arg-type]  # mypy asks its objects, not the class, for a hash
         return False
     wrapper = sys._getframe(2)
     frame = wrapper.f_back
@@ -91,6 +92,12 @@ def within_step(optimizer: torch.optim.Optimizer) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+@functools.cache
+def _calls_another(kind: Any) -> bool:
+    """Whether the step of an optimiser class may be one that calls a base class's."""
+    return sum("step" in vars(each) for each in kind.__mro__) > 2  # its own, and that of all
 
 
 def _put(held: Any, value: Any) -> Any:
