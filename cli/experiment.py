@@ -111,6 +111,15 @@ def merged(command: str, sources: o.Sources) -> Config:
         pruning = {name for name, each in SETTINGS.items() if {"prune", "train"} & {*each.commands} == {"prune"}}
         from_file = {name: value for name, value in from_file.items() if name not in pruning} | {"rounds": 0}
     try:
-        return from_mapping({**from_file, **given})
+        return from_mapping(_with_teacher({**from_file, **given}, trust=trust))
     except UserError as error:
         raise UserError(f"{error} [in {path}]") if path else error from error
+
+
+def _with_teacher(values: dict[str, Any], *, trust: bool) -> dict[str, Any]:
+    """Settings whose teacher, if it is a run, is a file of it. Raises UserError."""
+    if "teacher" not in values:
+        return values
+    from lthfunc.runs.teachers import with_file_of_teacher
+
+    return with_file_of_teacher(values, trusted=trust)

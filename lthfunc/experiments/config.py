@@ -14,13 +14,14 @@ from lthfunc.experiments.settings.network import Network
 from lthfunc.experiments.settings.pruning import Pruning
 from lthfunc.experiments.settings.running import Running
 from lthfunc.experiments.settings.setting import Setting, settings_in
+from lthfunc.experiments.settings.teaching import Teaching
 from lthfunc.experiments.settings.training import Training
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Config(Running, Training, Pruning, Data, Network):  # fields come in the opposite order: the network's first
+class Config(Running, Teaching, Training, Pruning, Data, Network):  # the fields of the last come first
     """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in.
 
     The types are the schema: `schema.from_mapping` checks values against them.

@@ -19,6 +19,7 @@ from lthfunc.sparse.sparse_or_dense import always_sparse
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
+from lthfunc.training.loss_context import takes_context
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.types import Dataset
@@ -51,9 +52,10 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
     missing, not_sparse = why_not(config.device), _why_not_sparse(config, work, data)
     if not_sparse is None:  # also without a compiler, where the installed package brings kernels
         dense = "compile" if missing is None else "eager"
-        return [
-            Decision("engine", f"sparse/{dense}", f"{counted}; each runs on the sparse engine where that costs less")
-        ]
+        reason = f"{counted}; each runs on the sparse engine where that costs less"
+        if takes_context(work.loss):
+            reason += ", with a loss that is Python's" + (", the teacher included" if config.teacher else "")
+        return [Decision("engine", f"sparse/{dense}", reason)]
     if missing is not None:
         reason = f"not compiled: {missing}; running eagerly, which gives the same results more slowly"
         return [Decision("engine", "eager", reason, notable=True)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
+from torch import nn
+
 from lthfunc.catalog.pruning import CONTROLS, STRUCTURES
 from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
@@ -33,6 +35,7 @@ from lthfunc.experiments.objective import (
     metric_of_name,
 )
 from lthfunc.experiments.rewinding_and_controls import start_of
+from lthfunc.experiments.teaching import check_teacher, decide_teacher, read_teacher, taught
 from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
 from lthfunc.experiments.trust import code_in
 from lthfunc.models.factory import build_for
@@ -84,12 +87,13 @@ def prepare(config: Config, observe: Observe | None = None, collectives: Collect
     decisions = decide_device(config, collectives)
     config = applied(config, decisions)
     data = data_to_device(read_data(config, observe), config.device, data_room(config.device))
-    model = read_model(config, data)
+    model, teacher = read_model(config, data), read_teacher(config, data)
+    decisions += (of_teacher := decide_teacher(config, teacher))
     decisions += (of_objective := decide_objective(config, data))
-    config = applied(config, of_objective)
+    config = applied(config, [*of_teacher, *of_objective])
     length, of_length = decide_length(config, data)
     decisions += of_length
-    work = _work(config, model, data, length, collectives)
+    work = _work(config, model, teacher, data, length, collectives)
     decisions += (of_engine := decide_engine(config, length.steps, work, data))
     config = applied(config, of_engine)
     decisions += (of_threads := decide_threads(config, work, data))
@@ -108,6 +112,7 @@ def _check_code_and_weights(config: Config) -> None:
             load_plugin(SETTINGS[name].option, each)
     if config.weights is not None:
         check_weights(config.arch, config.weights)
+    check_teacher(config)
 
 
 def read_data(config: Config, observe: Observe | None = None) -> Dataset:
@@ -162,9 +167,11 @@ def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]
     return Length(per_epoch, steps, every), decisions
 
 
-def _work(config: Config, model: Model, data: Dataset, length: Length, collectives: Collectives) -> Work:
+def _work(
+    config: Config, model: Model, teacher: nn.Module | None, data: Dataset, length: Length, collectives: Collectives
+) -> Work:
     """What an engine runs. Raises UserError for settings that exclude each other."""
-    loss, metric = loss_of_name(config, data), metric_of_name(config, data)
+    loss, metric = taught(config, loss_of_name(config, data), teacher, data), metric_of_name(config, data)
     precision, side_effects = cast("Precision", config.precision), side_effects_of(model, examples(data))
     optimizer, augment = make_optimizer(config, length.steps), augmentation_of(config, data)
     if optimizer.mixes and config.compact:

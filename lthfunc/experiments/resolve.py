@@ -14,6 +14,8 @@ from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, check_alternatives, filled, parse_interval
 from lthfunc.experiments.schema import from_mapping
+from lthfunc.experiments.settings.setting import settings_in
+from lthfunc.experiments.settings.teaching import Teaching
 from lthfunc.plugins import is_own
 from lthfunc.printable import counted
 from lthfunc.registry import Registry
@@ -38,6 +40,8 @@ def resolve(config: Config, used: Collection[str] = ()) -> tuple[Config, list[De
     from_mapping(asdict(config))
     _check_choices(config)
     config = replace(config, arch=models.canonical(config.arch), dataset=data.canonical(config.dataset))
+    if config.teacher_arch is not None:
+        config = replace(config, teacher_arch=models.canonical(config.teacher_arch, "--teacher-arch"))
     decisions = [*_network_defaults(config), *_data_defaults(config), *_rewinding_default(config)]
     config = applied(config, decisions)
     _check_together(config, used)
@@ -144,6 +148,7 @@ def _check_together(config: Config, used: Collection[str]) -> None:
             _check_taken(config, setting.names, getattr(config, setting.name), used)
     if config.from_trained:
         _check_trained(config)
+    _check_taught(config)
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: requires a --momentum above 0")
     if config.no_decay and not config.weight_decay:
@@ -170,6 +175,15 @@ def _check_together(config: Config, used: Collection[str]) -> None:
         raise invalid("--augment", config.augment, "none, or others")
     if len(set(config.control)) < len(config.control):
         raise invalid("--control", ", ".join(config.control), "each control once")
+
+
+def _check_taught(config: Config) -> None:
+    """Raise UserError for settings of a teacher without one."""
+    for name, setting in settings_in(Teaching).items():
+        if config.teacher is None and getattr(config, name) not in (setting.value, None):
+            raise UserError(f"{setting.option}: requires --teacher")
+    if config.teacher_arch is None and config.teacher_arch_option:
+        raise UserError("--teacher-arch-option: requires --teacher-arch")
 
 
 def _check_trained(config: Config) -> None:

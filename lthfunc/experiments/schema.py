@@ -158,4 +158,4 @@ def _range(kind: type, bounds: Sequence[Any]) -> str:
         return f"{what} between {low.gt} and {high.lt}, both excluded"
     if isinstance(low, Gt):
         return f"{what} in ({low.gt}, {high.le}]"
-    return f"{what} in [{low.ge}, {high.lt})"
+    return f"{what} in [{low.ge}, {high.le}]" if isinstance(high, Le) else f"{what} in [{low.ge}, {high.lt})"

@@ -12,9 +12,11 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import SETTINGS
 from lthfunc.plugins import is_own
 
+#: The settings that name networks, and those that name files of weights.
+_NETWORKS, _WEIGHTS = ("arch", "teacher_arch"), ("weights", "teacher")
 #: Prefixes of names that do not name a user's code.
 _OURS = {
-    "arch": tuple(name.partition(":")[0] for name in ZOOS),
+    **dict.fromkeys(_NETWORKS, tuple(name.partition(":")[0] for name in ZOOS)),
     "dataset": tuple(name.partition(":")[0] for name in FILE_KINDS),
 }
 
@@ -24,11 +26,12 @@ def code_in(values: Mapping[str, Any]) -> dict[str, list[str]]:
     found = {}
     for name, setting in SETTINGS.items():
         chosen = setting.chosen(values.get(name))
-        if (setting.own or name == "weights") and (named := [each for each in chosen if _is_code(name, each)]):
+        if (setting.own or name in _WEIGHTS) and (named := [each for each in chosen if _is_code(name, each)]):
             found[name] = named
-    options = values.get("arch_option")
-    if str(values.get("arch")).startswith("timm:") and isinstance(options, Mapping):
-        found |= {f"arch_option.{name}": [str(value)] for name, value in options.items() if name in TIMM_LOADS}
+    for arch in _NETWORKS:
+        options = values.get(f"{arch}_option")
+        if str(values.get(arch)).startswith("timm:") and isinstance(options, Mapping):
+            found |= {f"{arch}_option.{name}": [str(value)] for name, value in options.items() if name in TIMM_LOADS}
     return found
 
 
@@ -57,7 +60,7 @@ def check_trust(values: Mapping[str, Any], where: object, *, trusted: bool, type
     if code and (asked := _asked(code, values)):
         words = _named({name: ", ".join(code[name]) for name in asked}, ())
         changed = " that has changed since you used it" if "changed" in asked.values() else ""
-        what = "read pickled weights" if asked.keys() == {"weights"} else "import code"
+        what = "read pickled weights" if asked.keys() <= {*_WEIGHTS} else "import code"
         raise UserError(f"{where}: the settings {what}{changed}: {words}; check it, then allow it with --trust")
     places = _named(places_in(values), typed)
     if places:
@@ -90,13 +93,13 @@ def _is_elsewhere(name: str, value: str) -> bool:
     kind, _, rest = value.partition(":")
     if name == "dataset" and kind == "hf":
         return True
-    if name == "arch" and kind == "timm" and ":" in rest:  # hf-hub:SOMEBODY/NETWORK
+    if name in _NETWORKS and kind == "timm" and ":" in rest:  # hf-hub:SOMEBODY/NETWORK
         return True
     return re.search(r"://", value) is not None or re.match(r"([A-Za-z]+:)?(\\\\|//)", value) is not None
 
 
 def _is_code(name: str, value: object) -> bool:
-    if name == "weights":
+    if name in _WEIGHTS:
         return isinstance(value, str) and value.endswith(PICKLED)
     if not isinstance(value, str) or ":" not in value:
         return False

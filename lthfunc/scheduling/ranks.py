@@ -7,7 +7,6 @@ and a run resumes with any number of ranks. Ranks are one job, started by one us
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -28,8 +27,9 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.runs.environment import versions
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Checkpointer, Stopped
+from lthfunc.trees.digests import digest_of
 from lthfunc.trees.model import init
-from lthfunc.trees.ops import leaves, tree_map
+from lthfunc.trees.ops import tree_map
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def check_same_networks(collectives: Collectives, rounds: Sequence[Round]) -> No
     """Raise UserError if ranks have different networks, e.g. because a layer depends on its rank's examples."""
     if collectives.world_size == 1:
         return
-    mine = int(_digest([(each.fit.state[:3], each.fit.best[1:]) for each in rounds])[:15], 16)
+    mine = int(digest_of([(each.fit.state[:3], each.fit.best[1:]) for each in rounds])[:15], 16)
     all_of_them = torch.zeros(collectives.world_size, dtype=torch.int64, device=rounds[0].fit.state.step.device)
     all_of_them[collectives.rank] = mine
     found = collectives.all_reduce(all_of_them).tolist()
@@ -174,17 +174,9 @@ def _fingerprint(config: Config, plan: Plan) -> dict[str, str]:
     first = [[split.x[:_COMPARED], split.y[:_COMPARED]] for split in (data.train, data.val, data.test)]
     sizes = str([len(split.y) for split in (data.train, data.val, data.test)])
     return {
-        f"data ({config.dataset})": _digest(first) + sizes,
-        f"a network ({config.arch})": _digest(init(plan.model, config.seed)[:2]),
+        f"data ({config.dataset})": digest_of(first) + sizes,
+        f"a network ({config.arch})": digest_of(init(plan.model, config.seed)[:2]),
     }
-
-
-def _digest(tree: Any) -> str:
-    found = hashlib.sha256()
-    for leaf in leaves(tree):
-        if isinstance(leaf, torch.Tensor):
-            found.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _reason(error: RuntimeError) -> str:
