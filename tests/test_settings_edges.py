@@ -53,6 +53,8 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("warmup", [0, 100_000_000], [-1, 100_000_001], "a whole number from 0 to 100,000,000"),
     ("synflow_rounds", [1, 10_000], [0, 10_001], "a whole number from 1 to 10,000"),
     ("label_smoothing", [0.0, 1 - 1e-16], [-1e-9, 1.0], r"a number in \[0, 1\)"),
+    ("distill_weight", [0.0, 1.0], [-1e-9, 1 + 1e-15], r"a number in \[0, 1\]"),
+    ("temperature", [1e-300, 1e9], [0.0], "a number above 0"),
     ("eval_every", [1, 100_000_000], [0, 100_000_001], "a whole number from 1 to 100,000,000"),
     ("seed", [0, 2**62], [-1, 2**62 + 1], "a whole number from 0 to 4,611,686,018,427,387,904"),
     ("replicates", [1, 10_000], [0, 10_001], "a whole number from 1 to 10,000"),
