@@ -1,4 +1,4 @@
-"""What a command prepares before it trains: a moving indicator, and how far the decoding of images is."""
+"""What a command prepares before it trains: a moving indicator, and how far the decoding of data is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .console import busy, duration
 
 @contextmanager
 def decoding(what: str) -> Iterator[Observe]:
-    """A function for `load` to report decoded images to. what: what else is going on meanwhile."""
+    """A function for `load` to report decoded examples to. what: what else is going on meanwhile."""
     with busy(what) as update:
         begun: float | None = None
 
@@ -21,7 +21,7 @@ def decoding(what: str) -> Iterator[Observe]:
             nonlocal begun
             now = time.monotonic()
             begun = begun or now
-            left = f", {duration((now - begun) * (total - done) / done)} left" if done else ""
-            update(f"{what}: {done:,} of {total:,} images decoded{left}")
+            left = f", {duration((now - begun) * (total - done) / done)} left" if done and total else ""
+            update(f"{what}: {done:,}{f' of {total:,}' if total else ''} examples decoded{left}")
 
         yield observe

@@ -235,13 +235,6 @@ def test_anybodys_tensors_make_a_data_set() -> None:
         lf.data.from_tensors("own", (x, y[1:]), (x, y), val=10)
 
 
-def test_map_style_data_sets_are_read_into_memory() -> None:
-    pairs = [(torch.full((2,), float(i)), i % 3) for i in range(12)]
-    data = lf.data.from_map_style("own", pairs, pairs[:3], val=4)
-    assert (len(data.train.x), len(data.val.x), data.classes) == (8, 4, 3)
-    assert all(int(x[0]) % 3 == int(y) for x, y in zip(*data.train, strict=True))
-
-
 def test_augmentation_shifts_and_mirrors_each_image_as_a_plain_loop_does() -> None:
     images = torch.rand(64, 3, 9, 11)
     key = counter_key(4, "step")

@@ -68,7 +68,7 @@ PAIR = (X, Y)
     [
         (X, Y, r"train: invalid value: a Tensor of shape \(40, 5\) \(expected a pair \(inputs, targets\)"),
         (PAIR, X, r"test: invalid value: a Tensor of shape \(40, 5\)"),
-        (TensorDataset(X, Y), PAIR, "train: invalid value: a TensorDataset .*; lf.data.from_map_style takes map-sty"),
+        (TensorDataset(X, Y), PAIR, "train: invalid value: a TensorDataset .*; lf.data.from_dataset takes a data s"),
         ((X, Y, Y), PAIR, "train: invalid value: a tuple of 3"),
         ((X, None), PAIR, r"train: invalid value: a NoneType \(expected a tensor, an array or lists"),
         (("text", Y), PAIR, "train: invalid value: a str"),
@@ -147,7 +147,7 @@ def test_a_scale_is_one(scale: lf.Scale, words: str | None) -> None:
     ("data", "words"),
     [
         (TensorDataset(X, Y), r"data: a TensorDataset is not an lthfunc Dataset; lf\.data\.from_tensors\(name, \(inpu"),
-        (DataLoader(TensorDataset(X, Y)), r"data: a DataLoader is not an lthfunc Dataset; lf\.data\.from_map_style\(n"),
+        (DataLoader(TensorDataset(X, Y)), r"data: a DataLoader is not an lthfunc Dataset; lf\.data\.from_dataset\(n"),
         ((X, Y), r"data: a tuple of 2 is not an lthfunc Dataset; lf\.data\.from_tensors"),
         (X, r"data: a Tensor of shape \(40, 5\) is not an lthfunc Dataset"),
         (FLOATS, r"data: a ndarray of shape \(40, 5\) is not an lthfunc Dataset; lf\.data\.from_tensors"),
@@ -202,8 +202,8 @@ def data(kind="good"):
         return lf.data.from_tensors("d", (x.double(), y), (x.double(), y), val=9)
     if kind == "forgotten":
         return lf.data.from_tensors("d", x, y, val=9)
-    if kind == "loader":
-        return torch.utils.data.TensorDataset(x, y)
+    if kind == "pair":
+        return x, y
     return lf.data.from_tensors("d", (x, y), (x, y), val=9)
 """
 
@@ -218,7 +218,7 @@ def data(kind="good"):
         ("int32", "val: targets are int32 (expected int64 classes; y.long() converts them)"),
         ("double", "its inputs are float64, and networks take float32 (x.float())"),
         ("forgotten", "train: invalid value: a Tensor of shape (60, 5) (expected a pair (inputs, targets)"),
-        ("loader", "a TensorDataset is not an lthfunc Dataset; lf.data.from_tensors("),
+        ("pair", "a tuple of 2 is not an lthfunc Dataset; lf.data.from_tensors("),
     ],
 )
 def test_a_function_of_ones_own_is_checked_too(

@@ -12,6 +12,7 @@ from PIL import Image
 
 import lthfunc as lf
 from lthfunc.catalog.data_sets import DATASETS
+from lthfunc.data import mapped
 from lthfunc.data.tensors import scale_of
 from lthfunc.errors import UserError
 from lthfunc.trees.ops import scaled
@@ -153,9 +154,7 @@ def test_folders_that_cannot_be_read(tmp_path: Path, harm: str, words: str) -> N
 
 
 def test_large_folders_stay_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lthfunc.data import image_folder
-
-    monkeypatch.setattr(image_folder, "_INTO_MEMORY", 1)
+    monkeypatch.setattr(mapped, "_INTO_MEMORY", 1)
     write_folder(tmp_path / "d", size=(8, 8))
     data = lf.data.load(f"folder:{tmp_path / 'd'}")
     assert data.mapped

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lthfunc.data.loading import load as load
     from lthfunc.data.mapped import open_mapped as open_mapped, save_mapped as save_mapped
     from lthfunc.data.planted import planted_teacher as planted_teacher
-    from lthfunc.data.tensors import from_map_style as from_map_style, from_tensors as from_tensors
+    from lthfunc.data.tensors import from_tensors as from_tensors
+    from lthfunc.data.torch_sets import from_dataset as from_dataset
 
 __getattr__, __dir__ = lazy_exports(__name__)

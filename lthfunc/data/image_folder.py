@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lthfunc.catalog.data_sets import DataSetEntry
 from lthfunc.data.images import ImageOptions, Observe, decode_splits, image_format, image_options
-from lthfunc.data.mapped import open_mapped, writing
+from lthfunc.data.mapped import opened, writing
 from lthfunc.data.reader_options import check_shares, check_whole
 from lthfunc.data.tensors import scale_of, split_indices
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
-from lthfunc.trees.types import Dataset, Scale, Split
+from lthfunc.trees.types import Dataset, Scale
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
 _VALIDATION = ("val", "valid", "validation")
@@ -26,8 +26,6 @@ _VALIDATION = ("val", "valid", "validation")
 _LIST = "val_annotations.txt"
 #: Changes whenever images decode to other tensors than before, so that the cache is not used.
 _DECODING = 2
-#: Below this many bytes the tensors are read into memory, since streaming costs a few per cent.
-_INTO_MEMORY = 1 << 30
 
 
 class _Found(NamedTuple):
@@ -74,11 +72,7 @@ def read_folder(
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         _decode(root, found, asked, target, skip_broken, observe)
-    data = open_mapped(target)._replace(name=root.name)
-    if target.stat().st_size >= _INTO_MEMORY:
-        return data
-    train, held, tested = (Split(split.x.clone(), split.y.clone()) for split in (data.train, data.val, data.test))
-    return data._replace(train=train, val=held, test=tested, mapped=False)
+    return opened(target, root.name)
 
 
 def load_tiny_imagenet(

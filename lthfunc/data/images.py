@@ -17,7 +17,7 @@ from lthfunc.data.reader_options import check_whole
 from lthfunc.errors import UserError, invalid
 from lthfunc.tracebacks import first_line
 
-#: Called with (images decoded, of how many).
+#: Called with (images or other examples decoded, of how many; 0: of an unknown number).
 Observe = Callable[[int, int], None]
 #: What to call an image, and what opens it with Pillow.
 ImageSource = tuple[str, Callable[[], Any]]

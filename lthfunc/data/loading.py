@@ -15,7 +15,8 @@ from lthfunc.data.content_checks import checked_dataset
 from lthfunc.data.data_warnings import with_warnings
 from lthfunc.data.images import Observe
 from lthfunc.data.mapped import open_mapped
-from lthfunc.errors import UserError, invalid
+from lthfunc.data.torch_sets import as_dataset
+from lthfunc.errors import UserError, invalid, prefixed
 from lthfunc.plugins import called
 from lthfunc.printable import dtype_name
 from lthfunc.remote import fetch_to_cache, is_remote
@@ -65,8 +66,11 @@ def load(
         return with_warnings(_taken(open_mapped(name), name))
     kind = FILE_KINDS.find(name)
     if kind is None:
-        offered = {"data_dir": str(data_dir or default_data_dir())}
-        return with_warnings(_taken(called("--dataset", name, DATASETS.load(name), offered, options), name))
+        offered = {"data_dir": str(data_dir or default_data_dir()), "observe": observe}
+        given = called("--dataset", name, DATASETS.load(name), offered, options)
+        with prefixed(f"--dataset: {name!r}"):
+            made = as_dataset(name.rpartition(":")[2], given, observe)
+        return with_warnings(_taken(made, name)) if made is given else _taken(made, name)
     place = name.partition(":")[2]
     if is_remote(place) and "path" in kind[1]:
         place = str(fetch_to_cache("--dataset", place))

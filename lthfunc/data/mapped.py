@@ -16,14 +16,18 @@ from torch import Tensor
 
 from lthfunc.catalog.data_sets import SUFFIX
 from lthfunc.errors import UserError
+from lthfunc.printable import dtype_name
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.atomic_io import atomic_file
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.files import METADATA_KEY, read_header, save_tree
+from lthfunc.trees.multi_input import InputSpec
 from lthfunc.trees.types import Dataset, Scale, Split
 
 _FORMAT = "lthfunc.data/1"
 _SPLITS = ("train", "val", "test")
+#: Below this many bytes the tensors of a file in the cache are read into memory.
+_INTO_MEMORY = 1 << 30
 #: Bytes reserved in the header, mostly for the names of classes.
 _HEADER = 1 << 20
 #: safetensors' names of the dtypes of inputs and targets.
@@ -37,7 +41,7 @@ def save_mapped(path: str | os.PathLike[str], data: Dataset) -> None:
     """Write a data set to a file at `path`, which must end in .safetensors.
 
     Entries train/x, train/y, val/x … hold the tensors as they are stored; the header holds classes and scale. Raises
-    UserError for another ending, or for a data set of several inputs.
+    UserError for another ending.
 
     >>> lf.data.save_mapped("planted.safetensors", lf.data.load("planted"))
     >>> lf.data.open_mapped("planted.safetensors").train.x.shape
@@ -47,11 +51,7 @@ def save_mapped(path: str | os.PathLike[str], data: Dataset) -> None:
         raise UserError(f"{path}: the name of a data set's file ends in {SUFFIX}")
     data = check_data(data)
     tree = {name: getattr(data, name)._asdict() for name in _SPLITS}
-    scale = data.scale._asdict() if data.scale else None
-    if data.parts:
-        raise UserError(f"{path}: a data set of several inputs cannot be written to one file yet")
-    about = {"format": _FORMAT, "name": data.name, "classes": data.classes, "scale": scale, "labels": list(data.labels)}
-    save_tree(path, tree, about)
+    save_tree(path, tree, _about(data.name, data.classes, data.scale, data.labels, data.parts))
 
 
 def open_mapped(path: str | os.PathLike[str]) -> Dataset:
@@ -78,6 +78,7 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
             if scale
             else None,
             mapped=True,
+            parts=tuple(map(_part, about.get("parts", ()))),
             labels=tuple(map(str, about.get("labels", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # a header of somebody else's making
@@ -86,16 +87,49 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
         ) from error
 
 
+def opened(path: Path, name: str) -> Dataset:
+    """The data set in a file of the cache: in memory if it is small, since streaming costs a few per cent."""
+    data = open_mapped(path)._replace(name=name)
+    if path.stat().st_size >= _INTO_MEMORY:
+        return data
+    train, held, tested = (Split(split.x.clone(), split.y.clone()) for split in (data.train, data.val, data.test))
+    return data._replace(train=train, val=held, test=tested, mapped=False)
+
+
 class Writing(NamedTuple):
     """A data set's file that is being written. views: its tensors, in the file; `finish` writes its header."""
 
     views: dict[str, Tensor]
     about: dict[str, Any]
 
-    def finish(self, name: str, classes: int, scale: Scale, labels: Sequence[str], counts: Mapping[str, int]) -> None:
-        """Describe the tensors. counts: how many of a split's examples exist, the first ones."""
-        self.about.update(format=_FORMAT, name=name, classes=classes, scale=scale._asdict(), labels=list(labels),
-                          counts=dict(counts))  # fmt: skip
+    def finish(
+        self,
+        name: str,
+        classes: int,
+        scale: Scale | None,
+        labels: Sequence[str],
+        counts: Mapping[str, int],
+        parts: Sequence[InputSpec] = (),
+    ) -> None:
+        """Describe the tensors. counts: how many of a split's examples exist, the first ones. parts: of inputs."""
+        about = _about(name, classes, scale, labels, parts)
+        self.about.update(about, counts=dict(counts))
+
+
+def _about(
+    name: str, classes: int, scale: Scale | None, labels: Sequence[str], parts: Sequence[InputSpec]
+) -> dict[str, Any]:
+    """What a file's header says of its tensors."""
+    found = {"format": _FORMAT, "name": name, "classes": classes, "scale": scale._asdict() if scale else None,
+             "labels": list(labels)}  # fmt: skip
+    several = [{"name": each.name, "shape": list(each.shape), "dtype": dtype_name(each.dtype)} for each in parts]
+    return found | ({"parts": several} if several else {})
+
+
+def _part(about: Mapping[str, Any]) -> InputSpec:
+    """An input as a header describes it. Raises KeyError or TypeError for what is none."""
+    dtype = {dtype_name(each): each for each in _DTYPES.values()}[about["dtype"]]
+    return InputSpec(str(about["name"]), tuple(map(int, about["shape"])), dtype)
 
 
 @contextmanager
@@ -106,7 +140,7 @@ def writing(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]
     """
     codes = {dtype: code for code, dtype in _DTYPES.items()}
     offsets, end = {}, 0
-    for name, (dtype, shape) in entries.items():
+    for name, (dtype, shape) in sorted(entries.items(), key=lambda item: -item[1][0].itemsize):  # each is aligned
         offsets[name] = (end, end + dtype.itemsize * math.prod(shape))
         end = offsets[name][1]
 

@@ -107,26 +107,8 @@ def _pair(value: Any, part: str) -> tuple[Any, Any]:
         raise UserError(f"{part}: invalid value: a Dataset (expected one of its splits, data.train or data.test)")
     sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     map_style = sized and not hasattr(value, "dtype") and not isinstance(value, (tuple, list))
-    how = "; lf.data.from_map_style takes map-style data sets" if map_style else ""
+    how = "; lf.data.from_dataset takes a data set of examples" if map_style else ""
     raise UserError(f"{part}: invalid value: a {describe_data(value)} (expected a pair (inputs, targets){how})")
-
-
-@public
-def from_map_style(name: str, train: Sequence[Any], test: Sequence[Any], *, val: int) -> Dataset:
-    """Make a data set of two map-style torch data sets of (input tensor, integer target) pairs, read into memory.
-
-    name: of the data set. train, test: the sets. val: how many training examples are held out. Returns the data set.
-
-    >>> pairs = torch.utils.data.TensorDataset(torch.randn(9, 4), torch.tensor([0, 1, 1] * 3))
-    >>> lf.data.from_map_style("mine", pairs, pairs, val=3).shape
-    (4,)
-    """
-
-    def stacked(examples: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        pairs = [examples[i] for i in range(len(examples))]
-        return torch.stack([x for x, _ in pairs]), torch.tensor([int(y) for _, y in pairs])
-
-    return from_tensors(name, stacked(train), stacked(test), val=val)
 
 
 def scale_of(x: Tensor) -> Scale:
@@ -142,9 +124,12 @@ def scale_of(x: Tensor) -> Scale:
 
 
 def split_indices(size: int, shares: Sequence[float], name: str) -> list[Tensor]:
-    """Indices 0 … size-1 shuffled by a fixed permutation: one part for each share, and the remainder."""
+    """Indices 0 … size-1 shuffled by a fixed permutation: one part for each share, and the remainder.
+
+    shares: between 0 and 1, or whole numbers of examples. Raises UserError where no remainder is left.
+    """
     order = permutation(size, _SPLIT_SEED, "test-split", name)
-    counts = [max(1, round(size * share)) for share in shares]
+    counts = [share if isinstance(share, int) else max(1, round(size * share)) for share in shares]
     if sum(counts) >= size:
         raise UserError(f"--dataset: {name!r} has {size} examples, too few for validation and test splits")
     return list(torch.split(order, [*counts, size - sum(counts)]))

@@ -13,10 +13,10 @@ from lthfunc.trees.types import Dataset, Scale, Split
 _MAKE = "lf.data.from_tensors(name, (inputs, targets), (test_inputs, test_targets), val=…)"
 #: How to make a Dataset of what PyTorch calls one.
 _INSTEAD = {
-    "DataLoader": "lf.data.from_map_style(name, loader.dataset, test_set, val=…) reads what it loads from",
-    "TensorDataset": f"{_MAKE} takes its tensors, lf.data.from_map_style the set itself",
+    "DataLoader": "lf.data.from_dataset(name, loader.dataset) reads what it loads from",
+    "TensorDataset": f"{_MAKE} takes its tensors, lf.data.from_dataset(name, …) the set itself",
 }
-_MAP_STYLE = "lf.data.from_map_style(name, train_set, test_set, val=…) makes one of map-style data sets"
+_MAP_STYLE = "lf.data.from_dataset(name, train_set, test_set) makes one of map-style data sets"
 
 
 def describe_data(value: Any) -> str:

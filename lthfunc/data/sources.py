@@ -1,0 +1,104 @@
+"""What the examples of a split are read from: a map-style data set or an iterable, the same each time it is read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lthfunc.data.digests import digest_of, tensor_digest
+from lthfunc.data.examples import Example, Pair, Reader, iterated
+from lthfunc.data.images import Observe
+from lthfunc.data.spool import spooled
+from lthfunc.errors import UserError
+from lthfunc.trees.dataset_checks import describe_data
+from lthfunc.trees.types import Dataset
+
+#: Examples that are read twice, to see whether they are always the same, and that count for the digest.
+_PROBES = 16
+
+
+class Source(NamedTuple):
+    """The examples of a split. digest: of the contents. first: an example.
+
+    reader, size, seconds: of a map-style data set, the examples and the time to read them. spool: of an iterable,
+    what reads it to the end.
+    """
+
+    digest: str
+    first: Example
+    reader: Reader | None = None
+    size: int = 0
+    seconds: float = 0.0
+    spool: Callable[[], Example] | None = None
+
+
+def source_of(
+    part: str, data: Any, pair: Pair | None, folder: Path, stack: ExitStack, observe: Observe | None
+) -> Source:
+    """What to read a split from. Raises UserError for what holds no examples, or other ones each time."""
+    if not has_examples(data):
+        raise UserError(f"{part}: invalid value: a {describe_data(data)} (expected a data set of examples)")
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return _map_style(part, data, pair)
+
+    def spool() -> Example:
+        return stack.enter_context(spooled(iterated(data, part, pair), folder, part, observe))
+
+    if iter(data) is data:  # which can be read only once
+        found = spool()
+        return Source(_digest(found), Example(found.x[:1], found.y[:1], found.parts), spool=lambda: found)
+    contents = digest_of(data)
+    twice = [_some(iterated(data, part, pair)) for _ in range(2)]
+    _check_same(part, twice[0], twice[1])
+    if not twice[0]:
+        raise UserError(f"{part}: no examples")
+    return Source(digest_of((contents, *map(_digest, twice[0]))), twice[0][0], spool=spool)
+
+
+def has_examples(value: Any) -> bool:
+    """Whether a value is a data set of examples, of whatever kind."""
+    array = hasattr(value, "dtype") and hasattr(value, "shape")
+    sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    plain = array or isinstance(value, (str, bytes, Mapping, Dataset))
+    return not plain and (sized or hasattr(value, "__iter__"))
+
+
+def _map_style(part: str, data: Any, pair: Pair | None) -> Source:
+    size = len(data)
+    if not size:
+        raise UserError(f"{part}: no examples")
+    contents = digest_of(data)  # before it is read, which may change it
+    first = Reader(data, part, pair).one(0)
+    reader = Reader(data, part, pair, first)
+    places = sorted({round(at * (size - 1) / max(1, _PROBES - 1)) for at in range(_PROBES)})
+    begun = time.perf_counter()
+    probes = [reader.one(place) for place in places]
+    seconds = (time.perf_counter() - begun) / len(places) * size
+    _check_same(part, probes, [reader.one(place) for place in places], places)
+    return Source(digest_of((contents, size, *map(_digest, probes))), first, reader, size, seconds)
+
+
+def _some(examples: Iterable[Example]) -> list[Example]:
+    return [found for found, _ in zip(examples, range(_PROBES), strict=False)]
+
+
+def _check_same(
+    part: str, first: Sequence[Example], second: Sequence[Example], places: Sequence[int] | None = None
+) -> None:
+    """Raise UserError where examples that were read twice differ."""
+    for number, (one, other) in enumerate(zip(first, second, strict=False)):
+        if not (torch.equal(one.x, other.x) and torch.equal(one.y, other.y)):
+            place = number if places is None else places[number]
+            raise UserError(
+                f"{part}: example {place} differs each time it is read, so it cannot be decoded once; leave random "
+                "transforms to --augment, or stream them with lf.data.from_loader"
+            )
+
+
+def _digest(example: Example) -> str:
+    return f"{tensor_digest(example.x)}/{tensor_digest(example.y)}"
