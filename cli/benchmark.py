@@ -20,6 +20,7 @@ BENCHMARKS = {
     "execution": "inference of tickets against density, in every format",
     "architectures": "every architecture on every engine",
     "attach": "what lf.attach costs a step of a plain PyTorch loop",
+    "optimizers": "what clipping, averages and other parts of an optimiser cost a step",
     "checkpoints": "what checkpoints cost a training",
     "memory": "resident memory over many rounds",
     "scale": "one training on several ranks, with a cost model",

@@ -100,7 +100,7 @@ def test_the_floor_counts_every_product_of_a_step() -> None:
     assert flops == 2 * 10 * (convolutions + 3 * (400 * 120 + 120 * 84 + 84 * 10))
 
 
-@pytest.mark.parametrize("benchmark", ["training", "sparse", "execution", "attach"])
+@pytest.mark.parametrize("benchmark", ["training", "sparse", "execution", "attach", "optimizers"])
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -194,6 +194,15 @@ def test_the_cost_of_attaching_is_measured(tmp_path: Path) -> None:
     plain, attached = json.loads(measured.read_text())["records"]
     assert (plain["engine"], attached["engine"], attached["repeats"]) == ("plain loop", "lf.attach", 2)
     assert attached["cost of a step, %"] > -90
+
+
+def test_the_cost_of_parts_is_measured(tmp_path: Path) -> None:
+    measured = tmp_path / "optimizers.json"
+    options = ["--engine", "sparse", "--part", "all", "--seconds", "0.005", "--repeats", "2", "--density", "0.05"]
+    assert main(["benchmark", "optimizers", *options, "--json", str(measured)]) == 0
+    plain, together = json.loads(measured.read_text())["records"]
+    assert (plain["part"], plain["cost of a step, %"], together["part"]) == ("adamw", 0.0, "all")
+    assert together["cost of a step, %"] > -90
 
 
 def test_whole_commands_are_clocked() -> None:
