@@ -33,9 +33,8 @@ def run(arguments: list[str], **env: str) -> None:
 
 
 def test_avx2() -> None:
-    run(
-        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_sparse_layers.py", "tests/test_nonfinite.py"]
-    )
+    files = [f"tests/test_{name}.py" for name in ("sparse_layers", "sparse_updates", "nonfinite")]
+    run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files])
 
 
 @pytest.mark.slow

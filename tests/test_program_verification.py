@@ -28,6 +28,9 @@ from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
 from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.training.accumulation import AccumulateNumbers
+from lthfunc.training.averaging import EMANumbers
+from lthfunc.training.clipping import ClipNormNumbers, ClipValueNumbers
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -87,9 +90,10 @@ class Parts(NamedTuple):
 def programs() -> tuple[Parts, ...]:
     """Programs that have all kinds of instructions: of lists, of dense products, with and without gradients."""
     build.load_kernels()
-    adam, sgd = AdamNumbers((0.9, 0.999), 1e-8, 0.0, False), SGDNumbers(0.9, True, 0.0)
+    clip = ClipValueNumbers(0.1), ClipNormNumbers(0.2)
+    adam = AccumulateNumbers(2), *clip, AdamNumbers((0.9, 0.999), 1e-8, 0.1, False, lf.is_matrix), EMANumbers(0.9, True)
     epilogues = [
-        (True, Epilogue(update=sgd)), (True, Epilogue(update=adam)), (True, Epilogue(None)),
+        (True, Epilogue(update=(SGDNumbers(0.9, True, 0.0),))), (True, Epilogue(update=adam)), (True, Epilogue(None)),
         (False, Epilogue(None, gradients=False)),
     ]  # fmt: skip
     found = []
@@ -156,26 +160,28 @@ def outcome(parts: Parts, rng: random.Random) -> str:
         if "lthfunc: " not in str(error):
             raise
         return "refused"
-    examples, threads = rng.randint(1, max(1, parts.batch)), rng.randint(1, 2)
+    examples, threads, share = rng.randint(1, max(1, parts.batch)), rng.randint(1, 2), rng.randint(1, 3)
     values, tiles = parts.values, -(-examples // LANES)
     rooms = {name: Room(count) for name, count in (
         ("activations", LANES * parts.vectors), ("values", values), ("gradients", values),
-        ("partials", values * tiles), ("constants", len(parts.constants)), ("first", values), ("second", values),
+        ("partials", values * tiles), ("constants", len(parts.constants)), ("kept", 4 * values),
         ("outputs", 3 * examples),
     )}  # fmt: skip
     rooms["constants"].inside.copy_(parts.constants)
     held = {name: room.inside for name, room in rooms.items()}
-    clock, totals = Room(4, 0.9, torch.float64), Room(2, 0.0, torch.float64)
-    x, y = torch.rand(1, examples, *SHAPE), torch.zeros(1, examples, dtype=torch.int64)
+    clock, totals = Room(6, 0.9, torch.float64), Room(2, 0.0, torch.float64)
+    x, y = torch.rand(1, share * examples, *SHAPE), torch.zeros(1, share * examples, dtype=torch.int64)
     torch.set_num_threads(threads)
     try:
         torch.ops.lthfunc.run(
             program, 0, len(parts.rows), held["activations"], held["values"], held["gradients"], held["partials"],
-            held["constants"], held["first"], held["second"], clock.inside, totals.inside, torch.tensor([0.01]), x, y,
-            held["outputs"], examples, 1, 0, 7,
+            held["constants"], held["kept"], clock.inside, totals.inside, torch.tensor([0.01]), x, y, held["outputs"],
+            examples, share, rng.randint(0, len(parts.rows)), 1, 0, 7,
         )  # fmt: skip
         with contextlib.suppress(ValueError, RuntimeError):  # most are for training
-            torch.ops.lthfunc.infer(program, held["activations"], held["values"], held["constants"], x[0], True)
+            torch.ops.lthfunc.infer(
+                program, held["activations"], held["values"], held["constants"], x[0, :examples], True
+            )
     except (ValueError, RuntimeError) as error:
         if "lthfunc: " not in str(error):
             raise

@@ -16,6 +16,7 @@ from lthfunc.sparse.cost_model import why_not_sparse
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.python_losses import why_not_loss
 from lthfunc.sparse.sparse_or_dense import always_sparse
+from lthfunc.sparse.updates import pythons_parts
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import COMPILE_FROM_STEPS, Making, engine_for
 from lthfunc.training.engines.toolchain import why_not
@@ -36,7 +37,9 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
     """
     if config.engine.startswith("sparse"):
         _check_sparse(config, work, data)
-    elif config.engine == "compile" and (missing := why_not(config.device)) is not None:
+        slower = _python_updates(config, work)
+        return [] if slower is None else [Decision("engine", config.engine, slower, notable=True)]
+    if config.engine == "compile" and (missing := why_not(config.device)) is not None:
         raise invalid("--engine", config.engine, f"eager on this machine, since {missing}")
     if config.engine != "auto":
         return []
@@ -52,10 +55,12 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
     missing, not_sparse = why_not(config.device), _why_not_sparse(config, work, data)
     if not_sparse is None:  # also without a compiler, where the installed package brings kernels
         dense = "compile" if missing is None else "eager"
+        slower = _python_updates(config, work)
         reason = f"{counted}; each runs on the sparse engine where that costs less"
         if takes_context(work.loss):
             reason += ", with a loss that is Python's" + (", the teacher included" if config.teacher else "")
-        return [Decision("engine", f"sparse/{dense}", reason)]
+        shown = reason if slower is None else f"{reason}; {slower}"
+        return [Decision("engine", f"sparse/{dense}", shown, notable=slower is not None)]
     if missing is not None:
         reason = f"not compiled: {missing}; running eagerly, which gives the same results more slowly"
         return [Decision("engine", "eager", reason, notable=True)]
@@ -106,6 +111,18 @@ def _why_not_sparse(config: Config, work: Work, data: Dataset) -> str | None:
     except UserError as error:
         return f"not sparse: {error}"
     return None
+
+
+def _python_updates(config: Config, work: Work) -> str | None:
+    """Why Python updates the weights that the sparse engine trains; None where the machine does."""
+    names = [name or f"--optimizer {config.optimizer}" for name in pythons_parts(work.optimizer)]
+    if not names:
+        return None
+    what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return (
+        f"the sparse engine has no instructions for {what}, so Python updates the weights in each step, which is "
+        "slower at low densities"
+    )
 
 
 def _check_sparse(config: Config, work: Work, data: Dataset) -> None:

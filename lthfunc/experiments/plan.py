@@ -156,9 +156,9 @@ def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]
     per_epoch = steps_per_epoch(len(data.train.x), batch_size)
     steps = config.steps
     if steps is None:
-        epochs = filled(config.epochs)
+        epochs, each = filled(config.epochs), f", each of {config.accumulate} batches" if config.accumulate > 1 else ""
         steps = epochs * per_epoch
-        decisions.append(Decision("steps", steps, f"{counted(epochs, 'epoch')} of {counted(per_epoch, 'step')}"))
+        decisions.append(Decision("steps", steps, f"{counted(epochs, 'epoch')} of {counted(per_epoch, 'step')}{each}"))
     every = config.eval_every
     if every is None:
         every = _eval_every(steps, batch_size, len(data.val.x))

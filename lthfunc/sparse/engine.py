@@ -13,11 +13,12 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
 from lthfunc.sparse.python_losses import check_features, computes_loss
 from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
-from lthfunc.sparse.updates import clock_of, moments_of, state_after
+from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work
@@ -79,7 +80,7 @@ def sparse_engine(work: Work) -> Engine:
 
 def takes_whole_steps(loss: Loss, optimizer: Optimizer, *, augment: bool) -> bool:
     """Whether the machine takes all of a step: no part of it is Python's, and it draws its own random numbers."""
-    return not augment and loss is cross_entropy and optimizer.numbers is not None
+    return not augment and loss is cross_entropy and machine_numbers(optimizer) is not None
 
 
 class _Programs(threading.local):
@@ -100,7 +101,8 @@ class _Programs(threading.local):
             same = all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
             if same and given == (batch, stored):
                 return program
-        epilogue = Epilogue("cross_entropy" if computes_loss(work) else None, True, work.optimizer.numbers)
+        loss, update = "cross_entropy" if computes_loss(work) else None, machine_numbers(work.optimizer)
+        epilogue = Epilogue(loss, True, update or ())
         graph = captured(work.model, stored.shape, training=True)
         program = program_of(
             graph, state.params, state.buffers, state.masks, batch=batch, stored=stored, epilogue=epilogue
@@ -124,12 +126,11 @@ class _Loop:
         stored = Stored(shape, torch.float32) if changed else Stored(shape, x.dtype, work.scale)
         program = programs.program(state, x.shape[1] // self._parts, stored)
         self._workspace = workspace = Workspace(program, state.params, state.buffers)
-        if optimizer.numbers is not None:
-            workspace.moments = [workspace.vector(tree) for tree in moments_of(state.opt)]
-            workspace.clock = clock_of(state.opt, optimizer.numbers)
-            workspace.schedule = state.opt.schedule.float().contiguous()
+        self._numbers = machine_numbers(optimizer)
+        if self._numbers is not None:
+            load_optimizer(workspace, self._numbers, state.opt)
         self._whole = takes_whole_steps(work.loss, optimizer, augment=changed)
-        self._python = PythonSteps(work, workspace, state, seed, self._draw, updates=optimizer.numbers is None)
+        self._python = PythonSteps(work, workspace, state, seed, self._draw, updates=self._numbers is None)
         self.draws = not self._whole
         self._steps_a_call = 1.0
         # Python's share of a step may depend on the number of threads, the machine's does not.
@@ -144,7 +145,7 @@ class _Loop:
             begun, had = time.perf_counter(), time.process_time()
             if self._whole:
                 with self._tuner.running():
-                    self._workspace.run(x[done:], y[done:], count, self._step, self._draw)
+                    self._workspace.run(x[done:], y[done:], count, self._step, self._draw, parts=self._parts)
             else:
                 self._python.take(x[done], y[done], self._step)
             # How many steps a call takes, and how many threads it has, changes nothing in their results.
@@ -170,11 +171,11 @@ class _Loop:
     def states(self) -> list[TrainState]:
         """The public state: dense leaves, zeros where weights were pruned."""
         workspace, state = self._workspace, self._state
-        if self._work.optimizer.numbers is not None:
-            opt = state_after(state.opt, [workspace.dense(moment) for moment in workspace.moments], workspace.clock)
+        buffers = workspace.buffers(state.buffers, self._taken * self._parts)
+        if self._numbers is not None:
+            opt = optimizer_after(workspace, self._numbers, state.opt, buffers, self._taken)
         else:
             opt = self._python.opt()
-        buffers = workspace.buffers(state.buffers, self._taken * self._parts)
         step = torch.full_like(state.step, self._step)
         return [TrainState(workspace.dense(workspace.values), buffers, state.masks, opt, step)]
 

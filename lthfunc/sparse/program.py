@@ -37,19 +37,20 @@ class Epilogue(NamedTuple):
     """What follows the network.
 
     loss: "cross_entropy", or None, where outputs are handed out. gradients: whether the network's gradient follows
-    (without a loss: of what is handed in). update: the optimiser that then changes the values, or None.
+    (without a loss: of what is handed in). update: the parts of the optimiser that then changes the values.
     """
 
     loss: str | None = "cross_entropy"
     gradients: bool = True
-    update: Numbers | None = None
+    update: tuple[Numbers, ...] = ()
 
 
 class Program(NamedTuple):
     """A network on its survivors, ready for the machine.
 
     code: instructions and memory. forward, backward, update: instructions up to the outputs, to the gradients, and to
-    the optimiser's update. leaves: where each parameter lies
+    what happens once in a step, for all parts of its batch. averages: where averages of `statistics` begin among the
+    constants; -1 without any. leaves: where each parameter lies
     among the values. positions: for each masked leaf, where its survivors lie in the flattened dense one. counters:
     buffers that count steps. statistics: buffers among the constants. outputs: the network's shape, without the batch.
     """
@@ -58,6 +59,7 @@ class Program(NamedTuple):
     forward: int
     backward: int
     update: int
+    averages: int
     gradients: bool
     batch: int
     leaves: dict[str, Leaf]
@@ -80,6 +82,7 @@ def program_of(
     for buffer, value in buffers.items():
         if value.is_floating_point():
             b.statistics[buffer] = b.numbers([0.0] * value.numel())
+    statistics = len(b.constants)
     counters: list[str] = []
     given = _given(graph, _load(b, stored))
     output = _interpreted(b, graph, given, counters)
@@ -92,11 +95,11 @@ def program_of(
         for read in operation.inputs:
             b.read(read)
         operation.emit(operation)
-    (forward, backward, update), code = _finish(b, output, epilogue)
+    forward, backward, update, averages = _finish(b, output, epilogue, statistics)
     positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
-        code, forward, backward, update, epilogue.gradients, batch, b.leaves, positions, tuple(counters),
-        dict(b.statistics), output.shape,
+        finished(b), forward, backward, update, averages, epilogue.gradients, batch, b.leaves, positions,
+        tuple(counters), dict(b.statistics), output.shape,
     )  # fmt: skip
 
 
@@ -192,7 +195,8 @@ def _no_rule(node: Node, form: str, name: str) -> UserError:
     return UserError(f"--engine: sparse has no rule for {what}; --engine compile runs it")
 
 
-def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[tuple[int, int, int], MachineCode]:
+def _finish(b: Builder, output: View, epilogue: Epilogue, statistics: int) -> tuple[int, int, int, int]:
+    """Add what follows the network. Returns `forward`, `backward`, `update` and `averages` of the program."""
     value = output.value
     b.read(value)
     buffer = value.buffer
@@ -223,6 +227,5 @@ def _finish(b: Builder, output: View, epilogue: Epilogue) -> tuple[tuple[int, in
         for gradient in reversed(b.backward):
             gradient()
     backward = len(b.instructions)
-    if epilogue.update is not None:
-        add_update(b, epilogue.update)
-    return (forward, backward, backward), finished(b)
+    found = add_update(b, epilogue.update, statistics)
+    return forward, backward, backward + found.each_part, found.averages

@@ -76,7 +76,7 @@ class PythonSteps:
         for part in range(parts):
             mine = slice(part * size, (part + 1) * size)
             self._find_gradient_of_part(x[mine], y[mine], number * parts + part)
-            total = total + workspace.gradients
+            total = workspace.gradients if parts == 1 else total + workspace.gradients
         if parts > 1:
             workspace.gradients.copy_(total / parts)
 

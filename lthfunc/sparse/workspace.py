@@ -25,6 +25,7 @@ class Workspace:
         code = program.code
         self.end, self._verified = len(code.rows), code.verified
         self._apart: Tensor | None = None
+        self._sizes = {name: buffer.numel() for name, buffer in buffers.items()}
         self.constants = code.constants.clone()
         self.load(params, buffers)
         self.gradients = torch.zeros_like(self.values) if program.gradients else _NOTHING
@@ -32,7 +33,9 @@ class Workspace:
         self.activations = torch.zeros(16 * max(1, code.vectors), dtype=torch.float32)
         self.outputs = torch.zeros(program.batch, *program.outputs)
         self.totals = torch.zeros(2, dtype=torch.float64)
-        self.moments: list[Tensor] = []
+        #: What an optimiser keeps from step to step: rows of a number for each value. Its clock (6,) is powers of
+        #: Adam's betas and of an average's decay, and these three.
+        self.kept = torch.zeros(0, len(self.values))
         self.clock = torch.zeros(0, dtype=torch.float64)
         self.schedule = torch.zeros(0)
 
@@ -41,6 +44,14 @@ class Workspace:
         self.values = self.vector(params)
         for name, first in self.program.statistics.items():
             self.constants[first : first + buffers[name].numel()] = buffers[name].flatten()
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """Averages of running statistics, as views."""
+        begin, first = self.program.averages, self.program.statistics
+        if begin < 0:
+            return {}
+        return {name: self.constants[begin + at : begin + at + self._sizes[name]] for name, at in first.items()}
 
     def _partials(self) -> Tensor:
         """Several threads sum up gradients tile by tile, beside each other."""
@@ -79,14 +90,21 @@ class Workspace:
         return after
 
     def run(
-        self, x: Tensor, y: Tensor, steps: int = 1, step: int = 0, seed: int = 0, part: tuple[int, int] | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        steps: int = 1,
+        step: int = 0,
+        seed: int = 0,
+        within: tuple[int, int] | None = None,
+        parts: int = 1,
     ) -> None:
-        """Take the instructions (or a part of them) on slots 0 … steps-1 of x and y, a batch in each."""
-        begin, end = part or (0, self.end)
-        first, second = (*self.moments, _NOTHING, _NOTHING)[:2]
+        """Take the instructions (or those `within`) on slots 0 … steps-1 of x and y, a batch of `parts` in each."""
+        begin, end = within or (0, self.end)
         torch.ops.lthfunc.run.default(
             self._verified, begin, end, self.activations, self.values, self.gradients, self._partials(), self.constants,
-            first, second, self.clock, self.totals, self.schedule, x, y, self.outputs, x.shape[1], steps, step, seed,
+            self.kept, self.clock, self.totals, self.schedule, x, y, self.outputs, x.shape[1] // parts, parts,
+            self.program.update, steps, step, seed,
         )  # fmt: skip
 
 

@@ -112,16 +112,16 @@ i64 make_program(const Tensor& rows, const Tensor& lists, i64 vectors, i64 numbe
 bool runs_single(i64 program) { return program_of(program)->single; }
 
 void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor& values, const Tensor& gradients,
-         const Tensor& partials, const Tensor& constants, const Tensor& first, const Tensor& second,
-         const Tensor& clock, const Tensor& totals, const Tensor& schedule, const Tensor& inputs, const Tensor& targets,
-         const Tensor& outputs, i64 examples, i64 steps, i64 step, i64 seed) {
+         const Tensor& partials, const Tensor& constants, const Tensor& kept, const Tensor& clock, const Tensor& totals,
+         const Tensor& schedule, const Tensor& inputs, const Tensor& targets, const Tensor& outputs, i64 examples,
+         i64 parts, i64 update, i64 steps, i64 step, i64 seed) {
   const std::shared_ptr<const Program> held = program_of(number);
   const Program& program = *held;
   require(begin >= 0 && begin <= end && end <= program.count(), "no such instructions");
-  require(examples > 0 && examples <= program.batch && steps > 0 && step >= 0, "takes 1 to ", program.batch,
-          " examples and one step or more");
-  check_slots("inputs", inputs, steps, examples * program.stored, stored_as(program));
-  check_slots("targets", targets, steps, program.reads_targets ? examples : 0, ScalarType::Long);
+  require(examples > 0 && examples <= program.batch && parts > 0 && parts < (i64{1} << 31) && steps > 0 && step >= 0,
+          "takes 1 to ", program.batch, " examples, one part or more, and one step or more");
+  check_slots("inputs", inputs, steps, parts * examples * program.stored, stored_as(program));
+  check_slots("targets", targets, steps, program.reads_targets ? parts * examples : 0, ScalarType::Long);
   const bool threads = has_threads();
   const i64 written = program.writes_gradients ? program.numbers : 0;
   Workspace workspace{};
@@ -132,8 +132,7 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
   workspace.partials = data<float>("partials", partials, threads ? written * tiles_of(examples) : 0);
   workspace.numbers = program.numbers;
   workspace.constants = data<float>("constants", constants, program.constants);
-  workspace.first = data<float>("first", first, program.moments > 0 || first.numel() ? program.numbers : 0);
-  workspace.second = data<float>("second", second, program.moments > 1 ? program.numbers : 0);
+  workspace.kept = data<float>("kept", kept, program.kept * program.numbers);
   workspace.totals = data<double>("totals", totals, program.reads_targets ? 2 : 0);
   workspace.outputs = data<float>("outputs", outputs, examples * program.features);
   workspace.examples = examples;
@@ -141,22 +140,28 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
   workspace.seed = static_cast<std::uint32_t>(seed);
   workspace.corrections[0] = workspace.corrections[1] = 1.0f;
   const float* const rates = data<float>("schedule", schedule, 0);
-  double* const powers = data<double>("clock", clock, clock.numel() ? 4 : 0);
+  double* const powers = data<double>("clock", clock, clock.numel() || program.averages ? 6 : 0);
+  workspace.clock = powers;
+  workspace.parts = parts;
+  const i64 part_bytes = examples * program.stored * (program.kind == kind_uint8 ? 1 : 4);
   for (i64 k = 0; k < steps; ++k) {
-    // Slot k of the inputs holds the batch of the k-th step.
-    workspace.inputs = slot(inputs, k);
-    workspace.step = static_cast<std::uint32_t>(step + k);
-    workspace.targets = reinterpret_cast<const i64*>(slot(targets, k));
     if (rates) workspace.rate = rates[std::min(step + k, schedule.numel() - 1)];
     if (powers) {
       workspace.corrections[0] = static_cast<float>(1.0 / (1.0 - powers[0]));
       workspace.corrections[1] = static_cast<float>(1.0 / std::sqrt(1.0 - powers[1]));
     }
-    run_step(program, begin, end, workspace, threads);
-    if (powers) {
-      powers[0] *= powers[2];
-      powers[1] *= powers[3];
+    // Slot k of the inputs holds the batch of the k-th step. Instructions before `update` run for each of its parts.
+    const char* const batch = slot(inputs, k);
+    const i64* const classes = reinterpret_cast<const i64*>(slot(targets, k));
+    for (workspace.part = 0; workspace.part < parts; ++workspace.part) {
+      workspace.inputs = batch + workspace.part * part_bytes;
+      workspace.targets = classes ? classes + workspace.part * examples : nullptr;
+      workspace.step = static_cast<std::uint32_t>((step + k) * parts + workspace.part);
+      run_step(program, begin, std::min(end, update), workspace, threads);
     }
+    run_step(program, std::max(begin, update), end, workspace, threads);
+    if (powers)
+      for (i64 power = 0; power < 3; ++power) powers[power] *= powers[power + 3];
   }
 }
 
@@ -259,9 +264,10 @@ STABLE_TORCH_LIBRARY(lthfunc, library) {
   library.def("runs_single(int program) -> bool");
   library.def(
       "run(int program, int begin, int end, Tensor(a!) activations, Tensor(b!) values, Tensor(c!) gradients, "
-      "Tensor(d!) partials, Tensor(e!) constants, Tensor(f!) first, Tensor(g!) second, Tensor(h!) clock, "
-      "Tensor(i!) totals, Tensor schedule, Tensor inputs, Tensor targets, Tensor(j!) outputs, int examples, int steps, "
-      "int step, int seed) -> ()");
+      "Tensor(d!) partials, Tensor(e!) constants, Tensor(f!) kept, Tensor(g!) clock, Tensor(h!) totals, Tensor "
+      "schedule, "
+      "Tensor inputs, Tensor targets, Tensor(i!) outputs, int examples, int parts, int update, int steps, int step, "
+      "int seed) -> ()");
   library.def(
       "infer(int program, Tensor(a!) activations, Tensor values, Tensor(b!) constants, Tensor inputs, bool single) -> "
       "Tensor");

@@ -47,16 +47,16 @@ struct Workspace {
   float* partials;   // several threads: the gradients of each tile, before they are added up; else nothing
   i64 numbers;       // how many values there are
   float* constants;  // numbers of the instructions, running statistics, what normalisation saves
-  float* first;      // an optimiser's moments, one for each value
-  float* second;
-  double* clock;   // powers of Adam's betas
-  double* totals;  // loss, hits
+  float* kept;       // what an optimiser keeps from step to step: rows of one number for each value
+  double* clock;     // powers of Adam's betas and of an average's decay, and these three themselves
+  double* totals;    // loss, hits
   const void* inputs;
   const i64* targets;
   float* outputs;
   float rate;            // learning rate of this step
   float corrections[2];  // Adam's
   i64 examples, tiles;
+  i64 part, parts;           // of a step's batch
   std::uint32_t seed, step;  // what dropout draws depends on
 };
 

@@ -12,6 +12,8 @@ using wide = __int128;  // no sum of products of columns overflows it
 
 // No column is larger, so that no product of two overflows 64 bits.
 constexpr i64 LARGEST = i64{1} << 32;
+// Rows of what an optimiser keeps, at most: two moments, a sum and an average are four.
+constexpr i64 MOST_KEPT = 16;
 
 constexpr struct {
   const char* name;
@@ -89,6 +91,11 @@ void Verifier::gradients(const char* name, i64 first, i64 count) {
 
 void Verifier::constants(const char* name, i64 first, i64 count) const {
   inside(name, "constants", program.constants, first, {{count, 1}}, {});
+}
+
+void Verifier::kept(const char* name, i64 row) {
+  if (row < 0 || row >= MOST_KEPT) refuse(std::string(name) + ": no such row");
+  program.kept = std::max(program.kept, row + 1);
 }
 
 Range Verifier::list(const char* name, i64 first, i64 count, i64 step) const {

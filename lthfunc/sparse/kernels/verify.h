@@ -19,7 +19,8 @@ struct Program {
   i64 features = 0;                        // of an example's outputs
   i64 stored = 0, kind = -1;               // numbers of an example's inputs, and their kind
   bool writes_gradients = false, reads_targets = false, single = false;
-  i64 moments = 0;
+  i64 kept = 0;           // rows of what an optimiser keeps
+  bool averages = false;  // of values: it reads the clock
 
   i64 count() const { return static_cast<i64>(rows.size()) / width; }
   const i64* row(i64 k) const { return rows.data() + k * width; }
@@ -48,6 +49,7 @@ class Verifier {
   void values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside = {}) const;
   void gradients(const char* name, i64 first, i64 count);
   void constants(const char* name, i64 first, i64 count = 1) const;
+  void kept(const char* name, i64 row);
 
   // Lists: what their entries say; bytes to vectors, in vectors; where lists of rows start, up to their end.
   Range list(const char* name, i64 first, i64 count, i64 step = 1) const;
