@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +29,11 @@ class LossOf:
     buffers: Buffers
     loss: Loss
     temperature: float = 1.0
+    _of_outputs: NetworkLoss = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Not a cached property, whose lock keeps torch.compile of PyTorch 2.11 out.
+        object.__setattr__(self, "_of_outputs", NetworkLoss(self.model, self.loss))
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """The loss, a scalar."""
@@ -41,10 +45,6 @@ class LossOf:
             return outputs, None
 
         return self._of_outputs(call, batch, params, training=True)[0]
-
-    @functools.cached_property
-    def _of_outputs(self) -> NetworkLoss:
-        return NetworkLoss(self.model, self.loss)
 
     def by_example(self) -> LossOf:
         """The same loss with batch norms' running statistics, since a single example has none."""
