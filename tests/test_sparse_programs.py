@@ -96,6 +96,10 @@ def test_a_rectified_value_is_pooled_and_read_otherwise(pool: Any, pool_first: b
     check(Both(), (3, 8, 8))
 
 
+def test_an_output_that_is_rectified() -> None:
+    check(nn.Sequential(nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 3), nn.ReLU()), (20,))
+
+
 def test_a_branch_that_leads_nowhere_is_left_out() -> None:
     """Unless it moves running statistics."""
     check(Through(lambda net, x: (net.side(x), net.conv(x))[1], 6 * 64), (3, 8, 8))

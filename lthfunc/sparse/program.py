@@ -209,7 +209,8 @@ def _finish(b: Builder, output: View, epilogue: Epilogue, statistics: int) -> tu
     if epilogue.loss is None:
         by_address("store_outputs", "in", buffer)
     forward = len(b.instructions)
-    grad = b.target(value).buffer if epilogue.gradients else None
+    target = b.target(value) if epilogue.gradients else None
+    grad = None if target is None else target.buffer
     if epilogue.loss is not None:
 
         def late() -> Any:
@@ -223,6 +224,8 @@ def _finish(b: Builder, output: View, epilogue: Epilogue, statistics: int) -> tu
         b.emit(late)
     elif grad is not None:
         by_address("load_gradients", "out", grad)
+    if target is not None and target.gate is not None:
+        b.rectify(target, target.gate)
     if epilogue.gradients:
         for gradient in reversed(b.backward):
             gradient()
