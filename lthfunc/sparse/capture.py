@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.faithful import why_unfaithful
+from lthfunc.sparse.faithful import Call, why_unfaithful
 from lthfunc.tracebacks import first_line, user_line, user_location
 from lthfunc.training.engines.aliases import changed_by
 from lthfunc.trees.model import Model, example_input
@@ -25,7 +25,7 @@ from lthfunc.trees.types import Buffers, Params
 
 
 class Captured(NamedTuple):
-    """graph: its first placeholders are the parameters and buffers of these names, the last one the input.
+    """graph: its first placeholders are the parameters and buffers of these names, those after them the inputs.
 
     name: of the model. outputs: how the tensors that the graph gives lie in what the module gives. constants: tensors
     made in forward, which ``get_attr`` nodes name.
@@ -72,27 +72,51 @@ def captured(
 
     params = {name: typed(leaf) for name, leaf in module.named_parameters()}
     buffers = {name: typed(leaf).clone() for name, leaf in module.named_buffers()}
+    first = examples == TRACED_BATCH
+    inputs = (typed(example_input(model, shape, examples)),)
+    return captured_call(
+        model.name, lambda leaves, inputs: functional_call(module, leaves, inputs), params, buffers, inputs,
+        training=training, located=first, checked=first and not model.pure,
+    )  # fmt: skip
+
+
+def captured_call(
+    name: str,
+    call: Call,
+    params: Params,
+    buffers: Buffers,
+    inputs: tuple[Tensor, ...],
+    *,
+    training: bool,
+    located: bool = True,
+    checked: bool = True,
+) -> Captured:
+    """The operations of a call of a module with these parameters, buffers and inputs; nothing of them is changed.
+
+    name: of the module in messages. training: whether gradients are taken. located: whether operations know their line
+    of code. checked: whether it is compared with the call itself. Raises as `captured` does.
+    """
     found: dict[str, Any] = {}
 
-    def forward(params: Params, buffers: Buffers, x: Tensor) -> list[Tensor]:
+    def forward(params: Params, buffers: Buffers, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         leaves = {**params, **buffers}
-        outputs = outputs_of(functional_call(module, leaves, (x,)))
+        outputs = outputs_of(call(leaves, inputs))
         found["outputs"] = outputs._replace(tensors=[])
         found["replaced"] = [name for name in buffers if leaves[name] is not buffers[name]]
         return outputs.tensors
 
     # Before decompositions, so that a convolution is one node, and so is a normalisation. Gradients are on, so that a
     # forward that turns them off for a while turns them on again.
-    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=examples == TRACED_BATCH,
+    trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=located,
                     _allow_non_fake_inputs=True)  # fmt: skip
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            traced = trace(params, buffers, typed(example_input(model, shape, examples)))
+            traced = trace(params, buffers, inputs)
     except Exception as error:
-        raise CannotTraceError(model.name, f"{user_location(error)}: {first_line(error)}") from error
+        raise CannotTraceError(name, f"{user_location(error)}: {first_line(error)}") from error
     if training and found["replaced"]:
         why = f": it puts another tensor in the place of the buffer {found['replaced'][0]}, instead of changing it"
-        raise CannotTraceError(model.name, why)
+        raise CannotTraceError(name, why)
     _drop_dead(traced.graph)
     constants = {
         str(node.target): getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr"
@@ -101,12 +125,10 @@ def captured(
         if node.op == "get_attr" and isinstance(constants[str(node.target)], FakeTensor):
             user = next(iter(node.users), node)
             why = f": {operation_of(user)} works on a tensor that the graph does not know, as .data is{line_of(user)}"
-            raise CannotTraceError(model.name, why)
-    graph = Captured(traced.graph, tuple(params), tuple(buffers), model.name, found["outputs"], constants)
-    if not model.pure and examples == TRACED_BATCH:
-        example = typed(example_input(model, shape, examples))
-        if why := why_unfaithful(graph, module, params, buffers, example, training=training):
-            raise CannotTraceError(model.name, why)
+            raise CannotTraceError(name, why)
+    graph = Captured(traced.graph, tuple(params), tuple(buffers), name, found["outputs"], constants)
+    if checked and (why := why_unfaithful(graph, call, params, buffers, inputs, training=training)):
+        raise CannotTraceError(name, why)
     return graph
 
 

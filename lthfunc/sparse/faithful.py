@@ -8,14 +8,13 @@ few random examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 
 from lthfunc.trees.global_rng import seeded_generators
-from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.ops import clone
 from lthfunc.trees.outputs import outputs_of
 from lthfunc.trees.types import Buffers, Params
@@ -26,28 +25,30 @@ if TYPE_CHECKING:
 #: By which part of a tensor, and of the largest one, both may differ: they round alike but for fused kernels.
 _OF_ITSELF, _OF_LARGEST = 0.01, 1e-4
 _SEED = 0
-_Outputs = Callable[[Params, Buffers, Tensor], list[Tensor]]
+#: (parameters and buffers, inputs) -> what a module gives for them.
+Call = Callable[[dict[str, Tensor], tuple[Tensor, ...]], Any]
+_Outputs = Callable[[Params, Buffers, tuple[Tensor, ...]], list[Tensor]]
 
 
 def why_unfaithful(
-    captured: Captured, module: nn.Module, params: Params, buffers: Buffers, example: Tensor, *, training: bool
+    captured: Captured, call: Call, params: Params, buffers: Buffers, inputs: tuple[Tensor, ...], *, training: bool
 ) -> str:
     """What the graph computes differently, as the end of a sentence that begins with the module's name; "" for nothing.
 
-    params, buffers: the module's; example: inputs as the graph was traced on. They stay as they are. A module that
-    fails on real values is not judged: whoever calls it is told so.
+    call: of the module; params, buffers: the module's; inputs: as the graph was traced on. They stay as they are. A
+    module that fails on real values is not judged: whoever calls it is told so.
     """
     draw = torch.Generator().manual_seed(_SEED)
     params = {name: _shaken(leaf, draw) for name, leaf in params.items()}
-    x = _inputs_like(example, draw)
+    x = tuple(_inputs_like(each, draw) for each in inputs)
     run = Interpreter(GraphModule(captured.constants, captured.graph))
 
-    def of_module(params: Params, buffers: Buffers, x: Tensor) -> list[Tensor]:
-        return outputs_of(functional_call(module, {**params, **buffers}, (x,))).tensors
+    def of_module(params: Params, buffers: Buffers, x: tuple[Tensor, ...]) -> list[Tensor]:
+        return outputs_of(call({**params, **buffers}, x)).tensors
 
-    def of_graph(params: Params, buffers: Buffers, x: Tensor) -> list[Tensor]:
+    def of_graph(params: Params, buffers: Buffers, x: tuple[Tensor, ...]) -> list[Tensor]:
         leaves = [params[name] for name in captured.params] + [buffers[name] for name in captured.buffers]
-        found = run.run(*leaves, x, enable_io_processing=False)
+        found = run.run(*leaves, *x, enable_io_processing=False)
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
     computed = _with_gradients if training else _outputs
@@ -59,16 +60,16 @@ def why_unfaithful(
     return next(_differences(wanted, found), "")
 
 
-def _outputs(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
+def _outputs(function: _Outputs, params: Params, buffers: Buffers, x: tuple[Tensor, ...]) -> dict[str, Tensor]:
     with seeded_generators(_SEED), torch.no_grad():
         found = function(*clone((params, buffers, x)))  # which a module may write into
     return {f"output {number}": tensor for number, tensor in enumerate(found)}
 
 
-def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: Tensor) -> dict[str, Tensor]:
+def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Outputs, and by the name of each leaf that has one the gradient of the outputs in some direction."""
 
-    def objective(params: Params, buffers: Buffers, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def objective(params: Params, buffers: Buffers, x: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         outputs = function(*clone((params, buffers, x)))  # which a module may write into
         draw = torch.Generator().manual_seed(_SEED)
         total = torch.zeros(())

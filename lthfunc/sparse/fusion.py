@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from lthfunc.sparse.builder import FusedStep, Operation, Value
 
 
-def fuse(operations: Sequence[Operation], output: Value) -> Value:
+def fuse(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Value]:
     """Fold operations into their hosts: sets `fused` and `host`, and has readers read what hosts write.
 
-    Returns the value that the network's output is then.
+    outputs: of the network. Returns the values that they are then.
     """
     readers = Counter(value for operation in operations for value in operation.inputs)
-    readers[output] += 1
+    readers.update(outputs)
     writers: dict[Value, Operation] = {}
     became: dict[Value, Value] = {}
     for number, operation in enumerate(operations):
@@ -39,7 +39,7 @@ def fuse(operations: Sequence[Operation], output: Value) -> Value:
             became[operation.out] = host.out
             readers[host.out] = readers[operation.out]
             host.out.rectified |= operation.step is FusedStep.RECTIFY
-    return became.get(output, output)
+    return [became.get(output, output) for output in outputs]
 
 
 def _fits(operation: Operation, host: Operation, before: Sequence[Operation], writers: dict[Value, Operation]) -> bool:

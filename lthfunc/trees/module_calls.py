@@ -24,7 +24,9 @@ class _Facts(NamedTuple):
 _known: weakref.WeakKeyDictionary[nn.Module, _Facts] = weakref.WeakKeyDictionary()
 
 
-def functional_call(module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Any:
+def functional_call(
+    module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Any:
     """`torch.func.functional_call` by first names, after which the module is as it was before.
 
     PyTorch's version swaps the tensors of a submodule with two names twice and leaves those of the call in it, and
@@ -32,20 +34,22 @@ def functional_call(module: nn.Module, leaves: dict[str, Tensor], args: tuple[An
     module put in place of a buffer. Raises UserError, in plain words, for many of PyTorch's own errors.
     """
     if torch.compiler.is_compiling():  # a compiled function would depend on which other modules are in use
-        return call_without_restoring(module, leaves, args)
+        return call_without_restoring(module, leaves, args, kwargs)
     if module not in _known:
         _known[module] = _Facts(_places(module), mutable_attributes(user_modules(module)))
     kept = _known[module].kept
     if not kept:
-        return call_without_restoring(module, leaves, args)
+        return call_without_restoring(module, leaves, args, kwargs)
     with restored_attributes(kept):
-        return call_without_restoring(module, leaves, args)
+        return call_without_restoring(module, leaves, args, kwargs)
 
 
-def call_without_restoring(module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Any:
+def call_without_restoring(
+    module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Any:
     """`functional_call`, but what forward stores in plain attributes stays."""
     try:
-        return _called(module, leaves, args)
+        return _called(module, leaves, args, kwargs)
     except Exception as error:
         told = explained_error(error, module, leaves.values(), args)
         if told is None:
@@ -53,13 +57,13 @@ def call_without_restoring(module: nn.Module, leaves: dict[str, Tensor], args: t
         raise told from error
 
 
-def _called(module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...]) -> Any:
+def _called(module: nn.Module, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
     known = not torch.compiler.is_compiling() and module in _known
     places = _known[module].places if known else _places(module)
     if places is None:
-        return torch.func.functional_call(module, leaves, args)
+        return torch.func.functional_call(module, leaves, args, kwargs)
     swapped = {place: leaves[first] for place, first in places.items() if first in leaves}
-    found = torch.func.functional_call(module, swapped, args, tie_weights=False)
+    found = torch.func.functional_call(module, swapped, args, kwargs, tie_weights=False)
     for place, tensor in swapped.items():
         if tensor is not leaves[places[place]]:
             leaves[places[place]] = tensor

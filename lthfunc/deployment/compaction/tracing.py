@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,18 +10,15 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from lthfunc.errors import UserError
+from lthfunc.sparse.batch_sizes import OTHER_BATCH, Resizing, twins
 from lthfunc.sparse.capture import TRACED_BATCH, CannotTraceError, Captured, captured, line_of, operation_of
 from lthfunc.tracebacks import first_line
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import same_bits
 from lthfunc.trees.types import Params
 
 _aten = torch.ops.aten
-#: Batch size of the second trace: numbers that differ between both traces depend on the batch size.
-_OTHER = 23
 _COPIES = (_aten.lift_fresh_copy.default, _aten.lift_fresh.default)
-_DEVICE = torch.device("cpu")
 
 
 class Traced(NamedTuple):
@@ -58,7 +54,7 @@ def traced(model: Model, params: Params, shape: tuple[int, ...], *, training: bo
     try:
         one, other = (
             captured(model, shape, training=training, examples=examples, dtype=dtype)
-            for examples in (TRACED_BATCH, _OTHER)
+            for examples in (TRACED_BATCH, OTHER_BATCH)
         )
     except CannotTraceError as error:
         raise UserError(f"compact: {model.name} cannot be compacted{error.why}") from error
@@ -70,7 +66,7 @@ class _Tracing:
 
     def __init__(self, one: Captured, other: Captured, training: bool) -> None:
         self._captured, self._training = one, training
-        self._nodes, self._twins = list(one.graph.nodes), list(other.graph.nodes)
+        self._nodes = list(one.graph.nodes)
         self._graph = Graph()
         self._new: dict[Node, Node] = {}
         self._at = {node: place for place, node in enumerate(self._nodes)}
@@ -78,23 +74,24 @@ class _Tracing:
         self._x = placeholders[-1]
         self._leaves = dict(zip(placeholders, (*one.params, *one.buffers), strict=False))
         self._input = self._x  # its copy, once it is made
-        if len(self._nodes) != len(self._twins) or not _same_constants(one, other):
+        found = twins(one, other)
+        if found is None:
             raise UserError(f"compact: {one.name} cannot be compacted: its operations depend on the batch size")
+        self._twins = found
+        self._resizing = Resizing(self._graph, self._new, self._size, self._device, self._varies)
 
     def done(self) -> Traced:
         """The graph for any batch size."""
         kept = {node for node in self._nodes if self._stays_in_place(node)}
         shared = {memory_of(each) for node in kept for each in changed_by(node)}
         opaque, with_units = set(), set()
-        for node, twin in zip(self._nodes, self._twins, strict=True):
-            if (node.op, str(node.target)) != (twin.op, str(twin.target)):
-                raise self._varies(node)
+        for node, twin in self._twins.items():
             if node.target is torch._C._set_grad_enabled and not self._training:
                 continue
             copy = self._new[node] = self._graph.node_copy(node, lambda each: self._new[each])
             if node is self._x:
                 self._input = copy
-            self._resize(copy, node, twin)
+            self._resizing.resize(copy, node, twin)
             if node.target in _COPIES:
                 copy.target = _aten.clone.default
             if node is self._x and memory_of(node) in shared:  # never change the caller's tensor
@@ -127,44 +124,11 @@ class _Tracing:
         (target,) = changed
         return is_seen_elsewhere(node, target, self._at)
 
-    def _resize(self, copy: Node, node: Node, twin: Node) -> None:
-        """Replace numbers that depend on the batch size by nodes that compute them."""
-        if copy.op != "call_function":
-            return
-        with self._graph.inserting_before(copy):
-            given = self._sized(node, (node.args, node.kwargs), (twin.args, twin.kwargs))
-        copy.args, copy.kwargs = given
-
-    def _sized(self, node: Node, ours: Any, theirs: Any) -> Any:
-        if isinstance(ours, Node):
-            return self._new[ours]
-        if isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
-            return type(ours)(self._sized(node, *pair) for pair in zip(ours, theirs, strict=True))
-        if isinstance(ours, dict) and ours.keys() == theirs.keys():
-            return {key: self._sized(node, value, theirs[key]) for key, value in ours.items()}
-        if isinstance(ours, slice) and isinstance(theirs, slice):
-            parts = ((ours.start, theirs.start), (ours.stop, theirs.stop), (ours.step, theirs.step))
-            return slice(*(self._sized(node, *pair) for pair in parts))
-        if ours is theirs or ours == theirs or (ours != ours and theirs != theirs):
-            if not isinstance(ours, torch.device) or ours != _DEVICE:
-                return ours
-            return self._graph.call_function(getattr, (self._input, "device"))  # instead of the trace's
-        if type(ours) is not int or type(theirs) is not int:
-            raise self._varies(node)
-        times, rest = divmod(theirs - ours, _OTHER - TRACED_BATCH)
-        if rest == 0:
-            plus = ours - times * TRACED_BATCH
-            size: Node = self._size()
-            if times != 1:
-                size = self._graph.call_function(operator.mul, (size, times))
-            return self._graph.call_function(operator.add, (size, plus)) if plus else size
-        by = next((by for by in range(2, TRACED_BATCH + 1) if (TRACED_BATCH // by, _OTHER // by) == (ours, theirs)), 0)
-        if not by:
-            raise self._varies(node)
-        return self._graph.call_function(operator.floordiv, (self._size(), by))
-
     def _size(self) -> Node:
         return self._graph.call_function(_aten.sym_size.int, (self._input, 0))
+
+    def _device(self) -> Node:
+        return self._graph.call_function(getattr, (self._input, "device"))  # instead of the trace's
 
     def _varies(self, node: Node) -> UserError:
         return cannot(self._captured, node, "depends on the batch size")
@@ -183,9 +147,4 @@ def _has_units(node: Node, twin: Node) -> bool:
     ours, theirs = node.meta.get("val"), twin.meta.get("val")
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or min(ours.ndim, theirs.ndim) < 2:
         return False
-    return (ours.shape[0], theirs.shape[0]) == (TRACED_BATCH, _OTHER) and ours.shape[1:] == theirs.shape[1:]
-
-
-def _same_constants(one: Captured, other: Captured) -> bool:
-    both = (*one.constants.values(), *other.constants.values())
-    return all(isinstance(each, Tensor) for each in both) and same_bits(one.constants, other.constants)
+    return (ours.shape[0], theirs.shape[0]) == (TRACED_BATCH, OTHER_BATCH) and ours.shape[1:] == theirs.shape[1:]

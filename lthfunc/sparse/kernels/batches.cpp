@@ -81,6 +81,46 @@ void load_row(const Number* from, i64 apart, i64 examples, i64 width, float gain
   }
 }
 
+// rows: (examples, features) floats, C order. Features lie anywhere in a tile, by their addresses; where 16 of them lie
+// side by side, as in the row of an image, they are transposed at once.
+void verify_rows(const char* name, i64 place, i64 step, i64 addresses, i64 features, i64 first, const Verifier& v) {
+  v.activations(name, place, {{v.tiles, step}}, v.list("addresses", addresses, features));
+  v.require(first >= 0, "first: not negative");
+}
+
+LTHFUNC_INLINE bool side_by_side(const i32* addresses) { return addresses[LANES - 1] - addresses[0] == LANES - 1; }
+
+void store_rows(const vec* tile, const i32* addresses, i64 features, i64 examples, float* rows) {
+  for (i64 feature = 0; feature < features;) {
+    if (feature + LANES <= features && side_by_side(addresses + feature)) {
+      vec block[LANES];
+      LTHFUNC_UNROLL
+      for (int k = 0; k < LANES; ++k) block[k] = tile[addresses[feature] + k];
+      transpose(block);
+      for (i64 lane = 0; lane < examples; ++lane) store(rows + lane * features + feature, block[lane]);
+      feature += LANES;
+    } else {
+      const vec value = tile[addresses[feature]];
+      for (i64 lane = 0; lane < examples; ++lane) rows[lane * features + feature] = value[lane];
+      ++feature;
+    }
+  }
+}
+
+void load_rows(const float* rows, const i32* addresses, i64 features, i64 examples, vec* tile) {
+  for (i64 feature = 0; feature < features;) {
+    if (feature + LANES <= features && side_by_side(addresses + feature)) {
+      load_block(rows + feature, features, examples, 1.0f, 0.0f, tile + addresses[feature]);
+      feature += LANES;
+    } else {
+      vec value{};
+      for (i64 lane = 0; lane < examples; ++lane) value[lane] = rows[lane * features + feature];
+      tile[addresses[feature]] = value;
+      ++feature;
+    }
+  }
+}
+
 }  // namespace
 
 // in: examples, channels, height, width, C order, uint8 or float32, any alignment. out: a row of a channel side by
@@ -89,11 +129,9 @@ void verify(const load_inputs_row& op, Verifier& v) {
   LTHFUNC_INSIDE(out, op.channels, op.height, op.width);
   const i64 plane = op.height * op.width;
   v.require(plane < i64{1} << 31 && op.channels * plane < i64{1} << 31, "channels, height and width: out of range");
-  v.require(op.kind >= 0 && op.kind < kinds && (v.program.kind == -1 || v.program.kind == op.kind),
-            "kind: one known kind");
+  v.require(op.first >= 0, "first: not negative");
   v.constants("constants", op.constants, 2 * op.channels);
-  v.program.kind = op.kind;
-  v.program.stored = std::max(v.program.stored, op.channels * plane);
+  v.inputs(op.first + op.channels * plane, op.kind);
 }
 
 void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
@@ -107,7 +145,7 @@ void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
       const float gain = m.constants[op.constants + 2 * channel], shift = m.constants[op.constants + 2 * channel + 1];
       for (i64 y = 0; y < rows; ++y) {
         vec* const out = m.activations + op.out + tile * op.out_tile + channel * op.out_channel + y * op.out_row;
-        const i64 from = tile * LANES * apart + channel * plane + y * width;
+        const i64 from = op.first * m.examples + tile * LANES * apart + channel * plane + y * width;
         if (op.kind == kind_uint8)
           load_row(static_cast<const std::uint8_t*>(m.inputs) + from, apart, examples, width, gain, shift, out);
         else
@@ -117,37 +155,39 @@ void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
   }
 }
 
-// out: (examples, features) floats, C order. in: features anywhere in a tile, by their addresses.
 void verify(const store_outputs_row& op, Verifier& v) {
-  v.activations("in", op.in, {{v.tiles, op.in_tile}}, v.list("addresses", op.addresses, op.rows));
-  v.program.features = std::max(v.program.features, op.rows);
+  verify_rows("in", op.in, op.in_tile, op.addresses, op.rows, op.first, v);
+  v.program.features = std::max(v.program.features, op.first + op.rows);
 }
 
 void store_outputs(const store_outputs_row& op, Workspace& m, Part part) {
-  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
-    for (i64 feature = 0; feature < op.rows; ++feature) {
-      const vec value = m.activations[op.in + tile * op.in_tile + m.lists[op.addresses + feature]];
-      for (i64 lane = 0; lane < examples; ++lane) m.outputs[(tile * LANES + lane) * op.rows + feature] = value[lane];
-    }
-  }
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    store_rows(m.activations + op.in + tile * op.in_tile, m.lists + op.addresses, op.rows,
+               std::min<i64>(LANES, m.examples - tile * LANES),
+               m.outputs + op.first * m.examples + tile * LANES * op.rows);
 }
 
-// The same the other way round.
+void verify(const store_input_gradients_row& op, Verifier& v) {
+  verify_rows("in", op.in, op.in_tile, op.addresses, op.rows, op.first, v);
+  v.input_gradients(op.first + op.rows);
+}
+
+void store_input_gradients(const store_input_gradients_row& op, Workspace& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    store_rows(m.activations + op.in + tile * op.in_tile, m.lists + op.addresses, op.rows,
+               std::min<i64>(LANES, m.examples - tile * LANES),
+               m.input_gradients + op.first * m.examples + tile * LANES * op.rows);
+}
+
 void verify(const load_gradients_row& op, Verifier& v) {
-  v.activations("out", op.out, {{v.tiles, op.out_tile}}, v.list("addresses", op.addresses, op.rows));
-  v.program.features = std::max(v.program.features, op.rows);
+  verify_rows("out", op.out, op.out_tile, op.addresses, op.rows, op.first, v);
+  v.program.features = std::max(v.program.features, op.first + op.rows);
 }
 
 void load_gradients(const load_gradients_row& op, Workspace& m, Part part) {
-  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
-    for (i64 feature = 0; feature < op.rows; ++feature) {
-      vec value{};
-      for (i64 lane = 0; lane < examples; ++lane) value[lane] = m.outputs[(tile * LANES + lane) * op.rows + feature];
-      m.activations[op.out + tile * op.out_tile + m.lists[op.addresses + feature]] = value;
-    }
-  }
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    load_rows(m.outputs + op.first * m.examples + tile * LANES * op.rows, m.lists + op.addresses, op.rows,
+              std::min<i64>(LANES, m.examples - tile * LANES), m.activations + op.out + tile * op.out_tile);
 }
 
 }  // namespace lthfunc

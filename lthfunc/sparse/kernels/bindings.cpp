@@ -111,6 +111,22 @@ i64 make_program(const Tensor& rows, const Tensor& lists, i64 vectors, i64 numbe
 
 bool runs_single(i64 program) { return program_of(program)->single; }
 
+// What every run of a program has: its memory, and the batch's size.
+Workspace workspace_of(const Program& program, const Tensor& activations, const Tensor& values, const Tensor& constants,
+                       i64 examples) {
+  Workspace workspace{};
+  workspace.activations = vectors("activations", activations, program.vectors);
+  workspace.lists = program.lists.data();
+  workspace.values = data<float>("values", values, program.numbers);
+  workspace.numbers = program.numbers;
+  workspace.constants = data<float>("constants", constants, program.constants);
+  workspace.corrections[0] = workspace.corrections[1] = 1.0f;
+  workspace.examples = examples;
+  workspace.tiles = tiles_of(examples);
+  workspace.parts = 1;
+  return workspace;
+}
+
 void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor& values, const Tensor& gradients,
          const Tensor& partials, const Tensor& constants, const Tensor& kept, const Tensor& clock, const Tensor& totals,
          const Tensor& schedule, const Tensor& inputs, const Tensor& targets, const Tensor& outputs, i64 examples,
@@ -120,25 +136,18 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
   require(begin >= 0 && begin <= end && end <= program.count(), "no such instructions");
   require(examples > 0 && examples <= program.batch && parts > 0 && parts < (i64{1} << 31) && steps > 0 && step >= 0,
           "takes 1 to ", program.batch, " examples, one part or more, and one step or more");
+  require(!program.input_gradients, "takes a program without gradients of inputs");
   check_slots("inputs", inputs, steps, parts * examples * program.stored, stored_as(program));
   check_slots("targets", targets, steps, program.reads_targets ? parts * examples : 0, ScalarType::Long);
   const bool threads = has_threads();
   const i64 written = program.writes_gradients ? program.numbers : 0;
-  Workspace workspace{};
-  workspace.activations = vectors("activations", activations, program.vectors);
-  workspace.lists = program.lists.data();
-  workspace.values = data<float>("values", values, program.numbers);
+  Workspace workspace = workspace_of(program, activations, values, constants, examples);
   workspace.gradients = data<float>("gradients", gradients, written);
-  workspace.partials = data<float>("partials", partials, threads ? written * tiles_of(examples) : 0);
-  workspace.numbers = program.numbers;
-  workspace.constants = data<float>("constants", constants, program.constants);
+  workspace.partials = data<float>("partials", partials, threads ? written * workspace.tiles : 0);
   workspace.kept = data<float>("kept", kept, program.kept * program.numbers);
   workspace.totals = data<double>("totals", totals, program.reads_targets ? 2 : 0);
   workspace.outputs = data<float>("outputs", outputs, examples * program.features);
-  workspace.examples = examples;
-  workspace.tiles = tiles_of(examples);
   workspace.seed = static_cast<std::uint32_t>(seed);
-  workspace.corrections[0] = workspace.corrections[1] = 1.0f;
   const float* const rates = data<float>("schedule", schedule, 0);
   double* const powers = data<double>("clock", clock, clock.numel() || program.averages ? 6 : 0);
   workspace.clock = powers;
@@ -165,29 +174,47 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
   }
 }
 
+// A program's forward half, from inputs to outputs, or its backward half, from the outputs' gradients, which lie where
+// the outputs were, to all others. What a half does not read or write may be empty.
+void run_half(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor& values, const Tensor& gradients,
+              const Tensor& partials, const Tensor& constants, const Tensor& inputs, const Tensor& outputs,
+              const Tensor& input_gradients, i64 examples, i64 seed) {
+  const std::shared_ptr<const Program> held = program_of(number);
+  const Program& program = *held;
+  require(begin >= 0 && begin <= end && end <= program.count(), "no such instructions");
+  require(!program.reads_targets && !program.kept, "takes a program without a loss and an optimiser");
+  require(examples > 0 && examples <= program.batch, "takes 1 to ", program.batch, " examples");
+  const bool reads = begin<program.inputs_until, writes = end> program.gradients_from, threads = has_threads();
+  require(!reads || inputs.scalar_type() == stored_as(program), "inputs must be ", name_of(stored_as(program)));
+  require(inputs.is_contiguous() && inputs.numel() >= (reads ? examples * program.stored : 0), "inputs takes ",
+          program.stored, " contiguous elements an example");
+  const i64 written = writes && program.writes_gradients ? program.numbers : 0;
+  Workspace workspace = workspace_of(program, activations, values, constants, examples);
+  workspace.gradients = data<float>("gradients", gradients, written);
+  workspace.partials = data<float>("partials", partials, threads ? written * workspace.tiles : 0);
+  workspace.inputs = inputs.numel() ? inputs.data_ptr() : nullptr;
+  workspace.outputs = data<float>("outputs", outputs, examples * program.features);
+  workspace.input_gradients =
+      data<float>("input_gradients", input_gradients, writes ? examples * program.input_gradients : 0);
+  workspace.seed = static_cast<std::uint32_t>(seed);
+  run_step(program, begin, end, workspace, threads);
+}
+
 // The outputs (examples, features) of a program without gradients. One example takes kernels of its own where `single`.
 Tensor infer(i64 number, const Tensor& activations, const Tensor& values, const Tensor& constants, const Tensor& inputs,
              bool single) {
   const std::shared_ptr<const Program> held = program_of(number);
   const Program& program = *held;
-  require(!program.writes_gradients && !program.reads_targets, "a program for training");
+  require(!program.writes_gradients && !program.input_gradients && !program.reads_targets, "a program for training");
   require(inputs.dim() > 0 && inputs.size(0) <= program.batch, "takes up to ", program.batch, " examples");
   const i64 examples = inputs.size(0);
   require(inputs.is_contiguous() && inputs.scalar_type() == stored_as(program) &&
               inputs.numel() >= examples * program.stored,
           "inputs takes ", program.stored, " contiguous elements of ", name_of(stored_as(program)), " an example");
   const Tensor outputs = empty({examples, program.features});
-  Workspace workspace{};
-  workspace.activations = vectors("activations", activations, program.vectors);
-  workspace.lists = program.lists.data();
-  workspace.values = data<float>("values", values, program.numbers);
-  workspace.numbers = program.numbers;
-  workspace.constants = data<float>("constants", constants, program.constants);
+  Workspace workspace = workspace_of(program, activations, values, constants, examples);
   workspace.inputs = inputs.data_ptr();
   workspace.outputs = data<float>("outputs", outputs, 0);
-  workspace.corrections[0] = workspace.corrections[1] = 1.0f;
-  workspace.examples = examples;
-  workspace.tiles = tiles_of(examples);
   if (single && program.single && examples == 1)
     run_single(program, workspace);
   else if (examples > 0)
@@ -269,6 +296,10 @@ STABLE_TORCH_LIBRARY(lthfunc, library) {
       "Tensor inputs, Tensor targets, Tensor(i!) outputs, int examples, int parts, int update, int steps, int step, "
       "int seed) -> ()");
   library.def(
+      "run_half(int program, int begin, int end, Tensor(a!) activations, Tensor values, Tensor(b!) gradients, "
+      "Tensor(c!) partials, Tensor(d!) constants, Tensor inputs, Tensor(e!) outputs, Tensor(f!) input_gradients, "
+      "int examples, int seed) -> ()");
+  library.def(
       "infer(int program, Tensor(a!) activations, Tensor values, Tensor(b!) constants, Tensor inputs, bool single) -> "
       "Tensor");
   library.def(
@@ -284,6 +315,7 @@ STABLE_TORCH_LIBRARY(lthfunc, library) {
 STABLE_TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
   library.impl("make_program", TORCH_BOX(&lthfunc::make_program));
   library.impl("run", TORCH_BOX(&lthfunc::run));
+  library.impl("run_half", TORCH_BOX(&lthfunc::run_half));
   library.impl("infer", TORCH_BOX(&lthfunc::infer));
   library.impl("products", TORCH_BOX(&lthfunc::product_tiles));
   library.impl("weight_gradients", TORCH_BOX(&lthfunc::gradient_values));

@@ -53,6 +53,7 @@ struct Workspace {
   const void* inputs;
   const i64* targets;
   float* outputs;
+  float* input_gradients;
   float rate;            // learning rate of this step
   float corrections[2];  // Adam's
   i64 examples, tiles;

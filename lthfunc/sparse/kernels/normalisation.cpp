@@ -135,8 +135,8 @@ void normalise_sums(const normalise_sums_row& op, Workspace& m, Part part) {
       dot += total(tile_dot[0] + tile_dot[1]);
     }
     const double deviation = static_cast<double>(saved[deviation_of]);
-    saved[grad_mean_of] = static_cast<float>(sum / count);
-    saved[grad_dot_of] = static_cast<float>(dot * deviation * deviation / count);
+    saved[grad_mean_of] = op.training ? static_cast<float>(sum / count) : 0.0f;
+    saved[grad_dot_of] = op.training ? static_cast<float>(dot * deviation * deviation / count) : 0.0f;
     if (op.weight_gradient >= 0) m.gradients[op.weight_gradient + channel] = static_cast<float>(dot * deviation);
     if (op.bias_gradient >= 0) m.gradients[op.bias_gradient + channel] = static_cast<float>(sum);
   }

@@ -218,14 +218,14 @@ void load_rows(const load_inputs_row& op, Workspace& m, const Number* from) {
 
 void load_inputs_single(const load_inputs_row& op, Workspace& m) {
   if (op.kind == kind_uint8)
-    load_rows(op, m, static_cast<const std::uint8_t*>(m.inputs));
+    load_rows(op, m, static_cast<const std::uint8_t*>(m.inputs) + op.first);
   else
-    load_rows(op, m, static_cast<const float*>(m.inputs));
+    load_rows(op, m, static_cast<const float*>(m.inputs) + op.first);
 }
 
 void store_outputs_single(const store_outputs_row& op, Workspace& m) {
   for (i64 feature = 0; feature < op.rows; ++feature)
-    m.outputs[feature] = place(m, op.in)[m.lists[op.addresses + feature]];
+    m.outputs[op.first + feature] = place(m, op.in)[m.lists[op.addresses + feature]];
 }
 
 // Reads no activations where it takes running statistics.

@@ -1,6 +1,7 @@
 // The bounds that kernels' contracts are made of, and the walk through a program.
 #include "verify.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "single.h"
@@ -84,8 +85,21 @@ void Verifier::values(const char* name, i64 first, std::initializer_list<Axis> a
   inside(name, "values", program.numbers, first, axes, beside);
 }
 
+void Verifier::inputs(i64 count, i64 kind) {
+  require(kind >= 0 && kind < kinds && (program.kind == -1 || program.kind == kind), "kind: one known kind");
+  program.kind = kind;
+  program.stored = std::max(program.stored, count);
+  program.inputs_until = at_ + 1;
+}
+
+void Verifier::input_gradients(i64 count) {
+  program.input_gradients = std::max(program.input_gradients, count);
+  program.gradients_from = std::min(program.gradients_from, at_);
+}
+
 void Verifier::gradients(const char* name, i64 first, i64 count) {
   program.writes_gradients = true;
+  program.gradients_from = std::min(program.gradients_from, at_);
   inside(name, "gradients", program.numbers, first, {{count, 1}}, {});
 }
 

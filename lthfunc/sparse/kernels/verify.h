@@ -16,8 +16,10 @@ struct Program {
   i64 width;
   std::vector<i32> lists;
   i64 vectors, numbers, constants, batch;  // sizes: activations, values, constants; examples at most
-  i64 features = 0;                        // of an example's outputs
+  i64 features = 0, input_gradients = 0;   // numbers of an example's outputs, and of its inputs' gradients
   i64 stored = 0, kind = -1;               // numbers of an example's inputs, and their kind
+  i64 inputs_until = 0;                    // the instruction behind the last that reads inputs
+  i64 gradients_from = i64{1} << 62;       // the first that writes gradients
   bool writes_gradients = false, reads_targets = false, single = false;
   i64 kept = 0;           // rows of what an optimiser keeps
   bool averages = false;  // of values: it reads the clock
@@ -48,6 +50,8 @@ class Verifier {
   void floats(const char* name, i64 vector, std::initializer_list<Axis> axes, Range beside = {}) const;
   void values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside = {}) const;
   void gradients(const char* name, i64 first, i64 count);
+  void inputs(i64 count, i64 kind);
+  void input_gradients(i64 count);
   void constants(const char* name, i64 first, i64 count = 1) const;
   void kept(const char* name, i64 row);
 

@@ -15,9 +15,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """batch_norm(x, weight, bias, mean, variance, training, momentum, eps)."""
     view: View = args[0]
     weight, bias, mean, variance, training, momentum, epsilon = args[1:8]
-    if b.training and not training:
-        raise Unsupported("with frozen statistics in training")
-    if training and not (isinstance(mean, Buffer) and isinstance(variance, Buffer)):
+    if not (isinstance(mean, Buffer) and isinstance(variance, Buffer)):
         raise Unsupported("without running statistics")
     check_unflattened(view)
     claim(b, weight, bias)
@@ -50,8 +48,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         def gradient() -> None:
             grad = b.gradient_of(out)
             b.emit(lambda: ("normalise_sums", BY_ROWS, buffer.channels, {
-                **buffer.columns("in"), **grad.columns("grad"), **buffer.sides, "saved": saved, "weight": leaves[0],
-                "weight_gradient": leaves[0], "bias_gradient": leaves[1],
+                **buffer.columns("in"), **grad.columns("grad"), **buffer.sides, "saved": saved,
+                "training": int(training), "weight_gradient": leaves[0], "bias_gradient": leaves[1],
             }))  # fmt: skip
             if x.needs:
                 target = b.target(x)
@@ -66,7 +64,11 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         out.pending = write
         b.backward.append(gradient)
 
-    step, accepts = None if training else FusedStep.NORMALISE, frozenset({FusedStep.ADD, FusedStep.RECTIFY})
+    # What a product normalises on the way has no gradient.
+    step, accepts = (
+        None if training or b.training else FusedStep.NORMALISE,
+        frozenset({FusedStep.ADD, FusedStep.RECTIFY}),
+    )
     b.operations.append(Operation([view.value], out, emit, step, accepts, deferred=True))
     return View(out, view.flat)
 
