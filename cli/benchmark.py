@@ -13,7 +13,7 @@ from lthfunc.errors import UserError, unknown
 
 from . import options as o
 
-#: What is measured; `benchmarks/NAME.py` has its options.
+#: What is measured; `benchmarks/NAME.py` has its options (with _ for -).
 BENCHMARKS = {
     "training": "masked training steps per second, with peers and lower bounds",
     "sparse": "training on surviving weights against density",
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "architectures": "every architecture on every engine",
     "attach": "what lf.attach costs a step of a plain PyTorch loop",
     "optimizers": "what clipping, averages and other parts of an optimiser cost a step",
+    "sparse-module": "what lf.sparse_module gains in a plain PyTorch loop",
     "checkpoints": "what checkpoints cost a training",
     "memory": "resident memory over many rounds",
     "scale": "one training on several ranks, with a cost model",
@@ -56,4 +57,4 @@ def benchmark(
         raise UserError("benchmark: the measurements are not installed; run this command in a clone of the repository")
     if str(place) not in sys.path:
         sys.path.append(str(place))
-    importlib.import_module(f"benchmarks.{name}").main(words or [])
+    importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main(words or [])

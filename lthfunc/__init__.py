@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lthfunc.experiments.rewinding_and_controls import RoundContext as RoundContext, Start as Start
     from lthfunc.loops.attach import attach as attach
     from lthfunc.loops.attached import Attached as Attached
+    from lthfunc.loops.sparse_module import SparseModule as SparseModule, sparse_module as sparse_module
     from lthfunc.loops.trainers import (
         lightning_callback as lightning_callback,
         transformers_callback as transformers_callback,

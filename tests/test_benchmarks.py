@@ -100,7 +100,7 @@ def test_the_floor_counts_every_product_of_a_step() -> None:
     assert flops == 2 * 10 * (convolutions + 3 * (400 * 120 + 120 * 84 + 84 * 10))
 
 
-@pytest.mark.parametrize("benchmark", ["training", "sparse", "execution", "attach", "optimizers"])
+@pytest.mark.parametrize("benchmark", ["training", "sparse", "execution", "attach", "optimizers", "sparse-module"])
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -203,6 +203,16 @@ def test_the_cost_of_parts_is_measured(tmp_path: Path) -> None:
     plain, together = json.loads(measured.read_text())["records"]
     assert (plain["part"], plain["cost of a step, %"], together["part"]) == ("adamw", 0.0, "all")
     assert together["cost of a step, %"] > -90
+
+
+def test_the_gain_of_a_sparse_module_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    measured = tmp_path / "sparse.json"
+    options = ["--network", "lenet300", "--optimizer", "sgd", "--seconds", "0.005", "--repeats", "2"]
+    assert main(["benchmark", "sparse-module", *options, "--json", str(measured)]) == 0
+    found = {each["engine"]: each["median"] for each in json.loads(measured.read_text())["records"]}
+    assert len(found) == 5
+    assert found["plain loop, lf.sparse_module"] < found["the machine alone"] < found["FLOPs at peak rate"]
 
 
 def test_whole_commands_are_clocked() -> None:

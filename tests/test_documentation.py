@@ -176,6 +176,22 @@ def test_a_loop_of_ones_own_is_pruned_in_thirty_lines(
     assert main(["import", "masks.npz", "--masks"]) == 0
 
 
+def test_a_loop_on_survivors_alone_is_pruned_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (loop,) = blocks("docs/how-to/sparse-module.md", "python")
+    names: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(compile(loop, "sparse-module.md", "exec"), names)
+    found = re.findall(r"(\d+\.\d)% left: (\d+)", capsys.readouterr().out)
+    assert list(dict.fromkeys(float(density) for density, _ in found)) == pytest.approx([50, 25, 12.5, 6.3], abs=0.1)
+    assert int(found[-1][1]) > 60
+    names["net"].load_state_dict(torch.load("net.pt", weights_only=True))
+    ticket, _ = lf.load_ticket("ticket.safetensors")
+    assert lf.same_bits(ticket.masks, names["sparse"].masks)
+
+
 def test_ones_own_file_has_less_than_thirty_lines() -> None:
     assert len(blocks("docs/how-to/own-code.md", "python")[0].splitlines()) < 30
 

@@ -83,6 +83,10 @@ def attach(
         if hasattr(params[name], "device_mesh"):
             raise UserError(f"attach: {name} is in shards, which masks can't be held on; lf.prune_sharded prunes those")
     for name, part in module.named_modules():
+        if type(part).__name__ == "SparseModule" and is_library_function(type(part)):
+            raise UserError(
+                "attach: module is an lf.sparse_module, which has masks of its own; change them by set_masks"
+            )
         if getattr(part, "sparse", False) is True:
             raise UserError(f"attach: {name} has sparse gradients, which can't be masked; use sparse=False")
     schedulers = () if scheduler is None else tuple(_listed(scheduler))

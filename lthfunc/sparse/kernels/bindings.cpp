@@ -182,7 +182,8 @@ void run_half(i64 number, i64 begin, i64 end, const Tensor& activations, const T
   const std::shared_ptr<const Program> held = program_of(number);
   const Program& program = *held;
   require(begin >= 0 && begin <= end && end <= program.count(), "no such instructions");
-  require(!program.reads_targets && !program.kept, "takes a program without a loss and an optimiser");
+  require(!program.reads_targets && !program.kept && !program.averages,
+          "takes a program without a loss and an optimiser");
   require(examples > 0 && examples <= program.batch, "takes 1 to ", program.batch, " examples");
   const bool reads = begin<program.inputs_until, writes = end> program.gradients_from, threads = has_threads();
   require(!reads || inputs.scalar_type() == stored_as(program), "inputs must be ", name_of(stored_as(program)));

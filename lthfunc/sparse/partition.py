@@ -1,0 +1,290 @@
+"""A graph in parts: what the machine computes, and what is left to PyTorch.
+
+An operation goes to the machine if it has a lowering. Parts take turns: PyTorch's first, then the machine's, and so on;
+an operation is in the first turn that comes after all that it reads. A part of the machine without a layer's product
+would only cost the way in and out, so it is left to PyTorch as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Node
+
+from lthfunc.errors import UserError
+from lthfunc.sparse.batch_sizes import OTHER_BATCH
+from lthfunc.sparse.boundaries import loaded
+from lthfunc.sparse.builder import Builder, Leaf, Weights
+from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
+from lthfunc.sparse.interpretation import counts_steps, described, lowered
+from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, aten
+from lthfunc.sparse.lowerings.table import LOWERINGS
+from lthfunc.training.engines.aliases import changed_by, memory_of
+
+_PRODUCTS = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding)
+#: Operations whose results have no gradient, whatever they read.
+_WITHOUT_GRADIENT = (aten.detach.default,)
+
+
+class Part(NamedTuple):
+    """Operations that are computed in one go.
+
+    machine: whether the sparse engine's machine computes them. reads: values from outside, gives: values that others
+    read, each once. params, buffers: the names of those that the operations read.
+    """
+
+    machine: bool
+    nodes: tuple[Node, ...]
+    reads: tuple[Node, ...]
+    gives: tuple[Node, ...]
+    params: tuple[str, ...]
+    buffers: tuple[str, ...]
+
+
+class Partition(NamedTuple):
+    """parts: in the order in which they are computed. counters: buffers that count calls. quiet: operations that take
+    no gradient (`torch.no_grad`). differentiable: values with a gradient. refused: the machine's refusals in words."""
+
+    parts: tuple[Part, ...]
+    counters: tuple[str, ...]
+    quiet: frozenset[Node]
+    differentiable: frozenset[Node]
+    refused: tuple[str, ...]
+
+
+class Input(NamedTuple):
+    """batched: whether examples lie along its first dimension. needs: whether its gradient is wanted."""
+
+    batched: bool
+    needs: bool
+
+
+#: Gives each operation of a graph with that of a trace on another batch size.
+Twins = Callable[[], Mapping[Node, Node]]
+
+
+def partition(captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool) -> Partition:
+    """The parts of a graph. gradients: whether any are taken.
+
+    The graph is changed: whatever reads a tensor after it was changed in place reads the operation that changed it.
+    Raises UserError for a graph that changes a parameter, or a mode of PyTorch other than gradients.
+    """
+    return _Partitioning(captured, inputs, twins, gradients).done()
+
+
+def leaves_of(captured: Captured) -> dict[Node, Param | Buffer]:
+    """The placeholders that are parameters and buffers."""
+    placeholders = (node for node in captured.graph.nodes if node.op == "placeholder")
+    return dict(zip(placeholders, (*map(Param, captured.params), *map(Buffer, captured.buffers)), strict=False))
+
+
+def inputs_of(captured: Captured) -> list[Node]:
+    """The placeholders that are inputs."""
+    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    return placeholders[len(captured.params) + len(captured.buffers) :]
+
+
+def results_of(captured: Captured) -> list[Node]:
+    """The values that the graph gives."""
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    given: Any = output.args[0]
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+def add_leaves(
+    b: Builder, leaves: Mapping[Node, Param | Buffer], positions: Mapping[str, Tensor], names: Iterable[str]
+) -> None:
+    """Have room for parameters and buffers of these names. positions: of survivors, in the flattened leaf."""
+    wanted = set(names)
+    for node, leaf in leaves.items():
+        value = node.meta["val"]
+        if leaf.name not in wanted:
+            continue
+        if isinstance(leaf, Buffer):
+            if value.is_floating_point():
+                b.statistics[leaf.name] = b.numbers([0.0] * value.numel())
+            continue
+        kept = positions.get(leaf.name)
+        if value.ndim > 1:
+            b.weights[leaf.name] = Weights(tuple(value.shape), torch.arange(value.numel()) if kept is None else kept)
+        size = value.numel() if kept is None else len(kept)
+        b.leaves[leaf.name] = Leaf(sum(each.size for each in b.leaves.values()), size)
+
+
+def canonical(captured: Captured) -> None:
+    """Have whoever reads a tensor after an operation that changed it read what that operation gives."""
+    at = _places(captured)
+    for node in captured.graph.nodes:
+        for changed in changed_by(node):
+            value = node.meta.get("val")
+            if not isinstance(value, Tensor) or memory_of(node) != memory_of(changed):
+                continue
+            for user in [user for user in changed.users if at[user] > at[node]]:
+                user.replace_input_with(changed, node)
+
+
+def _places(captured: Captured) -> dict[Node, int]:
+    return {node: place for place, node in enumerate(captured.graph.nodes)}
+
+
+class _Partitioning:
+    def __init__(self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, gradients: bool) -> None:
+        canonical(captured)
+        self._captured, self._twins, self._gradients = captured, twins, gradients
+        self._leaves, self._inputs, self._results = leaves_of(captured), inputs_of(captured), results_of(captured)
+        self._at = _places(captured)
+        self._counters: dict[Node, str] = {}
+        self._quiet: set[Node] = set()
+        self._operations: list[Node] = []
+        self._sort()
+        self._batched = {node for node, each in zip(self._inputs, inputs, strict=True) if each.batched}
+        self._differentiable = self._with_gradient(
+            node for node, each in zip(self._inputs, inputs, strict=True) if each.needs
+        )
+
+    def done(self) -> Partition:
+        to_pytorch: set[Node] = set()
+        while True:
+            machine, refused = self._lowerable(to_pytorch)
+            parts = self._parts(machine)
+            small = {node for part in parts if part.machine and not _has_product(part) for node in part.nodes}
+            if not small:
+                break
+            to_pytorch |= small
+        return Partition(
+            tuple(parts),
+            tuple(self._counters.values()),
+            frozenset(self._quiet),
+            frozenset(self._differentiable),
+            refused,
+        )
+
+    def _sort(self) -> None:
+        """Tell operations from counters and changes of modes."""
+        on = True
+        for node in self._captured.graph.nodes:
+            if node.op != "call_function":
+                continue
+            first = node.args[0] if node.args else None
+            if node.target is torch._C._set_grad_enabled:
+                on = bool(first)
+            elif isinstance(first, Node) and counts_steps(node, self._leaves.get(first)) and not node.users:
+                self._counters[node] = self._leaves[first].name
+            elif not isinstance(node.target, OpOverload) and node.target.__module__ not in ("_operator", "builtins"):
+                raise UserError(f"sparse_module: {self._captured.name} cannot be traced: it uses {self._words(node)}")
+            else:
+                changed = {memory_of(each) for each in changed_by(node)}
+                for leaf, told in self._leaves.items():
+                    if isinstance(told, Param) and memory_of(leaf) in changed:
+                        raise UserError(f"sparse_module: {self._words(node)} changes the parameter {told.name}")
+                self._operations.append(node)
+                if not on:
+                    self._quiet.add(node)
+
+    def _words(self, node: Node) -> str:
+        return f"{operation_of(node)}{line_of(node)}"
+
+    def _with_gradient(self, inputs: Iterable[Node]) -> set[Node]:
+        found = {node for node, leaf in self._leaves.items() if isinstance(leaf, Param)}
+        found.update(inputs)
+        for node in self._operations:
+            takes = node not in self._quiet and node.target not in _WITHOUT_GRADIENT
+            if takes and any(each in found for each in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _lowerable(self, to_pytorch: set[Node]) -> tuple[set[Node], tuple[str, ...]]:
+        """(operations that have a lowering, the others in words): by trying, with no weight left."""
+        b = Builder(1, self._gradients)
+        nothing = dict.fromkeys(self._captured.params, torch.zeros(0, dtype=torch.int64))
+        add_leaves(b, self._leaves, nothing, (leaf.name for leaf in self._leaves.values()))
+        known: dict[Node, Any] = dict(self._leaves)
+        found: set[Node] = set()
+        refused: dict[str, None] = {}
+
+        def given(node: Node) -> Any:
+            if node not in known:
+                shape = self._loadable(node)
+                if shape is None:
+                    raise Unsupported(f"of {_form(node)}")
+                known[node] = loaded(b, shape)
+            return known[node]
+
+        for node in self._operations:
+            if node in self._quiet or node in to_pytorch:
+                continue
+            try:
+                if not node.users and node not in self._results:
+                    raise Unsupported("whose value is not used")
+                if node.target not in LOWERINGS:
+                    raise Unsupported
+                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), given)
+                known[node] = lowered(b, node, args, kwargs, self._at)
+                found.add(node)
+            except Unsupported as error:
+                refused[described(node, str(error), self._captured.name)] = None
+        return found, tuple(refused)
+
+    def _loadable(self, node: Node) -> tuple[int, ...] | None:
+        """The shape of an example that the machine can take in, or None."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.ndim not in (2, 4):
+            return None
+        if node.op == "placeholder":
+            batched = node in self._batched
+        else:
+            batched = value.shape[0] == TRACED_BATCH and self._twins()[node].meta["val"].shape[0] == OTHER_BATCH
+        return tuple(value.shape[1:]) if batched and value.numel() else None
+
+    def _parts(self, machine: set[Node]) -> list[Part]:
+        before = self._orders()
+        turns: dict[Node, int] = {}
+        for node in self._operations:
+            earlier = {*node.all_input_nodes, *before.get(node, ())} & turns.keys()
+            turns[node] = max((turns[each] + (each in machine and node not in machine) for each in earlier), default=0)
+        keys = sorted({(turns[node], node in machine) for node in self._operations})
+        groups = {key: [node for node in self._operations if (turns[node], node in machine) == key] for key in keys}
+        return [self._part(is_machine, nodes) for (_, is_machine), nodes in groups.items()]
+
+    def _orders(self) -> dict[Node, list[Node]]:
+        """Operations that come before an operation though it reads nothing of them: it changes what they read."""
+        order: dict[Node, list[Node]] = {}
+        seen: dict[int, list[Node]] = {}
+        for node in self._operations:
+            written = {memory_of(each) for each in _written(node)}
+            for memory in written:
+                order.setdefault(node, []).extend(seen.get(memory, ()))
+            for memory in {memory_of(each) for each in (node, *node.all_input_nodes)} - {0}:
+                seen.setdefault(memory, []).append(node)
+        return order
+
+    def _part(self, machine: bool, nodes: list[Node]) -> Part:
+        inside = set(nodes)
+        read = {each: None for node in nodes for each in node.all_input_nodes if each not in inside}
+        leaves = [self._leaves[each] for each in read if each in self._leaves]
+        gives = [node for node in nodes if node in self._results or any(user not in inside for user in node.users)]
+        return Part(
+            machine, tuple(nodes),
+            tuple(each for each in read if each not in self._leaves and each.op != "get_attr"), tuple(gives),
+            *(tuple(leaf.name for leaf in leaves if isinstance(leaf, kind)) for kind in (Param, Buffer)),
+        )  # fmt: skip
+
+
+def _form(node: Node) -> str:
+    value = node.meta.get("val")
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "what is no tensor"
+
+
+def _has_product(part: Part) -> bool:
+    return any(node.target in _PRODUCTS for node in part.nodes)
+
+
+def _written(node: Node) -> list[Node]:
+    """What an operation changes, running statistics included."""
+    if node.target is aten.batch_norm.default and node.args[5]:
+        return [each for each in node.args[3:5] if isinstance(each, Node)]
+    return changed_by(node)

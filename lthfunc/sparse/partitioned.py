@@ -1,0 +1,108 @@
+"""A module's call whose parts take turns on the machine and in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lthfunc.sparse.capture import Captured
+from lthfunc.sparse.halves import Halves
+from lthfunc.sparse.lowerings.interface import Param
+from lthfunc.sparse.packing import scattered
+from lthfunc.sparse.partition import Input, Part, Twins, inputs_of, leaves_of, partition, results_of
+from lthfunc.sparse.pytorch_parts import pytorch_part
+from lthfunc.sparse.regions import region_program
+from lthfunc.sparse.tile_buffers import LANES
+
+#: Programs for other numbers of tiles that a part keeps.
+_PROGRAMS = 8
+
+
+class Weights:
+    """A module's parameters and buffers as they are now, and where its survivors lie.
+
+    params: by name; of masked ones the vector of survivors. positions: of masked ones, int64 (survivors,), in the
+    flattened leaf. shapes: of all parameters, when they are dense.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        positions: Mapping[str, Tensor],
+        shapes: Mapping[str, torch.Size],
+    ) -> None:
+        self.params, self.buffers, self.positions, self.shapes = params, buffers, positions, shapes
+
+    def dense(self, name: str) -> Tensor:
+        """A parameter with zeros where it is pruned, as a function of its survivors."""
+        leaf, kept = self.params[name], self.positions.get(name)
+        return leaf if kept is None else scattered(leaf, kept, self.shapes[name])
+
+
+class PartitionedCall:
+    """Calls a module on its survivors. refused: what PyTorch computes since the machine has no lowering, in words.
+
+    It holds nothing that depends on masks but programs, which `forget` drops.
+    """
+
+    def __init__(self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool) -> None:
+        found = partition(captured, inputs, twins, gradients=gradients)
+        self.refused = found.refused
+        self._captured, self._partition, self._gradients = captured, found, gradients
+        self._functions = [
+            None if part.machine else pytorch_part(captured, part, found, twins()) for part in found.parts
+        ]
+        self._batched = next((number for number, each in enumerate(inputs) if each.batched), 0)
+        self._inputs, self._results, self._leaves = inputs_of(captured), results_of(captured), leaves_of(captured)
+        self._halves: dict[tuple[int, int], Halves] = {}
+
+    def forget(self) -> None:
+        """Drop what was made for the masks of before."""
+        self._halves.clear()
+
+    def __call__(self, inputs: Sequence[Tensor], weights: Weights) -> Any:
+        """What the module gives."""
+        known: dict[Node, Any] = dict(zip(self._inputs, inputs, strict=True))
+        for number, (part, function) in enumerate(zip(self._partition.parts, self._functions, strict=True)):
+            reads = [known[node] for node in part.reads]
+            if function is None:
+                halves = self._halves_of(number, part, len(reads[0]), weights)
+                given = halves(reads, [weights.params[name] for name in halves.program.leaves], weights.buffers)
+            else:
+                leaves = [*map(weights.dense, part.params), *(weights.buffers[name] for name in part.buffers)]
+                given = list(function(*leaves, *reads, len(inputs[self._batched])))
+            known.update(zip(part.gives, given, strict=True))
+        if self._partition.counters:
+            torch._foreach_add_([weights.buffers[name] for name in self._partition.counters], 1)
+        results = [known[node] if node in known else self._leaf(node, weights) for node in self._results]
+        return results[0] if self._captured.outputs.single else self._captured.outputs.rebuilt(results)
+
+    def _leaf(self, node: Node, weights: Weights) -> Tensor:
+        """A parameter, a buffer or a constant that the module gives as it is."""
+        leaf = self._leaves.get(node)
+        if leaf is None:
+            return self._captured.constants[str(node.target)]
+        return weights.dense(leaf.name) if isinstance(leaf, Param) else weights.buffers[leaf.name]
+
+    def _halves_of(self, number: int, part: Part, examples: int, weights: Weights) -> Halves:
+        tiles = _room(max(1, -(-examples // LANES)))
+        halves = self._halves.get((number, tiles))
+        if halves is None:
+            if len(self._halves) >= _PROGRAMS:
+                self._halves.pop(next(iter(self._halves)))
+            program = region_program(
+                self._captured, part, self._partition, weights.positions, batch=tiles * LANES, gradients=self._gradients
+            )
+            halves = self._halves[number, tiles] = Halves(program)
+        return halves
+
+
+def _room(tiles: int) -> int:
+    """Tiles that a program has room for: a few more, so that batches of many sizes share few programs."""
+    step = 1 << max(0, tiles.bit_length() - 3)
+    return -(-tiles // step) * step

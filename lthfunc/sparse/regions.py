@@ -1,0 +1,121 @@
+"""A part of a graph as a program of the machine: a forward half and, where gradients are taken, a backward half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lthfunc.sparse.boundaries import load_gradient, loaded, store, store_input_gradient
+from lthfunc.sparse.builder import Builder, Leaf, MachineCode, Value, View, finished
+from lthfunc.sparse.capture import Captured
+from lthfunc.sparse.fusion import fuse
+from lthfunc.sparse.interpretation import lowered
+from lthfunc.sparse.lowerings.interface import aten
+from lthfunc.sparse.partition import Part, Partition, add_leaves, leaves_of
+
+Shape = tuple[int, ...]
+
+
+class RegionProgram(NamedTuple):
+    """A part of a network on its survivors.
+
+    code: instructions and memory. forward: instructions of the forward half. gradients: whether there is a backward
+    half. leaves: where each parameter lies among the values. statistics: where each buffer lies among the constants;
+    moved: those that a call changes. outputs: the shapes of an example's outputs; given: for each value that the part
+    gives, the number of the output that it is, and its shape. inputs: the shapes of an example's inputs; wanted: those
+    whose gradients are handed out. draws: whether it draws random numbers.
+    """
+
+    code: MachineCode
+    forward: int
+    gradients: bool
+    leaves: dict[str, Leaf]
+    statistics: dict[str, Leaf]
+    moved: tuple[str, ...]
+    outputs: tuple[Shape, ...]
+    given: tuple[tuple[int, Shape], ...]
+    inputs: tuple[Shape, ...]
+    wanted: tuple[bool, ...]
+    draws: bool
+
+
+def region_program(
+    captured: Captured,
+    part: Part,
+    partition: Partition,
+    positions: Mapping[str, Tensor],
+    *,
+    batch: int,
+    gradients: bool,
+) -> RegionProgram:
+    """Write the program of a part for up to `batch` examples. positions: of each masked leaf's survivors."""
+    b, leaves = Builder(batch, gradients), leaves_of(captured)
+    add_leaves(b, leaves, positions, (*part.params, *part.buffers))
+    at = {node: place for place, node in enumerate(captured.graph.nodes)}
+    known: dict[Node, Any] = dict(leaves)
+    first = 0
+    for node in part.reads:
+        shape = node.meta["val"].shape[1:]
+        known[node] = loaded(b, tuple(shape), first=first, needs=gradients and node in partition.differentiable)
+        first += shape.numel()
+    inputs: list[Value] = [known[node].value for node in part.reads]
+    for node in part.nodes:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: known[each])
+        known[node] = lowered(b, node, args, kwargs, at)
+    views: list[View] = [known[node] for node in part.gives]
+    given = fuse(b.operations, [view.value for view in views])
+    outputs = list(dict.fromkeys(given))  # a value and the same, flattened, are one
+    for operation in b.operations:
+        for read in operation.inputs:
+            b.read(read)
+        operation.emit(operation)
+    forward = _halves(b, outputs, inputs)
+    return RegionProgram(
+        finished(b), forward, gradients, b.leaves, _places(b, leaves), _moved(part, known),
+        tuple(views[given.index(value)].shape for value in outputs),
+        tuple((outputs.index(value), view.shape) for value, view in zip(given, views, strict=True)),
+        tuple(known[node].shape for node in part.reads), tuple(value.needs for value in inputs),
+        any(node.target in _DRAWING and bool(node.args[2]) for node in part.nodes),
+    )  # fmt: skip
+
+
+_DRAWING = (aten.dropout.default, aten.dropout_.default)
+
+
+def _halves(b: Builder, outputs: list[Value], inputs: list[Value]) -> int:
+    """Add what hands values in and out, and the backward half; returns how many instructions the forward half has."""
+    firsts = [0]
+    for value in outputs:
+        b.read(value)
+        store(b, value.buffer, firsts[-1])
+        firsts.append(firsts[-1] + value.buffer.features)
+    forward = len(b.instructions)
+    if b.training:
+        for value, first in zip(outputs, firsts, strict=False):
+            load_gradient(b, value, first)
+        for gradient in reversed(b.backward):
+            gradient()
+        first = 0
+        for value in inputs:
+            if value.needs:
+                store_input_gradient(b, value, first)
+                first += value.buffer.features
+    return forward
+
+
+def _places(b: Builder, leaves: Mapping[Node, Any]) -> dict[str, Leaf]:
+    sizes = {leaf.name: node.meta["val"].numel() for node, leaf in leaves.items()}
+    return {name: Leaf(first, sizes[name]) for name, first in b.statistics.items()}
+
+
+def _moved(part: Part, known: Mapping[Node, Any]) -> tuple[str, ...]:
+    """The running statistics that batch normalisation changes."""
+    return tuple(
+        known[each].name
+        for node in part.nodes if node.target is aten.batch_norm.default and node.args[5]
+        for each in node.args[3:5] if isinstance(each, Node)
+    )  # fmt: skip
