@@ -82,8 +82,8 @@ def _start(command: str, sources: o.Sources, out: str | None, shown: o.Shown) ->
 
 def settings_of(command: str, sources: o.Sources) -> Config:
     """The settings of all sources, checked and completed. Raises UserError."""
-    # Of the methods, imp-cyclic uses it with any schedule.
-    return resolved(merged(command, sources), used=("cycles",) if command == "methods" else ())
+    # Some of the methods use these.
+    return resolved(merged(command, sources), used=("cycles", "synflow_rounds") if command == "methods" else ())
 
 
 def merged(command: str, sources: o.Sources) -> Config:

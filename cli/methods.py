@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+from lthfunc.catalog.courses import COURSES
 from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
 from lthfunc.experiments.metrics import metric_scale
@@ -22,7 +23,7 @@ def methods(
     method: Annotated[
         list[str] | None,
         o.option(
-            "--method", "One of `lthfunc methods --list`; repeatable. \\[default: all]", autocompletion=METHODS.complete
+            "--method", "One of `lthfunc methods --list`; repeatable. \\[default: all]", autocompletion=COURSES.complete
         ),
     ] = None,
     list_: Annotated[bool, o.option("--list", "List the methods.")] = False,
@@ -53,7 +54,7 @@ def methods(
     settings = settings_of("methods", sources)
     from lthfunc.energy.meter import check_meter
     from lthfunc.experiments.config import to_mapping
-    from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
+    from lthfunc.experiments.courses.prepare import check_methods, method_context, methods_for
     from lthfunc.experiments.trust import remember_code
     from lthfunc.reports.methods import method_picture, method_rows, method_table, most_accurate
     from lthfunc.runs.method_results import make_checkpoint_folder, open_results

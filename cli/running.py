@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 import typer
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import invalid
-from lthfunc.experiments.config import SETTINGS, Config, replaced_by, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, first_round, replaced_by, to_mapping
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan
 from lthfunc.experiments.records import Record
-from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.resolve import resolved, without_method
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
 from lthfunc.plugins import is_own
@@ -106,7 +107,10 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     """Continue from a round of a finished run with other settings, in a new folder."""
     found = whole_run(run)
     # The run's rate stays, unless a rate or another number of rounds replaces its densities.
-    by_name = {"densities": None} if "rate" in given or "rounds" in given else {}
+    by_name: dict[str, Any] = {"densities": None} if "rate" in given or "rounds" in given else {}
+    parts = METHODS[found.config.method].settings if found.config.method in METHODS else {}
+    if not first_round(found.config) and not parts.keys().isdisjoint(given):  # it is another method from here on
+        by_name |= {"method": "imp"}
     config = _changed(found.config, {"density": None, **by_name}, given)
     check_started_here(config, run)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
@@ -128,7 +132,7 @@ def transfer_run(run: Path, given: Given, out: str | None, trust: bool, *, shown
         "from_trained": None,
     }
     task = {name: None for name in ("loss", "metric") if not is_own(getattr(theirs, name))}
-    config = _changed(theirs, {**fresh, **pruned, **task}, given)
+    config = _changed(theirs, {**fresh, **without_method(theirs), **pruned, **task}, given)
     check_started_here(config, run)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)

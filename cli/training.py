@@ -9,12 +9,13 @@ from pathlib import Path
 
 import typer
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import ALLOCATIONS
 from lthfunc.data.data_warnings import find_warnings
 from lthfunc.distributed.collectives import current_collectives
 from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError
-from lthfunc.experiments.config import Config, to_mapping, trainings_of
+from lthfunc.experiments.config import Config, filled, to_mapping, trainings_of
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan, prepare
 from lthfunc.experiments.records import Record
@@ -142,18 +143,22 @@ def _headline(prepared: PreparedPlan, command: str, folder: Path, jobs: int) -> 
 
 def _rounds(config: Config, command: str) -> str:
     dense = "the dense network" + (", which is trained already" if config.from_trained else "")
-    if command == TRAIN or not config.rounds:
+    rounds, allocate = filled(config.rounds), filled(config.allocate)
+    if command == TRAIN or not rounds:
         return dense
-    per_round = f"{100 * config.rate:g} % of the remaining weights" if config.densities is None else "weights"
-    prunes = "that prunes" if config.rounds == 1 else "that each prune"
     controls = f", and controls: {', '.join(config.control)}" if config.control else ""
+    if config.method in METHODS and METHODS[config.method].at_init:
+        about = f"{config.method} ({METHODS.about(config.method)}){_until(config, rounds)}"
+        return f"{dense}, then {about}{controls}" if config.dense else f"{about}{controls}"
+    per_round = f"{100 * config.rate:g} % of the remaining weights" if config.densities is None else "weights"
+    prunes = "that prunes" if rounds == 1 else "that each prune"
     return (
-        f"{dense}, then {counted(config.rounds, 'round')} {prunes} {per_round} by {config.score}, "
-        f"{config.allocate} ({ALLOCATIONS.about(config.allocate)}){_until(config)}{controls}"
+        f"{dense}, then {counted(rounds, 'round')} {prunes} {per_round} by {config.score}, "
+        f"{allocate} ({ALLOCATIONS.about(allocate)}){_until(config, rounds)}{controls}"
     )
 
 
-def _until(config: Config) -> str:
+def _until(config: Config, rounds: int) -> str:
     if config.densities is not None:
         return f", to densities {config.densities}"
-    return f", to a density of {100 * (1 - config.rate) ** config.rounds:.1f} %"
+    return f", to a density of {100 * (1 - config.rate) ** rounds:.1f} %"

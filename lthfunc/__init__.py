@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from lthfunc.energy.breakeven import BreakEven as BreakEven, Costs as Costs, break_even as break_even
     from lthfunc.errors import ArgumentError as ArgumentError, UserError as UserError
     from lthfunc.experiments.connectivity import instability as instability, line as line
-    from lthfunc.experiments.iterative import Plan as Plan, Round as Round, iterative as iterative
+    from lthfunc.experiments.iterative import Plan as Plan, Round as Round
     from lthfunc.experiments.rewinding_and_controls import RoundContext as RoundContext, Start as Start
+    from lthfunc.experiments.trained_masks import TrainedMasks as TrainedMasks
+    from lthfunc.experiments.trainings import iterative as iterative
     from lthfunc.loops.attach import attach as attach
     from lthfunc.loops.attached import Attached as Attached
     from lthfunc.loops.sparse_module import SparseModule as SparseModule, sparse_module as sparse_module
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
         drop as drop,
         drop_and_grow as drop_and_grow,
         grow as grow,
+        linear_drop_fraction as linear_drop_fraction,
     )
     from lthfunc.sparsify.gradient_scores import (
         fisher as fisher,

@@ -21,15 +21,16 @@ from pretended import Machine, accelerator, pretended
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.courses import COURSES
 from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES
 from lthfunc.deployment import compiled, formats
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.experiments.config import Config
+from lthfunc.experiments.courses.context import MethodContext
 from lthfunc.experiments.functions import ScoreContext, allocation_of, score_of, structure_of
-from lthfunc.experiments.iterative import Plan, Task, iterative
-from lthfunc.experiments.methods.context import MethodContext
+from lthfunc.experiments.iterative import Plan, Task
 from lthfunc.experiments.rewinding_and_controls import start_of
+from lthfunc.experiments.trainings import iterative
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.queue import Execution
 from lthfunc.sparsify.activations import input_moments
@@ -112,7 +113,7 @@ def method(device: str, name: str) -> Any:
 
     plain = work(MLP, lf.adam(1e-3))
     setting = MethodContext(MLP, plain, work, plain, 8, 4, 1, 0.1, device, synflow_rounds=5)
-    outcome = METHODS.load(name)(setting, 1)
+    outcome = COURSES.load(name)(setting, 1)
     return outcome.ticket if name != "supermask" else lf.layer_counts(outcome.ticket.masks)  # which draws
 
 

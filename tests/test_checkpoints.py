@@ -14,8 +14,9 @@ import lthfunc as lf
 from lthfunc.catalog.pruning import REWINDINGS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, parse_interval
-from lthfunc.experiments.iterative import TICKET, Plan, Task, train_together
+from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.rewinding_and_controls import start_of
+from lthfunc.experiments.trainings import train_together
 from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, save_checkpoint, step_of
 from lthfunc.scheduling import checkpointing
 from lthfunc.scheduling.checkpointing import train_with_checkpoints

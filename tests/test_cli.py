@@ -18,6 +18,7 @@ from lthfunc_cli.main import main
 import lthfunc
 from lthfunc.catalog.data_sets import DATASETS
 from lthfunc.catalog.networks import NETWORKS
+from lthfunc.experiments.config import filled
 from lthfunc.runs.folder import read_run
 
 BAD = {
@@ -181,7 +182,7 @@ def test_every_option_runs(name: str, tmp_path: Path, capsys: Any) -> None:
     steps = [] if {"--steps", "--epochs"} & set(options) else ["--steps", "30"]
     assert main(["prune", *options, *steps, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     _, config, records = read_run(tmp_path / "run")
-    assert len(records) == 1 + config.rounds * (1 + len(config.control))
+    assert len(records) == 1 + filled(config.rounds) * (1 + len(config.control))
     if name == "layerwise":
         layers = {layer: counts["kept"] for layer, counts in records[1]["layers"].items()}
         assert layers == {"fc1.weight": 9_600, "fc2.weight": 24_000, "fc3.weight": 900}

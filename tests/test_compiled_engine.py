@@ -20,8 +20,9 @@ from lthfunc import hardware
 from lthfunc.catalog.pruning import CONTROLS
 from lthfunc.catalog.training import ENGINES
 from lthfunc.errors import UserError
-from lthfunc.experiments.iterative import Plan, iterative
+from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.rewinding_and_controls import start_of
+from lthfunc.experiments.trainings import iterative
 from lthfunc.training.engines import compiled as compiled_engine, gemm
 from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward

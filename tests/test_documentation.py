@@ -19,6 +19,7 @@ from PIL import Image
 from typer.main import get_command
 
 import lthfunc as lf
+from lthfunc.runs.folder import read_run
 
 #: Whose commands run. Those of the other pages, which take minutes or measure, are only parsed.
 RUN = (
@@ -108,7 +109,7 @@ def test_models_and_data_run_as_printed(tmp_path: Path, monkeypatch: pytest.Monk
 def test_methods_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the digits, and shorter."""
     monkeypatch.chdir(tmp_path)
-    composed, own = blocks("docs/how-to/methods.md", "python")
+    composed, updating, method, own = blocks("docs/how-to/methods.md", "python")
     for long, short in (
         ("(1, 28, 28)", "(1, 8, 8)"), ('"mnist"', '"digits"'), ("steps=3000", "steps=20"), ("steps=150", "steps=5"),
         ("rounds=100", "rounds=5"),
@@ -122,6 +123,12 @@ def test_methods_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     expected = {"ticket": 0.8**10, "one_shot": 0.05, "at_init": 0.05, "by_flow": 0.05, "two_of_four": 0.5}
     assert densities == pytest.approx(expected, abs=1e-4)
+    exec(compile(updating, "methods.md", "exec"), names)
+    assert [each.step for each in names["found"].changes] == [*range(10, 81, 10)]
+    (tmp_path / "my_method.py").write_text(method)
+    mine = ["--method", "my_method.py:in_two_steps", "--no-dense", "--rounds", "1", "--density", "0.1"]
+    assert main(["prune", *mine, "--steps", "8", "--out", "mine"]) == 0
+    assert [each["step"] for each in read_run(Path("mine"))[2][0]["updates"]] == [1, 6]
     assert len([line for line in own.splitlines() if line.strip()]) < 20
     functions: dict[str, Any] = {}
     exec(compile(own, "methods.md", "exec"), functions)

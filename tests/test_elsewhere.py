@@ -81,10 +81,10 @@ def test_a_run_on_s3_is_the_run(s3: str, local: Path, tmp_path: Path, own_cache:
 def test_an_interrupted_run_goes_on_from_another_machine(
     memory: str, local: Path, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from lthfunc.experiments import iterative
+    from lthfunc.experiments import trainings
     from lthfunc.scheduling import queue
 
-    url, real = f"{memory}/run", iterative.train_together
+    url, real = f"{memory}/run", trainings.train_together
 
     def interrupted(*given: Any, **named: Any) -> Any:
         if given[1][0].number == 1:

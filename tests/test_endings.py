@@ -66,7 +66,7 @@ def test_the_table_of_results_has_what_matters_most(width: int, seeds: int, vari
 def test_tables_that_are_too_wide_are_turned(width: int) -> None:
     names = ["global", "layerwise-with-a-long-name", "other"]
     settings = [Config(allocate=name, lr=0.1 * place) for place, name in enumerate(names)]
-    subjects = [ComparedRun(each.allocate, each, records(3, 1, 2), 1) for each in settings]
+    subjects = [ComparedRun(str(each.allocate), each, records(3, 1, 2), 1) for each in settings]
     text = "\n".join(printed(comparison_table(compared(subjects, "last", 0), "global"), width))
     for words in (*names, "test acc %", "search s", "difference %", "12,346 ± 1"):
         assert words in text

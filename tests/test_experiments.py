@@ -17,11 +17,12 @@ from lthfunc.catalog.pruning import CONTROLS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, to_mapping
 from lthfunc.experiments.functions import rewinding_of
-from lthfunc.experiments.iterative import Done, Plan, Round, iterative
+from lthfunc.experiments.iterative import Done, Plan, Round
 from lthfunc.experiments.records import record, spread, summarize
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.schema import from_mapping
+from lthfunc.experiments.trainings import iterative
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees import ops
 from lthfunc.trees.model import apply_evaluating
@@ -33,7 +34,7 @@ STEPS = 12
 def plan(data: Dataset, rewind: str = "init", controls: tuple[str, ...] = (), **changes: Any) -> Plan:
     model = lf.from_module(NormedNet())
     trainer = make_trainer(model, data, optimizer=lf.adam(1e-2), batch_size=40)
-    start, anchor_step = rewinding_of(rewind, per_epoch=6)
+    start, anchor_step = rewinding_of(rewind, per_epoch=6, steps=100)
     base = Plan(
         model=model, trainer=trainer, steps=STEPS, eval_every=5, rounds=2, rewind=start, anchor_step=anchor_step
     )
@@ -238,7 +239,7 @@ def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know()
         ({"layer_rate": {"fc1*": 0.1}}, "--layer-rate: requires --allocate layerwise"),
         ({"layer_rate": {"fc1*": 1.0}, "allocate": "layerwise"}, r"'fc1\*=1.0'"),
         ({"rewind": "step:-1"}, "--rewind: unknown name 'step:-1'; did you mean 'step:K'"),
-        ({"rewind": "later"}, "--rewind: unknown name 'later'.*init, step:K, epoch:K, sign"),
+        ({"rewind": "later"}, "--rewind: unknown name 'later'.*init, step:K, epoch:K, percent:K, sign"),
         ({"arch": "resnet21"}, "did you mean 'resnet"),
         ({"dataset": "cifar"}, "did you mean 'cifar10'"),
         ({"seed": -1}, "--seed: invalid value -1"),
@@ -257,7 +258,7 @@ def test_pruning_everything_is_refused(few_digits: Dataset) -> None:
 
 
 def test_an_anchor_must_lie_before_the_end(few_digits: Dataset) -> None:
-    assert rewinding_of("epoch:3", 6)[1] == 18
+    assert rewinding_of("epoch:3", 6, 100)[1] == 18
     with pytest.raises(UserError, match=r"invalid value 'step 12' \(expected a point before the end of training \(st"):
         list(iterative(plan(few_digits, rewind="epoch:2")))
 

@@ -15,7 +15,8 @@ from test_architectures import NARROW, small_case
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Plan, Task, train_together
+from lthfunc.experiments.iterative import Plan, Task
+from lthfunc.experiments.trainings import train_together
 from lthfunc.runs.folder import read_run
 from lthfunc.runs.measurements import measurements
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
@@ -152,13 +153,13 @@ def test_the_command_line_runs_seeds_and_controls_together_and_resumes(tmp_path:
 
 @pytest.mark.parametrize("method", ["imp", "snip", "grasp", "synflow", "rigl", "ste", "supermask", "edge-popup"])
 def test_methods_end_at_the_density_on_a_gpu(method: str) -> None:
-    from lthfunc.catalog.methods import METHODS
+    from lthfunc.catalog.courses import COURSES
     from lthfunc.experiments.config import Config
-    from lthfunc.experiments.methods.prepare import method_context
+    from lthfunc.experiments.courses.prepare import method_context
     from lthfunc.experiments.resolve import resolved
 
     _, setting = method_context(resolved(Config(density=0.1, rounds=2, steps=20, engine="eager", device="cuda")))
-    outcome = METHODS.load(method)(setting, 0)
+    outcome = COURSES.load(method)(setting, 0)
     whole = lf.count(outcome.ticket.masks)
     assert whole.kept == round(0.1 * whole.total)
     assert all(mask.device.type == "cuda" for mask in outcome.ticket.masks.values())

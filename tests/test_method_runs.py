@@ -12,11 +12,11 @@ from lthfunc_cli.progress import _Tasks
 from torch import nn
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.courses import COURSES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.methods.context import MethodContext, Outcome
-from lthfunc.experiments.methods.prepare import method_context
+from lthfunc.experiments.courses.context import MethodContext, Outcome
+from lthfunc.experiments.courses.prepare import method_context
 from lthfunc.experiments.resolve import resolved
 from lthfunc.runs.json_lines import line_of, read_lines
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
@@ -86,7 +86,7 @@ def test_a_comparison_goes_on_after_a_change_that_changes_no_result(tmp_path: Pa
 def test_a_method_stopped_anywhere_ends_in_the_same_bits(name: str, falling: MethodContext, tmp_path: Path) -> None:
     """A checkpoint in the middle of a stage, at its end, and in the last training."""
     task = MethodTask(1, name)
-    whole: Outcome = METHODS.load(name)(falling, 1)
+    whole: Outcome = COURSES.load(name)(falling, 1)
     for stop in (1, 6, 7, 45, 58, whole.steps - 1):
         taken = [0]
         config = Config(checkpoint_every="never")

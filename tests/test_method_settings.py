@@ -8,23 +8,27 @@ from typing import Any
 import pytest
 import torch
 from small import settings
-from test_methods_by_parts import (
-    INITIAL,
-    STEPS,
-    a_setting,  # noqa: F401
-)
+from test_methods_by_parts import INITIAL, MODEL, STEPS, a_trainer
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.courses import COURSES
 from lthfunc.errors import UserError
 from lthfunc.experiments import plan as planning
-from lthfunc.experiments.methods import iterative, prepare
-from lthfunc.experiments.methods.context import MethodContext
-from lthfunc.experiments.methods.iterative import why_not_tuned
-from lthfunc.experiments.methods.prepare import check_methods, method_context, methods_for
+from lthfunc.experiments.courses import iterative, prepare
+from lthfunc.experiments.courses.context import MethodContext
+from lthfunc.experiments.courses.iterative import why_not_tuned
+from lthfunc.experiments.courses.prepare import check_methods, method_context, methods_for
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 
 # ---- the setting ----
+
+
+@pytest.fixture(scope="module")
+def setting() -> MethodContext:
+    return MethodContext(
+        MODEL, a_trainer(), a_trainer, None, steps=STEPS, eval_every=6, rounds=2, density=0.4, device="cpu",
+        schedule=lf.stepwise(0.2, (12,), 0.5), cycles=2,
+    )  # fmt: skip
 
 
 def test_which_methods_mean_something(setting: MethodContext) -> None:
@@ -33,8 +37,8 @@ def test_which_methods_mean_something(setting: MethodContext) -> None:
         check_methods(settings(density=0.5), ("snip", "impp"))
     with pytest.raises(UserError, match=r"^--density: is required"):
         check_methods(settings(), ("imp",))
-    every = tuple(METHODS)
-    assert every == tuple(METHODS)
+    every = tuple(COURSES)
+    assert every == tuple(COURSES)
     assert {*INITIAL, "imp-tuned", "edge-popup"} < set(every)
     assert why_not_tuned(setting) is None
     assert methods_for(setting, ()) == (every, None)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import gradient_of
 from hypothesis import given, settings, strategies as st
+from method_plans import outcome, plan_for
+from small import NET, data
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -15,26 +18,18 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import ALLOCATIONS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.functions import allocation_of
-from lthfunc.experiments.methods import while_training
-from lthfunc.experiments.methods.context import MethodContext
-from lthfunc.experiments.methods.prepare import method_context
-from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.functions import allocation_of, growth_of
+from lthfunc.experiments.iterative import Plan, Round, Task, rounds
+from lthfunc.experiments.methods import during_training
+from lthfunc.experiments.task_schedules import in_turn
+from lthfunc.scheduling.checkpointing import train_with_checkpoints
+from lthfunc.scheduling.queue import Execution
+from lthfunc.training.mask_updates import UpdateContext
 from lthfunc.training.parametrize import parametrized, straight_through, top_k_mask
+from lthfunc.training.results import Stopped
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.model import apply_training
-
-
-@pytest.fixture(scope="module")
-def setting() -> MethodContext:
-    """LeNet-300-100 on the digits, at a tenth of its weights."""
-    return method_context(resolved(Config(density=0.1, rounds=2, steps=60, engine="eager")))[1]
-
-
-@pytest.fixture(scope="module")
-def falling() -> MethodContext:
-    """The same, at a rate that drops to a hundredth."""
-    return method_context(resolved(Config(density=0.1, rounds=2, steps=60, engine="eager", schedule="step")))[1]
+from lthfunc.trees.rng import key
 
 
 def test_names_are_those_of_the_functions() -> None:
@@ -44,48 +39,65 @@ def test_names_are_those_of_the_functions() -> None:
         assert int(keep["weight"]) == (180 if name == "layerwise" else 160)
 
 
+DATA, MODEL, STEPS = data(), lf.from_module(NET), 12
+
+
+def plan(name: str) -> Plan:
+    """A method on a network of 45 weights, most of them to be pruned; two rounds of iterative ones."""
+    once = METHODS[name].at_init or name in ("dense", "one-shot")
+    given = {} if name == "dense" else {"density": 0.3} if once else {"density": 0.3, "rounds": 2}
+    schedule = {} if name == "imp-cyclic" else {"schedule": "step"}
+    return plan_for(name, MODEL, DATA, steps=STEPS, eval_every=5, batch_size=5, **given, **schedule)
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_each_method_ends_at_the_density_with_the_same_bits(
-    name: str, setting: MethodContext, falling: MethodContext
-) -> None:
-    setting = falling if name == "imp-tuned" else setting
-    first = METHODS.load(name)(setting, 1)
-    whole = lf.count(first.ticket.masks)
-    assert whole.kept == (whole.total if name == "dense" else round(0.1 * whole.total))
-    for leaf, mask in first.ticket.masks.items():
-        assert (first.ticket.params[leaf][~mask] == 0).all()
-    second = METHODS.load(name)(setting, 1)
-    assert lf.same_bits(first.ticket, second.ticket)
-    assert first.test == second.test
-    trainings = first.steps / setting.steps
-    expected = {
-        "imp": 3, "imp-lr": 3, "imp-tuned": 3, "imp-cyclic": 3, "imp-late": 3 - 0.1, "one-shot": 2,
-        "iterative-random-erk": 3, "iterative-random-balanced": 3,
-    }.get(name, 1)  # fmt: skip
-    assert trainings == pytest.approx(expected)
+def test_each_method_ends_at_the_density_however_often_it_is_stopped(name: str, tmp_path: Path) -> None:
+    """Every training is stopped four times, and resumed from its checkpoint; it ends in the bits of one without."""
+    mine = plan(name)
+    whole = list(lf.iterative(mine, 1))
+    last = whole[-1]
+    total = lf.count(last.fit.state.masks).total
+    assert lf.count(last.fit.state.masks).kept == (total if name == "dense" else pytest.approx(0.3 * total, abs=1))
+    for leaf, mask in last.fit.state.masks.items():
+        assert (last.fit.state.params[leaf][~mask] == 0).all()
+        assert (last.fit.best.params[leaf][last.fit.best.params[leaf] != 0]).numel() <= int(mask.sum())
+    trainings = {"imp-tuned": 3, "one-shot": 2}.get(name, 1 if name == "dense" or METHODS[name].at_init else 3)
+    assert [each.number for each in whole] == list(range(mine.first, mine.rounds + 1))
+    assert len(whole) == trainings
+
+    now = {"step": 0, "stop": 0}
+
+    def observe(step: int, points: Any) -> None:
+        now["step"] = step
+
+    def interrupted(task: Task) -> Round:
+        begun, end = int(task.start.step), mine.end_of(task)
+        stopping = Execution(Config(checkpoint_every="never"), mine, tmp_path, lambda: now["step"] >= now["stop"])
+        for stop in (begun + 1, begun + 2, (begun + end) // 2, end - 1):
+            now.update(step=begun, stop=stop)
+            with pytest.raises(Stopped):
+                train_with_checkpoints(stopping, [task], observe)
+        (result,), _ = train_with_checkpoints(Execution(Config(), mine, tmp_path), [task])
+        found: Round = result
+        return found
+
+    for again, once in zip(in_turn(rounds(mine, 1), interrupted), whole, strict=True):
+        assert lf.same_bits(again.fit.state[:3], once.fit.state[:3])
+        assert lf.same_bits(again.fit.best[1:], once.fit.best[1:])
+        assert (again.test, again.fit.changes, again.fit.curve[1:]) == (once.test, once.fit.changes, once.fit.curve[1:])
 
 
-def test_masks_move_only_where_methods_say_so(setting: MethodContext) -> None:
-    dense = lf.init(setting.model, 1, "cpu")
-    assert lf.same_bits(
-        METHODS.load("snip-reinit")(setting, 1).ticket.masks, METHODS.load("snip")(setting, 1).ticket.masks
-    )
-    shuffled, plain = (
-        METHODS.load("snip-shuffled")(setting, 1).ticket.masks,
-        METHODS.load("snip")(setting, 1).ticket.masks,
-    )
-    assert lf.layer_counts(shuffled) == lf.layer_counts(plain)
-    assert lf.mask_overlap(shuffled, plain) < 0.5
-    # Supermasks and edge-popup train no weight.
-    popup = METHODS.load("edge-popup")(setting, 1).ticket
+def test_masks_move_only_where_methods_say_so() -> None:
+    dense = lf.init(MODEL, 1)
+    masks = {name: outcome(plan(name), 1).masks for name in ("snip", "snip-reinit", "snip-shuffled")}
+    assert lf.same_bits(masks["snip-reinit"], masks["snip"])
+    assert lf.layer_counts(masks["snip-shuffled"]) == lf.layer_counts(masks["snip"])
+    assert lf.mask_overlap(masks["snip-shuffled"], masks["snip"]) < 0.8
+    popup = outcome(plan("edge-popup"), 1).last.fit.state  # which trains no weight
     for name, mask in popup.masks.items():
         kept = popup.params[name][mask]
         assert len(kept.abs().unique()) == 1
         assert torch.equal(kept.sign(), dense.params[name][mask].sign())
-    chosen = METHODS.load("supermask")(setting, 1).ticket
-    for name, mask in chosen.masks.items():
-        ratio = chosen.params[name][mask] / dense.params[name][mask]
-        torch.testing.assert_close(ratio, torch.full_like(ratio, mask.numel() / int(mask.sum())), rtol=1e-3, atol=0)
 
 
 # ---- drop and regrow ----
@@ -128,14 +140,13 @@ def test_moments_of_new_weights_begin_at_zero(few_digits: lf.Dataset) -> None:
     lf.take_steps(trainer, after, seed=0, until=6)  # and training goes on
 
 
-def test_rigl_grows_where_the_dense_gradient_is_largest(setting: MethodContext) -> None:
-    state = lf.prune(density=0.1, score=lf.random_scores(0))(lf.init(setting.model, 0))
-    promise = while_training.by_gradient(setting, state, 0, 5)
-    from lthfunc.experiments.methods.context import samples
-
-    (batch,) = samples(setting, 0, 1, "regrow/5")
+def test_rigl_grows_where_the_dense_gradient_is_largest() -> None:
+    state = lf.prune(density=0.3, score=lf.random_scores(0))(lf.init(MODEL, 0))
+    made = during_training.growth_score(plan("rigl"), growth_of("gradient"), state, UpdateContext(0, 5, False))
+    promise = made(state.params, state.masks)
+    (batch,) = lf.sample_batches(DATA, 5, 1, key(0, "growth", 5))
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in state.params.items()}
-    outputs, _ = apply_training(setting.model, leaves, state.buffers, batch[0])
+    outputs, _ = apply_training(MODEL, leaves, state.buffers, batch[0])
     nn.functional.cross_entropy(outputs, batch[1]).backward()
     for name, leaf in promise.items():
         torch.testing.assert_close(leaf, gradient_of(leaves[name]).abs())
@@ -167,11 +178,9 @@ def test_schedules_by_hand() -> None:
 # ---- rewinding ----
 
 
-def test_rewindings_by_hand(setting: MethodContext) -> None:
-    anchor = lf.init(setting.model, 0)
-    trained = lf.prune(density=0.5)(
-        lf.train(setting.model, setting.trainer.data, optimizer=lf.adam(1e-3), steps=5)(anchor)
-    )
+def test_rewindings_by_hand() -> None:
+    anchor = lf.init(MODEL, 0)
+    trained = lf.prune(density=0.5)(lf.train(MODEL, DATA, optimizer=lf.adam(1e-3), steps=5, batch_size=5)(anchor))
     sign = lf.constant_sign(trained, anchor)
     for name, mask in trained.masks.items():
         spread = anchor.params[name].std(correction=0)

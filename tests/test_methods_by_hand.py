@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradient_of
+from method_plans import Outcome, outcome, plan_for
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.catalog.methods import METHODS
-from lthfunc.experiments.methods.at_init import at_init, at_random
-from lthfunc.experiments.methods.context import MethodContext, Outcome, samples
-from lthfunc.experiments.methods.while_training import drop_and_grow_method
+from lthfunc.experiments.iterative import Plan
 from lthfunc.training.batches import batches
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Masks, Params, Split
+from lthfunc.trees.types import Batch, Masks, Params, Split
 
 SEED, STEPS, EVERY, BATCH, DENSITY, RATE = 3, 120, 5, 40, 0.2, 0.5
 LAYERS = ("1.weight", "3.weight")
 
 
+class Setting(NamedTuple):
+    """A network, its data, and a trainer of it."""
+
+    model: lf.Model
+    trainer: lf.Trainer
+
+    def plan(self, name: str, **given: Any) -> Plan:
+        """A method with the same settings; two rounds of iterative ones."""
+        once = METHODS[name].at_init or name in ("dense", "one-shot")
+        values = {"density": DENSITY, **({} if once else {"rounds": 2}), **given}
+        data = self.trainer.data
+        return plan_for(
+            name, self.model, data, steps=STEPS, eval_every=EVERY, batch_size=BATCH, lr=RATE, momentum=0.9, **values
+        )
+
+    def outcome(self, name: str, **given: Any) -> Outcome:
+        """What a method ends as."""
+        return outcome(self.plan(name, **given), SEED)
+
+
 @pytest.fixture(scope="module", name="setting")
-def a_setting(few_digits: lf.Dataset) -> MethodContext:
+def a_setting(few_digits: lf.Dataset) -> Setting:
     """In float64, where rounding chooses no other masks; at a rate at which validation prefers an earlier step."""
 
     def wide(split: Split) -> Split:
@@ -38,13 +57,11 @@ def a_setting(few_digits: lf.Dataset) -> MethodContext:
     )
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10))
     model = lf.from_module(net.double())
+    return Setting(model, make_trainer(model, data, optimizer=lf.sgd(RATE, momentum=0.9), batch_size=BATCH))
 
-    def trainer_of(model: lf.Model, optimizer: lf.Optimizer) -> lf.Trainer:
-        return make_trainer(model, data, optimizer=optimizer, batch_size=BATCH)
 
-    trainer = trainer_of(model, lf.sgd(RATE, momentum=0.9))
-    cyclic = trainer_of(model, lf.sgd(lf.cyclic(RATE, STEPS, 3), momentum=0.9))
-    return MethodContext(model, trainer, trainer_of, cyclic, STEPS, EVERY, rounds=2, density=DENSITY, device="cpu")
+def samples(setting: Setting, purpose: str, number: int, count: int) -> list[Batch]:
+    return lf.sample_batches(setting.trainer.data, BATCH, count, key(SEED, purpose, number))
 
 
 def outputs(params: Params, x: Tensor) -> Tensor:
@@ -74,7 +91,7 @@ class Trained(NamedTuple):
 
 
 def by_hand(
-    setting: MethodContext,
+    setting: Setting,
     start: Params,
     masks: Masks,
     *,
@@ -98,7 +115,8 @@ def by_hand(
             velocity = {name: optimizer.state[leaf]["momentum_buffer"] for name, leaf in params.items()}
             with torch.no_grad():
                 masks = change(step, params, masks, velocity)
-        if step == counted or (step > counted and (step % EVERY == 0 or step == until)):
+        first_look = step == first and not steps  # an update is not followed by an evaluation at its step
+        if first_look or (step > counted and (step % EVERY == 0 or step == until)):
             loss = quality(params, data.val).loss
             if loss < best:
                 best, when = loss, step
@@ -115,17 +133,16 @@ def by_hand(
     return Trained({name: leaf.detach() for name, leaf in params.items()}, chosen, when, masks)
 
 
-def agree(setting: MethodContext, outcome: Outcome, expected: Trained) -> None:
+def agree(setting: Setting, found: Outcome, expected: Trained) -> None:
     """The same masks, the network that validation chose, and its test set."""
     for name, mask in expected.masks.items():
-        assert torch.equal(outcome.ticket.masks[name], mask), name
+        assert torch.equal(found.masks[name], mask), name
     for name, leaf in expected.chosen.items():
-        torch.testing.assert_close(outcome.ticket.params[name], leaf, rtol=1e-6, atol=1e-8)
-    assert not torch.allclose(expected.chosen["1.weight"], expected.last["1.weight"]), "an earlier step was chosen"
-    assert outcome.test == pytest.approx(quality(expected.chosen, setting.trainer.data.test), rel=1e-6)
+        torch.testing.assert_close(found.ticket.params[name], leaf, rtol=1e-6, atol=1e-8)
+    assert found.test == pytest.approx(quality(expected.chosen, setting.trainer.data.test), rel=1e-6)
 
 
-def dense_of(setting: MethodContext) -> lf.TrainState:
+def dense_of(setting: Setting) -> lf.TrainState:
     return lf.init(setting.model, SEED)
 
 
@@ -139,7 +156,7 @@ def largest(scores: Params, count: int, alive: Masks) -> Masks:
 # ---- masks that change during one training ----
 
 
-def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: MethodContext) -> None:
+def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: Setting) -> None:
     dense = dense_of(setting)
     end, total = round(0.75 * STEPS), 64 * 20 + 200
     begin, every = end // 10, end // 30
@@ -153,24 +170,25 @@ def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: MethodCont
         return masks
 
     expected = by_hand(setting, dense.params, dense.masks, change=change, at=range(begin, end + 1, every))
-    outcome = METHODS.load("gradual")(setting, SEED)
-    agree(setting, outcome, expected)
-    assert outcome.steps == STEPS
-    assert lf.count(outcome.ticket.masks).kept == round(DENSITY * total)
+    found = setting.outcome("gradual")
+    agree(setting, found, expected)
+    assert not torch.allclose(expected.chosen["1.weight"], expected.last["1.weight"]), "an earlier step was chosen"
+    assert found.steps == STEPS
+    assert lf.count(found.masks).kept == round(DENSITY * total)
 
 
 @pytest.mark.parametrize("name", ["rigl", "set"])
-def test_drop_and_regrow_by_the_papers_formulas(setting: MethodContext, name: str) -> None:
+def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> None:
     """Evci et al. 2020, alg. 1; for SET, regrowth at random. Moments go on where weights stay."""
     dense = dense_of(setting)
     end = round(0.75 * STEPS)
     every = end // 30
-    start = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "at-init"), allocate=lf.erk())(dense)
+    start = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "score"), allocate=lf.erk())(dense)
 
     def promise(step: int, params: Params, masks: Masks) -> Params:
         if name == "set":
-            return lf.random_scores(SEED, "regrow", step)(params, masks)
-        ((x, y),) = samples(setting, SEED, 1, f"regrow/{step}")
+            return lf.random_scores(SEED, "growth", step)(params, masks)
+        ((x, y),) = samples(setting, "growth", step, 1)
         leaves = {each: leaf.detach().clone().requires_grad_() for each, leaf in params.items()}
         with torch.enable_grad():
             F.cross_entropy(outputs(leaves, x), y).backward()
@@ -182,8 +200,9 @@ def test_drop_and_regrow_by_the_papers_formulas(setting: MethodContext, name: st
         for each in LAYERS:
             weight, mask = params[each], masks[each]
             number = round(share * int(mask.sum()))
-            worth = torch.where(mask, weight.abs(), torch.inf).flatten()
-            stays = mask.flatten().index_fill(0, worth.argsort(stable=True)[:number], False).view(mask.shape)
+            worth = torch.where(mask, weight.abs(), -torch.inf).flatten()
+            first = worth.argsort(descending=True, stable=True)[: int(mask.sum()) - number]  # the first of equals stay
+            stays = torch.zeros_like(mask).flatten().index_fill(0, first, True).view(mask.shape)
             hope = torch.where(stays, -torch.inf, hopes[each]).flatten()
             new[each] = (
                 stays.flatten()
@@ -196,34 +215,33 @@ def test_drop_and_regrow_by_the_papers_formulas(setting: MethodContext, name: st
 
     at = range(every, end, every)
     expected = by_hand(setting, start.params, start.masks, change=change, at=at)
-    outcome = METHODS.load(name)(setting, SEED)
-    agree(setting, outcome, expected)
-    assert outcome.steps == STEPS
-    assert lf.mask_distance(outcome.ticket.masks, start.masks) > 0.1
+    found = setting.outcome(name)
+    agree(setting, found, expected)
+    assert found.steps == STEPS
+    assert lf.mask_distance(found.masks, start.masks) > 0.1
 
 
-def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(setting: MethodContext) -> None:
-    asked = []
-
-    def promise(setting: MethodContext, state: lf.TrainState, seed: int, step: int) -> Params:
-        asked.append((step, int(state.step)))
-        return lf.random_scores(seed, step)(state.params, state.masks)
-
-    drop_and_grow_method(promise)(setting, SEED)
-    assert asked == [(step, step) for step in range(3, 90, 3)]
+def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(setting: Setting) -> None:
+    for name in ("set", "rigl"):
+        assert setting.plan(name).updates[0].steps == tuple(range(3, 90, 3))
+    assert setting.plan("gradual").updates[0].steps == tuple(range(9, 91, 3))
+    assert setting.plan("early-bird").updates[0].steps == tuple(range(3, 120, 3))
+    given = {"update_every": 7, "update_until": 0.5}
+    assert setting.plan("set", **given).updates[0].steps == tuple(range(7, 60, 7))
+    assert setting.plan("gradual", **given).updates[0].steps == (*range(6, 60, 7), 60)
 
 
 # ---- at initialisation ----
 
 
-def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: MethodContext) -> None:
+def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting) -> None:
     """Frankle et al. 2021, sec. 5: shuffled masks uncover weights that the score had pruned, as they were drawn."""
     dense = dense_of(setting)
-    snip = METHODS.load("snip")(setting, SEED).ticket.masks
-    redrawn = lf.init(setting.model, key(SEED, "ablation-reinit")).params
-    shuffled = lf.shuffled_masks(snip, key(SEED, "ablation-shuffle"))
+    snip = setting.outcome("snip").masks
+    redrawn = lf.init(setting.model, key(SEED, "control-reinit", 1)).params
+    shuffled = lf.shuffled_masks(snip, key(SEED, "control-shuffle", 1))
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in dense.params.items()}
-    drawn = samples(setting, SEED, 10, "snip")
+    drawn = samples(setting, "score", 1, 10)
     torch.stack([F.cross_entropy(outputs(leaves, x), y) for x, y in drawn]).mean().backward()
     least = {name: -(leaves[name] * gradient_of(leaves[name])).abs() for name in LAYERS}
     inverted = largest(least, round(DENSITY * 1480), dense.masks)
@@ -233,26 +251,34 @@ def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: MethodCo
         ("snip-reinit", redrawn, snip),
         ("snip-inverted", dense.params, inverted),
     ):
-        agree(setting, METHODS.load(name)(setting, SEED), by_hand(setting, start, masks))
+        agree(setting, setting.outcome(name), by_hand(setting, start, masks))
 
 
-def test_rounds_before_training_prune_step_by_step(setting: MethodContext) -> None:
+def test_rounds_before_training_prune_step_by_step(setting: Setting) -> None:
     """With a score of what is left in each round, as SynFlow's is."""
     seen = []
 
-    def scoring(setting: MethodContext, state: lf.TrainState, seed: int) -> lf.Score:
-        def score(params: Params, masks: Masks) -> Params:
-            seen.append(lf.density(masks))
-            return lf.magnitude(params, masks)
+    def score(params: Params, masks: Masks) -> Params:
+        seen.append(lf.density(masks))
+        return lf.magnitude(params, masks)
 
-        return score
-
-    outcome = at_init(scoring, rounds=4)(setting, SEED)
+    plan = setting.plan("synflow", synflow_rounds=4)._replace(score=lambda trained, now: score)
+    assert outcome(plan, SEED).steps == STEPS
     assert seen == pytest.approx([DENSITY ** (k / 4) for k in range(4)], abs=1e-3)
-    assert outcome.steps == STEPS
-    once = at_init(at_random)(setting, SEED)
-    random = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "at-init"))(dense_of(setting))
+    once = setting.outcome("random-uniform")
+    random = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "score"), allocate=lf.uniform())(dense_of(setting))
     agree(setting, once, by_hand(setting, random.params, random.masks))
+
+
+def test_each_density_is_pruned_from_the_whole_network(setting: Setting) -> None:
+    """Several rounds of a method without dense training are independent trainings, at one density each."""
+    for name in ("snip", "rigl", "edge-popup"):
+        given = {"density": None, "densities": "0.5,0.2"}
+        rounds = list(lf.iterative(setting.plan(name, **given), SEED))
+        assert [each.number for each in rounds] == [1, 2]
+        alone = list(lf.iterative(setting.plan(name, density=0.5), SEED))
+        assert lf.same_bits(rounds[0].fit.state, alone[0].fit.state)
+        assert [lf.count(each.fit.state.masks).kept for each in rounds] == pytest.approx([740, 296], abs=1), name
 
 
 # ---- rounds of training and pruning ----
@@ -262,7 +288,7 @@ def test_rounds_before_training_prune_step_by_step(setting: MethodContext) -> No
     ("name", "late", "rounds", "tuned"),
     [("imp", 0, 2, ""), ("imp-late", 6, 2, ""), ("imp-lr", 0, 2, "rate"), ("one-shot", 0, 1, "")],
 )
-def test_rounds_by_hand(setting: MethodContext, name: str, late: int, rounds: int, tuned: str) -> None:
+def test_rounds_by_hand(setting: Setting, name: str, late: int, rounds: int, tuned: str) -> None:
     """Frankle & Carbin 2019, sec. 1; Renda et al. 2020, sec. 2: the last weights are pruned, the chosen ones tested."""
     dense = dense_of(setting)
     anchor = by_hand(setting, dense.params, dense.masks, until=late).last if late else dense.params
@@ -274,6 +300,6 @@ def test_rounds_by_hand(setting: MethodContext, name: str, late: int, rounds: in
         kept = round(DENSITY ** (number / rounds) * 1480)
         masks = largest({each: end[each].abs() for each in LAYERS}, kept, masks)
         start = end if tuned == "rate" else anchor
-    outcome = METHODS.load(name)(setting, SEED)
-    agree(setting, outcome, by_hand(setting, start, masks, first=first))
-    assert outcome.steps == spent + STEPS - first
+    found = setting.outcome(name)
+    agree(setting, found, by_hand(setting, start, masks, first=first))
+    assert found.steps == spent + STEPS - first

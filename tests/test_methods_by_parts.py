@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from method_plans import Outcome, outcome, plan_for
 from small import NET, data
 from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.catalog.methods import METHODS
-from lthfunc.experiments.methods.context import MethodContext
-from lthfunc.experiments.methods.while_training import settled
+from lthfunc.experiments.methods.during_training import settled
 from lthfunc.training.optimizers import AdamNumbers
 from lthfunc.trees.ops import masked_like
 from lthfunc.trees.rng import key
@@ -24,26 +24,26 @@ MODEL = lf.from_module(NET)
 
 
 def a_trainer(model: lf.Model = MODEL, optimizer: Any = None) -> Any:
-    return lf.make_trainer(
-        model, data(), optimizer=optimizer or lf.sgd(lf.stepwise(0.2, (12,), 0.5), 0.5), batch_size=5
+    return lf.make_trainer(model, data(), optimizer=optimizer or lf.sgd(lf.stepwise(0.2, (12,)), 0.5), batch_size=5)
+
+
+def found(name: str, **given: Any) -> Outcome:
+    """What a method ends as; two rounds of iterative ones."""
+    once = METHODS[name].at_init or name in ("dense", "one-shot")
+    values = {"density": DENSITY, **({} if once else {"rounds": 2}), **given}
+    table = {"schedule": "step", "milestone": (12,)} if name != "imp-cyclic" else {"cycles": 2}
+    plan = plan_for(
+        name, MODEL, data(), steps=STEPS, eval_every=6, batch_size=5, lr=0.2, momentum=0.5, **table, **values
     )
-
-
-@pytest.fixture(scope="module", name="setting")
-def a_setting() -> MethodContext:
-    cycles = a_trainer(optimizer=lf.sgd(lf.cyclic(0.2, STEPS, 2), 0.5))
-    return MethodContext(
-        MODEL, a_trainer(), a_trainer, cycles, steps=STEPS, eval_every=6, rounds=2, density=DENSITY, device="cpu",
-        schedule=lf.stepwise(0.2, (12,), 0.5), synflow_rounds=3,
-    )  # fmt: skip
+    return outcome(plan, SEED)
 
 
 def pruned(**how: Any) -> Callable[[TrainState], TrainState]:
     return lf.prune(**{"density": DENSITY, **how})
 
 
-def batches(purpose: str, count: int = 10) -> Any:
-    return lf.sample_batches(data(), 5, count, key(SEED, purpose))
+def batches(purpose: str, number: int, count: int = 10) -> Any:
+    return lf.sample_batches(data(), 5, count, key(SEED, purpose, number))
 
 
 def in_rounds(densities: list[float], **how: Any) -> TrainState:
@@ -62,11 +62,11 @@ def at_init(name: str) -> TrainState:
     start = lf.init(MODEL, SEED)
     loss = lf.loss_of(MODEL, start.buffers)
     scores: dict[str, Callable[[], lf.Score]] = {
-        "snip": lambda: lf.snip(loss, batches("snip")),
-        "grasp": lambda: lf.grasp(loss, batches("grasp")),
+        "snip": lambda: lf.snip(loss, batches("score", 1)),
+        "grasp": lambda: lf.grasp(loss, batches("score", 1)),
         "synflow": lambda: lf.synflow(lf.forward_of(MODEL, start.buffers), (6,)),
         "magnitude": lambda: lf.magnitude,
-        "random": lambda: lf.random_scores(SEED, "at-init"),
+        "random": lambda: lf.random_scores(SEED, "score"),
     }
     base, _, ablation = name.partition("-")
     if base == "random":
@@ -77,22 +77,31 @@ def at_init(name: str) -> TrainState:
     rounds = [DENSITY ** (k / 3) for k in (1, 2, 3)] if base == "synflow" else [DENSITY]
     sparse = with_drawn(in_rounds(rounds, score=scores[base]()))
     if ablation == "shuffled":
-        masks = lf.shuffled_masks(sparse.masks, key(SEED, "ablation-shuffle"))
+        masks = lf.shuffled_masks(sparse.masks, key(SEED, "control-shuffle", 1))
         return with_drawn(sparse._replace(masks=masks))
     if ablation == "reinit":
-        return lf.reinitialised(sparse, MODEL, key(SEED, "ablation-reinit"))
+        return lf.reinitialised(sparse, MODEL, key(SEED, "control-reinit", 1))
     return sparse
 
 
-def ends_as(found: Any, state: TrainState, before: int = 0, trainer: Any = None, until: int = STEPS) -> None:
-    """An outcome is that of training this state to the end, and of what validation chose on the way."""
+def ends_as(ended: Outcome, state: TrainState, before: int = 0, trainer: Any = None, until: int = STEPS) -> None:
+    """An outcome is that of training this state to the end, and of what validation chose after the last change."""
     trainer = trainer or a_trainer()
     fit = lf.fit(trainer, state, seed=SEED, until=until, eval_every=6)
-    assert lf.same_bits(found.ticket.masks, state.masks)
-    assert lf.same_bits(found.ticket.params, fit.best.params)
-    assert found.steps == before + until - int(state.step)
-    chosen = state._replace(params=fit.best.params, buffers=fit.best.buffers)
-    assert found.test.accuracy == pytest.approx(lf.accuracy_on(MODEL, chosen, data()))
+    assert lf.same_bits(ended.masks, state.masks)
+    assert lf.same_bits(ended.last.fit.state.params, fit.state.params)
+    assert ended.steps == before + until - int(state.step)
+    mine = ended.last.fit
+    network = state._replace(params=mine.best.params)
+    assert ended.test.accuracy == pytest.approx(lf.accuracy_on(MODEL, network, data()))
+    if not mine.changes:
+        assert lf.same_bits(ended.ticket.params, fit.best.params)
+        return
+    last = max(each.step for each in mine.changes if each.exchanged)
+    assert mine.best.point == min((point for point in mine.curve if point.step > last), key=lambda each: each.val_loss)
+    loss = lf.accuracy_on(MODEL, network, data(), "val", lf.cross_entropy)
+    assert loss == pytest.approx(mine.best.point.val_loss)
+    assert all(not network.params[name][~mask].any() for name, mask in state.masks.items())
 
 
 ABLATED = [
@@ -100,50 +109,54 @@ ABLATED = [
     for base in ("snip", "grasp", "synflow")
     for ablation in ("", "-shuffled", "-reinit", "-inverted")
 ]
+SYNFLOW = ("synflow", "synflow-shuffled", "synflow-reinit")
 INITIAL = [*ABLATED, "magnitude-init", "random-uniform", "random-erk", "random-balanced"]
 
 
 @pytest.mark.parametrize("name", INITIAL)
-def test_pruning_at_initialisation(name: str, setting: MethodContext) -> None:
-    ends_as(METHODS.load(name)(setting, SEED), at_init(name))
+def test_pruning_at_initialisation(name: str) -> None:
+    ends_as(found(name, **({"synflow_rounds": 3} if name in SYNFLOW else {})), at_init(name))
 
 
-def test_iterative_methods(setting: MethodContext) -> None:
-    trainer, start = setting.trainer, lf.init(MODEL, SEED)
+def test_iterative_methods() -> None:
+    trainer, start = a_trainer(), lf.init(MODEL, SEED)
+    cyclic = a_trainer(optimizer=lf.sgd(lf.cyclic(0.2, STEPS, 2), 0.5))
 
     def run(state: TrainState, until: int, by: Any = trainer) -> TrainState:
         return lf.take_steps(by, state, seed=SEED, until=until)[0]
 
-    two = [DENSITY**0.5, DENSITY]
-    ends_as(METHODS.load("dense")(setting, SEED), start)
-    ends_as(METHODS.load("one-shot")(setting, SEED), lf.rewound(pruned()(run(start, STEPS)), start), STEPS)
+    def halfway(**how: Any) -> Any:
+        return lf.prune(fraction=1 - DENSITY**0.5, **how)
+
+    ends_as(found("dense"), start)
+    ends_as(found("one-shot"), lf.rewound(pruned()(run(start, STEPS)), start), STEPS)
     state = start
-    for density in two:
-        state = lf.rewound(pruned(density=density)(run(state, STEPS)), start)
-    ends_as(METHODS.load("imp")(setting, SEED), state, 2 * STEPS)
+    for _ in range(2):
+        state = lf.rewound(halfway()(run(state, STEPS)), start)
+    ends_as(found("imp"), state, 2 * STEPS)
     state = anchor = run(start, 1)  # 5 % of 20 steps
-    for density in two:
-        state = lf.rewound(pruned(density=density)(run(state, STEPS)), anchor)
-    ends_as(METHODS.load("imp-late")(setting, SEED), state, STEPS + STEPS - 1)
-    for name, by in (("imp-lr", trainer), ("imp-cyclic", setting.cyclic)):
+    for _ in range(2):
+        state = lf.rewound(halfway()(run(state, STEPS)), anchor)
+    ends_as(found("imp-late"), state, STEPS + STEPS - 1)
+    for name, by in (("imp-lr", trainer), ("imp-cyclic", cyclic)):
         state = start
-        for density in two:
-            state = lf.learning_rate_rewound(pruned(density=density)(run(state, STEPS, by)))
-        ends_as(METHODS.load(name)(setting, SEED), state, 2 * STEPS, by)
+        for _ in range(2):
+            state = lf.learning_rate_rewound(halfway()(run(state, STEPS, by)))
+        ends_as(found(name), state, 2 * STEPS, by)
     state = start
-    for number, density in enumerate(two, 1):
-        state = lf.finetuned(pruned(density=density)(run(state, number * STEPS)))
-    ends_as(METHODS.load("imp-tuned")(setting, SEED), state, 2 * STEPS, until=3 * STEPS)
+    for number in (1, 2):
+        state = lf.finetuned(halfway()(run(state, number * STEPS)))
+    ends_as(found("imp-tuned"), state, 2 * STEPS, until=3 * STEPS)
     for name, allocate in (("erk", lf.erk()), ("balanced", lf.balanced())):
         state = start
-        for density in two:
-            how = {"score": lf.random_scores(SEED, "iterative"), "allocate": allocate}
-            state = lf.learning_rate_rewound(pruned(density=density, **how)(run(state, STEPS)))
-        ends_as(METHODS.load(f"iterative-random-{name}")(setting, SEED), state, 2 * STEPS)
+        for _ in range(2):
+            how = {"score": lf.random_scores(SEED, "score"), "allocate": allocate}
+            state = lf.learning_rate_rewound(halfway(**how)(run(state, STEPS)))
+        ends_as(found(f"iterative-random-{name}"), state, 2 * STEPS)
 
 
-def test_masks_that_change_in_training(setting: MethodContext) -> None:
-    trainer, start = setting.trainer, lf.init(MODEL, SEED)
+def test_masks_that_change_in_training() -> None:
+    trainer, start = a_trainer(), lf.init(MODEL, SEED)
 
     def run(state: TrainState, until: int) -> TrainState:
         return lf.take_steps(trainer, state, seed=SEED, until=until)[0] if until > int(state.step) else state
@@ -151,47 +164,51 @@ def test_masks_that_change_in_training(setting: MethodContext) -> None:
     end = 15  # three quarters; a thirtieth of it is less than a step
     state = start
     for step, density in lf.cubic(DENSITY, 1, end, 1):
-        sparse = lf.prune(density=density)(run(state, step))
-        state = sparse._replace(opt=masked_like(run(state, step).opt, sparse.masks))
-    ends_as(METHODS.load("gradual")(setting, SEED), state, end)
+        before = run(state, step)
+        sparse = lf.prune(density=density)(before)
+        state = sparse._replace(opt=masked_like(before.opt, sparse.masks))
+    ends_as(found("gradual"), state, end)
     loss = lf.loss_of(MODEL, start.buffers)
-    for name in ("set", "rigl"):
-        state = pruned(score=lf.random_scores(SEED, "at-init"), allocate=lf.erk())(start)
-        for step in range(1, end):
+    for name, every, until, share, falling in (
+        ("set", 1, 0.75, 0.3, "cosine"), ("rigl", 1, 0.75, 0.3, "cosine"), ("rigl", 3, 0.5, 0.6, "linear"),
+        ("set", 4, 0.9, 0.5, "constant"),
+    ):  # fmt: skip
+        state = pruned(score=lf.random_scores(SEED, "score"), allocate=lf.erk())(start)
+        end = round(until * STEPS)
+        for step in range(every, end, every):
             state = run(state, step)
             if name == "set":
-                promise = lf.random_scores(SEED, "regrow", step)(state.params, state.masks)
+                promise = lf.random_scores(SEED, "growth", step)(state.params, state.masks)
             else:
-                gradient = lf.mean_gradient(loss, batches(f"regrow/{step}", 1))(state.params, state.masks)
+                gradient = lf.mean_gradient(loss, batches("growth", step, 1))(state.params, state.masks)
                 promise = {layer: leaf.abs() for layer, leaf in gradient.items()}
-            state = lf.drop_and_grow(state, promise, lf.cosine_drop_fraction(0.3, step, end))
-        ends_as(METHODS.load(name)(setting, SEED), state, end - 1)
+            now = {"cosine": lf.cosine_drop_fraction, "linear": lf.linear_drop_fraction}.get(falling)
+            state = lf.drop_and_grow(state, promise, share if now is None else now(share, step, end))
+        given = {"update_every": every, "update_until": until, "drop_fraction": share, "drop_schedule": falling}
+        ends_as(found(name, **given), state, step)
     state, masks = start, []
     for step in range(1, STEPS):
         state = run(state, step)
         masks.append(pruned()(state).masks)
         if len(masks) >= 5 and all(lf.mask_distance(masks[-1], other) <= 0.1 for other in masks[-5:-1]):
             break
-    ends_as(METHODS.load("early-bird")(setting, SEED), pruned()(state), int(state.step))
+    ends_as(found("early-bird"), pruned()(state), int(state.step))
 
 
-def test_masks_are_trained_by_their_own_optimisers(setting: MethodContext) -> None:
-    """Log odds by Adam at 0.2, straight-through weights and edge-popup's scores by the setting's own."""
-    seen: list[Any] = []
-
-    def trainer_of(model: lf.Model, optimizer: Any) -> Any:
-        seen.append((model.name, optimizer))
-        return a_trainer(model, optimizer)
-
+def test_masks_are_trained_by_their_own_optimisers() -> None:
+    """Log odds by Adam at 0.2, straight-through weights and edge-popup's scores by the plan's own."""
     for name in ("ste", "edge-popup", "supermask"):
-        found = METHODS.load(name)(setting._replace(trainer_of=trainer_of), SEED)
-        assert lf.count(found.ticket.masks).kept == pytest.approx(18, abs=1), name
-        assert found.steps == STEPS
-    (ste, of_ste), (popup, of_popup), (mask, of_mask) = seen
-    assert (ste, popup, mask) == ("ste", "edge-popup", "supermask")
-    assert of_ste is of_popup is setting.trainer.work.optimizer
-    assert of_mask.numbers == AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
-    assert of_mask.init({"a": torch.zeros(1)}).schedule.tolist() == pytest.approx([0.2])
+        plan = plan_for(name, MODEL, data(), steps=STEPS, eval_every=6, batch_size=5, density=DENSITY)
+        ended = outcome(plan, SEED)
+        assert lf.count(ended.masks).kept == pytest.approx(18, abs=1), name
+        assert ended.steps == STEPS
+        work = plan.through[0].trainer.work
+        assert work.model.name == name
+        if name != "supermask":
+            assert work.optimizer is plan.trainer.work.optimizer
+            continue
+        assert work.optimizer.numbers == AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
+        assert work.optimizer.init({"a": torch.zeros(1)}).schedule.tolist() == pytest.approx([0.2])
 
 
 def test_masks_settle_after_five_alike() -> None:

@@ -130,17 +130,20 @@ def test_structures_by_name_are_those_functions(own: str) -> None:
 
 
 def test_rewindings_by_name_and_their_steps(own: str) -> None:
-    for name, step in {"init": 0, "step:7": 7, "epoch:3": 15, "lr:4": 4, "lr": 0, "sign:2": 2, "none": 0}.items():
-        assert rewinding_of(name, 5) == (start_of(REWINDINGS, name), step)
+    steps = {
+        "init": 0, "step:7": 7, "epoch:3": 15, "percent:7": 7, "lr:4": 4, "lr": 0, "sign:2": 2, "none": 0,
+    }  # fmt: skip
+    for name, step in steps.items():
+        assert rewinding_of(name, 5, 100) == (start_of(REWINDINGS, name), step)
     model, state = state_of()
     anchor = lf.init(model, 3)
     now = RoundContext(model, 0, 1, anchor)
-    start, step = rewinding_of(f"{own}:same", 5)
+    start, step = rewinding_of(f"{own}:same", 5, 100)
     assert (start.at_anchor, step) == (False, 0)
     assert lf.same_bits(start.make(state, now), state)
-    rewinding_of(f"{own}:writes", 5)[0].make(state, now)
+    rewinding_of(f"{own}:writes", 5, 100)[0].make(state, now)
     assert lf.same_bits(anchor, lf.init(model, 3))
-    dense = rewinding_of(f"{own}:dense", 5)[0].make(state._replace(opt=anchor.params), now)
+    dense = rewinding_of(f"{own}:dense", 5, 100)[0].make(state._replace(opt=anchor.params), now)
     assert lf.same_bits(dense.params, lf.apply_masks(anchor.params, state.masks))
     assert lf.same_bits(dense.opt, dense.params)
     for name, words in {
@@ -150,15 +153,15 @@ def test_rewindings_by_name_and_their_steps(own: str) -> None:
         "buffers": "returned another network: ",
     }.items():
         with pytest.raises(UserError, match=f"^--rewind: .*{words}"):
-            rewinding_of(f"{own}:{name}", 5)[0].make(state, now)
+            rewinding_of(f"{own}:{name}", 5, 100)[0].make(state, now)
     with pytest.raises(UserError, match=r"^--rewind: "):
-        rewinding_of(f"{own}:no", 5)
+        rewinding_of(f"{own}:no", 5, 100)
 
 
 def test_starts_are_at_the_anchor_or_not() -> None:
     assert {name: start.at_anchor for name, start in REWINDINGS.items()} == {
-        "init": True, "step:K": True, "epoch:K": True, "sign": True, "lr": True, "none": False, "last-lr": False,
-        "reinit": False,
+        "init": True, "step:K": True, "epoch:K": True, "percent:K": True, "sign": True, "lr": True, "none": False,
+        "last-lr": False, "reinit": False,
     }  # fmt: skip
     assert {name: start.at_anchor for name, start in CONTROLS.items()} == {
         "reinit": False, "random-mask": True, "layer-random-mask": True, "shuffled-mask": True, "inverted-mask": True,

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradient_of
+from method_plans import outcome
 from torch import Tensor
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.functions import ScoreContext, score_of
-from lthfunc.experiments.methods import at_init, through_masks, while_training
-from lthfunc.experiments.methods.context import MethodContext, samples
-from lthfunc.experiments.methods.prepare import method_context
+from lthfunc.experiments.iterative import Plan
+from lthfunc.experiments.methods import during_training, trained_masks
+from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
+from lthfunc.training.parametrize import trained_and_fixed
 from lthfunc.trees.model import apply_training
 from lthfunc.trees.types import Batch, Params
 
 
 @pytest.fixture(scope="module")
-def setting() -> MethodContext:
-    """LeNet-300-100 on the digits, at one half."""
-    return method_context(resolved(Config(density=0.5, rounds=2, steps=80, engine="eager")))[1]
+def setting() -> Plan:
+    """LeNet-300-100 on the digits, pruned to one half as soon as an early bird emerges."""
+    return prepare(resolved(Config(method="early-bird", density=0.5, steps=80, engine="eager"))).plan
+
+
+def samples(setting: Plan, count: int) -> list[Batch]:
+    return lf.sample_batches(setting.trainer.data, setting.trainer.batch_size, count, 3)
 
 
 # ---- GraSP ----
 
 
-def published_grasp(setting: MethodContext, state: lf.TrainState, batches: list[Batch]) -> Params:
+def published_grasp(setting: Plan, state: lf.TrainState, batches: list[Batch]) -> Params:
     """w · Hg by double backward, of outputs divided by 200 (Wang et al. 2020, alg. 1 and 2, and their code)."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in state.params.items()}
     weights = [leaves[name] for name in state.masks]
@@ -55,24 +58,22 @@ def same_order(left: Params, right: Params) -> bool:
     return lf.mask_overlap(*kept) > 0.995
 
 
-def test_grasp_is_one_definition_the_published_one(setting: MethodContext) -> None:
-    """By name, as a method, and in Python."""
+def test_grasp_is_one_definition_the_published_one(setting: Plan) -> None:
+    """By name and in Python."""
     state = lf.init(setting.model, 3)
-    batches = samples(setting, 3, at_init._BATCHES, "grasp")
+    batches = samples(setting, 10)
     wanted = published_grasp(setting, state, batches)
-    ours = at_init.by_grasp(setting, state, 3)(state.params, state.masks)
-    assert same_order(ours, wanted)
     now = ScoreContext(setting.model, setting.trainer.data, setting.trainer.batch_size, 1e-3, 3, 1, state, state)
     assert same_order(score_of("grasp")(now)(state.params, state.masks), published_grasp(setting, state, now.batches()))
     plain = lf.grasp(lf.loss_of(setting.model, state.buffers), batches)
-    assert lf.same_bits(plain(state.params, state.masks), ours)
+    assert same_order(plain(state.params, state.masks), wanted)
     hot = lf.grasp(lf.loss_of(setting.model, state.buffers), batches, temperature=1)
     assert not same_order(hot(state.params, state.masks), wanted)
 
 
-def test_a_loss_that_knows_no_outputs_has_no_temperature(setting: MethodContext) -> None:
+def test_a_loss_that_knows_no_outputs_has_no_temperature(setting: Plan) -> None:
     state = lf.init(setting.model, 3)
-    batches = samples(setting, 3, 2, "grasp")
+    batches = samples(setting, 2)
     loss = lf.loss_of(setting.model, state.buffers)
     with pytest.raises(UserError, match=r"temperature: 200 divides the network's outputs, .* pass temperature=1"):
         lf.grasp(lambda params, batch: loss(params, batch), batches)
@@ -121,7 +122,7 @@ def test_edge_popups_gradient_goes_to_the_size_of_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(6, 5, generator=generator, requires_grad=True)
     weight, x = torch.randn(6, 5, generator=generator), torch.randn(9, 5, generator=generator)
-    (x @ (weight * through_masks.popped(scores, 11)).T).square().sum().backward()
+    (x @ (weight * trained_masks.popped(scores, 11)).T).square().sum().backward()
 
     mask = (
         torch.zeros(30).index_fill(0, scores.detach().abs().flatten().topk(11).indices, 1).view(6, 5).requires_grad_()
@@ -131,17 +132,12 @@ def test_edge_popups_gradient_goes_to_the_size_of_scores() -> None:
     torch.testing.assert_close(scores.grad, gradient_of(mask) * scores.detach().sign())
 
 
-def test_edge_popups_scores_are_drawn_as_published(setting: MethodContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edge_popups_scores_are_drawn_as_published(setting: Plan) -> None:
     """Kaiming-uniform with a = √5: within 1 / √fan-in, of both signs."""
-    seen = {}
-
-    def caught(setting: Any, seed: int, name: str, draw: Any, *rest: Any) -> Any:
-        seen.update(draw(seed)[0])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(through_masks, "_course", caught)
-    with pytest.raises(KeyboardInterrupt):
-        through_masks.edge_popup(setting, 0)
+    through = trained_masks.edge_popup(setting._replace(densities=(0.5,))).through[0]
+    begun = through.begin(lf.init(setting.model, 0), 0)
+    seen, _ = trained_and_fixed(begun.params, begun.buffers)
+    assert len(seen) == 3
     for leaf in seen.values():
         bound = leaf.shape[1] ** -0.5
         assert leaf.abs().max() <= bound
@@ -156,13 +152,13 @@ def test_supermasks_are_scaled_by_layer() -> None:
     weight, drawn = torch.randn(7, 4, generator=generator), torch.rand(7, 4, generator=generator)
     hard = (drawn < odds.sigmoid()).float()
     chances = odds.sigmoid()
-    (weight * through_masks.rescaled(lf.straight_through(hard, chances))).pow(3).sum().backward()
+    (weight * trained_masks.rescaled(lf.straight_through(hard, chances))).pow(3).sum().backward()
 
     again = odds.detach().clone().requires_grad_()
     mask = hard + again.sigmoid() - again.sigmoid().detach()
     (mask.numel() / mask.sum() * mask * weight).pow(3).sum().backward()
     torch.testing.assert_close(odds.grad, again.grad)
-    torch.testing.assert_close(through_masks.rescaled(hard), hard * 28 / hard.sum())
+    torch.testing.assert_close(trained_masks.rescaled(hard), hard * 28 / hard.sum())
 
 
 # ---- early bird ----
@@ -180,9 +176,9 @@ class PublishedEarlyBird:
         return len(self.masks) == 5 and not any(distance > 0.1 for distance in distances)
 
 
-def test_early_birds_emerge_as_published_at_one_half(setting: MethodContext) -> None:
+def test_early_birds_emerge_as_published_at_one_half(setting: Plan) -> None:
     """The same look, the weights and the schedule going on from there, to the bit."""
-    found = METHODS.load("early-bird")(setting, 2)
+    found = outcome(setting, 2)
     theirs, state = PublishedEarlyBird(), lf.init(setting.model, 2)
     every = setting.steps // 40
     for step in range(every, setting.steps, every):
@@ -192,7 +188,8 @@ def test_early_birds_emerge_as_published_at_one_half(setting: MethodContext) -> 
             break
     assert every * 5 <= step < setting.steps - every
     end = lf.fit(setting.trainer, sparse, seed=2, until=setting.steps, eval_every=setting.eval_every)
-    assert lf.same_bits(found.ticket.params, end.best.params)
+    assert lf.same_bits(found.last.fit.state[:3], end.state[:3])
+    assert [each.step for each in found.last.fit.changes if each.exchanged] == [step]
     assert found.steps == setting.steps
 
 
@@ -206,8 +203,8 @@ def test_the_threshold_of_early_birds_is_a_tenth() -> None:
             other[(~first).nonzero()[: changed // 2]] = True
             queue = [{"w": first}] * 5
             queue[place] = {"w": other}
-            assert while_training.settled(queue) == (changed <= 10), (density, changed)
-    assert not while_training.settled([{"w": first}] * 4)
+            assert during_training.settled(queue) == (changed <= 10), (density, changed)
+    assert not during_training.settled([{"w": first}] * 4)
 
 
 # ---- SynFlow ----
@@ -216,9 +213,9 @@ def test_the_threshold_of_early_birds_is_a_tenth() -> None:
 @pytest.mark.parametrize("rounds", [None, 7])
 def test_synflow_prunes_in_as_many_rounds_as_it_is_told(rounds: int | None) -> None:
     """Tanaka et al. 2020, alg. 1: to density^(k / n) in round k, by |w| ∂R/∂|w|, 100 rounds unless told otherwise."""
-    config = resolved(Config(density=0.01, steps=4, engine="eager", synflow_rounds=rounds))
-    setting = method_context(config)[1]
-    found = METHODS.load("synflow")(setting, 4).ticket.masks
+    config = resolved(Config(method="synflow", density=0.01, steps=4, engine="eager", synflow_rounds=rounds))
+    setting = prepare(config).plan
+    found = outcome(setting, 4).masks
     params = lf.init(setting.model, 4).params
     sizes = {name: leaf.abs().double() for name, leaf in params.items()}
     masks = {name: torch.ones_like(params[name], dtype=torch.bool) for name in found}

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.courses import COURSES
 from lthfunc.catalog.training import SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.methods.prepare import method_context, methods_for
+from lthfunc.experiments.courses.prepare import method_context, methods_for
 from lthfunc.experiments.objective import schedule_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
@@ -128,7 +128,7 @@ def test_trainings_with_fewer_steps_than_cycles_are_compared_without_them() -> N
     assert "imp-cyclic" not in chosen
     assert "imp-cyclic needs a step for each of its 4 --cycles, but a training has 3" in (note or "")
     assert methods_for(setting, ["imp"]) == (("imp",), None)
-    for call in (lambda: methods_for(setting, ["imp-cyclic"]), lambda: METHODS.load("imp-cyclic")(setting, 0)):
+    for call in (lambda: methods_for(setting, ["imp-cyclic"]), lambda: COURSES.load("imp-cyclic")(setting, 0)):
         with pytest.raises(UserError, match="imp-cyclic needs a step"):
             call()
 
@@ -142,7 +142,7 @@ def test_fine_tuning_needs_a_rate_that_falls() -> None:
     for settings, words in (({}, "needs a decreasing --schedule"), ({"schedule": "cosine"}, "which is about 0")):
         settings_asked: list[str] = []
         chosen, note = of(**settings)
-        assert list(chosen) == [name for name in METHODS if name != "imp-tuned"]
+        assert list(chosen) == [name for name in COURSES if name != "imp-tuned"]
         assert words in (note or "")
         settings_asked = ["snip"]
         assert of(**settings) == (("snip",), None)
@@ -150,6 +150,6 @@ def test_fine_tuning_needs_a_rate_that_falls() -> None:
         with pytest.raises(UserError, match=f"--method: imp-tuned .*{words}"):
             of(**settings)
         with pytest.raises(UserError, match=words):
-            METHODS.load("imp-tuned")(method_context(named(density=0.1, rounds=2, engine="eager", **settings))[1], 0)
+            COURSES.load("imp-tuned")(method_context(named(density=0.1, rounds=2, engine="eager", **settings))[1], 0)
     settings_asked = []
-    assert of(schedule="cosine", lr_final=0.01) == (tuple(METHODS), None)
+    assert of(schedule="cosine", lr_final=0.01) == (tuple(COURSES), None)

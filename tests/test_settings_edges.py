@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import REWINDINGS, STRUCTURES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import (
@@ -52,6 +53,9 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("cycles", [1, 1_000_000], [0, 1_000_001], "a whole number from 1 to 1,000,000"),
     ("warmup", [0, 100_000_000], [-1, 100_000_001], "a whole number from 0 to 100,000,000"),
     ("synflow_rounds", [1, 10_000], [0, 10_001], "a whole number from 1 to 10,000"),
+    ("update_every", [1, 100_000_000], [0, 100_000_001], "a whole number from 1 to 100,000,000"),
+    ("update_until", [1e-300, 1 - 1e-16], [0.0, 1.0], "a number between 0 and 1, both excluded"),
+    ("drop_fraction", [0.0, 1 - 1e-16], [-1e-9, 1.0], r"a number in \[0, 1\)"),
     ("label_smoothing", [0.0, 1 - 1e-16], [-1e-9, 1.0], r"a number in \[0, 1\)"),
     ("distill_weight", [0.0, 1.0], [-1e-9, 1 + 1e-15], r"a number in \[0, 1\]"),
     ("temperature", [1e-300, 1e9], [0.0], "a number above 0"),
@@ -140,6 +144,7 @@ def test_names_are_held_to_their_lists() -> None:
     for name, (known, takes_own) in chosen.items():
         for value in (*known, *([OWN] if takes_own else [])):
             changes: dict[str, Any] = {name: (value,) if SETTINGS[name].holds is list else value}
+            changes |= {"method": "rigl"} if name in METHODS.settings - {"synflow_rounds"} else {}
             resolved(Config(**changes, lr_final=None))
         for value in ("no-such", *([] if takes_own else [OWN])):
             changes = {name: (value,) if SETTINGS[name].holds is list else value}

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import iterative
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.trainings import iterative
 from lthfunc.sparse import cost_model
 from lthfunc.sparse.kernels import build
 from lthfunc.training.engines import compiled as compiled_engine

@@ -210,7 +210,7 @@ def test_other_formats_are_refused(damaged: Path, capsys: Any) -> None:
         for command in ("resume", "info", "verify"):
             assert run(command, damaged) == 2
             (line,) = said(capsys)
-            assert f"its files have format {number!r}, but this version of lthfunc reads formats 2 to 4" in line
+            assert f"its files have format {number!r}, but this version of lthfunc reads formats 2 to 5" in line
     (damaged / "metrics.jsonl").write_text(json.dumps(about) + "\n")
     assert run("info", damaged) == 3
     assert "its first line, which says what the run is, is damaged: it has no checksum at its end" in said(capsys)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from test_methods_by_hand import (
     RATE,
     SEED,
     STEPS,
+    Setting,
     a_setting,  # noqa: F401
     dense_of,
     outputs,
@@ -25,18 +25,16 @@ from test_methods_by_hand import (
 from torch import nn
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
-from lthfunc.experiments.methods import through_masks
-from lthfunc.experiments.methods.context import MethodContext
 from lthfunc.training.batches import batches
-from lthfunc.training.parametrize import InitFunction, WeightFunction
+from lthfunc.training.parametrize import trained_and_fixed
+from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Masks, Params
 
-# ---- masks that are trained ----
+BIASES = ("1.bias", "3.bias")
 
 
-def test_edge_popup_by_hand(setting: MethodContext) -> None:
+def test_edge_popup_by_hand(setting: Setting) -> None:
     """Ramanujan et al. 2020, sec. 3: constants √(2 / (fan-in · density)) with signs; scores learn, weights don't."""
     params, data = dense_of(setting).params, setting.trainer.data
     signed = {name: params[name].sign() * math.sqrt(2 / (params[name].shape[1] * DENSITY)) for name in LAYERS}
@@ -67,58 +65,53 @@ def test_edge_popup_by_hand(setting: MethodContext) -> None:
             for name, leaf in scores.items():
                 leaf.grad = gradient_of(masks[name]) * leaf.detach().sign()
             optimizer.step()
-    outcome = METHODS.load("edge-popup")(setting, SEED)
+    found = setting.outcome("edge-popup")
     for name, mask in kept.items():
-        assert torch.equal(outcome.ticket.masks[name], mask.bool())
+        assert torch.equal(found.ticket.params[name] != 0, mask.bool())
+    for name, mask in masked()[1].items():
+        assert torch.equal(found.masks[name], mask.bool())  # at the end
     for name, weight in chosen.items():
-        torch.testing.assert_close(outcome.ticket.params[name], weight.detach())
-    assert outcome.test == pytest.approx(quality(chosen, data.test))
-    assert outcome.steps == STEPS
+        torch.testing.assert_close(found.ticket.params[name], weight.detach())
+    assert found.test == pytest.approx(quality(chosen, data.test))
+    assert found.steps == STEPS
 
 
-def test_supermasks_by_hand(setting: MethodContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supermasks_by_hand(setting: Setting) -> None:
     """Zhou et al. 2019, sec. 5: drawn in training, the likeliest elsewhere, both times (all / ones) of their layer."""
-    seen = []
-    course = through_masks._course
-
-    def caught(
-        setting: MethodContext,
-        seed: int,
-        name: str,
-        draw: InitFunction,
-        training: WeightFunction,
-        evaluating: WeightFunction,
-        *rest: Any,
-    ) -> Any:
-        seen.append((draw(seed), training, evaluating))
-        return course(setting, seed, name, draw, training, evaluating, *rest)
-
-    monkeypatch.setattr(through_masks, "_course", caught)
-    outcome = METHODS.load("supermask")(setting, SEED)
-    ((odds, fixed, _), training, evaluating), dense = seen[0], dense_of(setting).params
+    found, dense = setting.outcome("supermask"), dense_of(setting).params
+    through = setting.plan("supermask").through[0]
+    begun = through.begin(dense_of(setting), SEED)
+    odds, fixed = trained_and_fixed(begun.params, begun.buffers)
     assert lf.same_bits(fixed, dense)
+    network = through.trainer.work.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         drawn = {name: torch.bernoulli(torch.sigmoid(leaf)) for name, leaf in odds.items()}
         torch.manual_seed(7)
-        found = training(odds, fixed)
-    likeliest = evaluating(odds, fixed)
+        x = setting.trainer.data.val.x
+        sampled = apply_training(network, begun.params, begun.buffers, x)[0]
+    likeliest = {**fixed}
+    computed = apply_evaluating(network, begun.params, begun.buffers, x)
+    trained = {**fixed}
     for name in LAYERS:
         chances = torch.sigmoid(odds[name])
         assert float(chances.mean()) == pytest.approx(DENSITY, abs=0.01)
         assert 0.001 < float(chances.std()) < 0.003  # not all equal
         ones = int(drawn[name].sum())
-        torch.testing.assert_close(found[name], fixed[name] * drawn[name] * (odds[name].numel() / ones))
+        trained[name] = fixed[name] * drawn[name] * (odds[name].numel() / ones)
         count = round(DENSITY * odds[name].numel())
         top = torch.zeros(odds[name].numel()).index_fill(0, odds[name].flatten().topk(count).indices, 1)
-        torch.testing.assert_close(likeliest[name], fixed[name] * top.view_as(odds[name]) / DENSITY)
-        torch.testing.assert_close(outcome.ticket.params[name], dense[name] * outcome.ticket.masks[name] / DENSITY)
-        assert int(outcome.ticket.masks[name].sum()) == count
-    assert lf.same_bits({n: likeliest[n] for n in ("1.bias", "3.bias")}, {n: dense[n] for n in ("1.bias", "3.bias")})
-    assert outcome.test == pytest.approx(quality(outcome.ticket.params, setting.trainer.data.test), rel=1e-5)
+        likeliest[name] = fixed[name] * top.view_as(odds[name]) / DENSITY
+        chosen = found.ticket.params[name] != 0
+        torch.testing.assert_close(found.ticket.params[name], dense[name] * chosen / DENSITY)
+        assert int(chosen.sum()) == int(found.masks[name].sum()) == count
+    torch.testing.assert_close(sampled, outputs(trained, x))
+    torch.testing.assert_close(computed, outputs(likeliest, x))
+    assert lf.same_bits({n: found.ticket.params[n] for n in BIASES}, {n: dense[n] for n in BIASES})
+    assert found.test == pytest.approx(quality(found.ticket.params, setting.trainer.data.test), rel=1e-5)
 
 
-def test_the_largest_weights_compute_and_all_learn(setting: MethodContext) -> None:
+def test_the_largest_weights_compute_and_all_learn(setting: Setting) -> None:
     """Straight through a layer's largest (JaxPruner's STE): gradients as if the mask weren't there."""
     data = setting.trainer.data
     params = {name: nn.Parameter(leaf.clone()) for name, leaf in dense_of(setting).params.items()}
@@ -144,8 +137,10 @@ def test_the_largest_weights_compute_and_all_learn(setting: MethodContext) -> No
             for name, leaf in params.items():
                 leaf.grad = network[name].grad
             optimizer.step()
-    outcome = METHODS.load("ste")(setting, SEED)
+    found = setting.outcome("ste")
+    for name, mask in masked()[1].items():
+        assert torch.equal(found.masks[name], mask)  # at the end
     for name, mask in chosen[1].items():
-        assert torch.equal(outcome.ticket.masks[name], mask)
+        assert torch.equal(found.ticket.params[name] != 0, mask)
     for name, weight in chosen[0].items():
-        torch.testing.assert_close(outcome.ticket.params[name], weight.detach())
+        torch.testing.assert_close(found.ticket.params[name], weight.detach())

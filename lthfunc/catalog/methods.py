@@ -2,86 +2,142 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from lthfunc.registry import Entry, Registry
 
 
 @dataclass(frozen=True)
 class MethodEntry(Entry):
-    """why_not: a target, context -> why the method is not meaningful there, or None."""
+    """at_init: whether it prunes untrained networks, so that it needs no dense training.
 
-    why_not: str | None = None
+    settings: that it consists of; defaults: of those that it leaves to its user.
+    """
+
+    at_init: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _method(target: str, about: str, source: str = "", why_not: str = "") -> MethodEntry:
-    """target, why_not: "module:function" in `experiments/methods`."""
-    below = ".experiments.methods."
-    return MethodEntry(below + target, about, source, why_not=below + why_not if why_not else None)
+_UNCHANGED = "at_init:unchanged"
+#: The settings of when masks change, and of how many weights.
+_PERIOD, _DROPS = ("update_every", "update_until"), ("drop_fraction", "drop_schedule")
 
 
-def _at_init(name: str, about: str, source: str, inverted: str = "its best weights pruned") -> dict[str, MethodEntry]:
+def _method(
+    about: str, source: str = "", target: str = _UNCHANGED, *, takes: tuple[str, ...] = (), once: bool = False,
+    at_init: bool = False, defaults: Mapping[str, Any] | None = None, **settings: Any,
+) -> MethodEntry:  # fmt: skip
+    """target: "module:function" in `experiments/methods`. once: whether it has one round by default."""
+    open_ = {**({"rounds": 1} if once else {}), **(defaults or {})}
+    return MethodEntry(f".experiments.methods.{target}", about, source, takes, None, "", at_init, settings, open_)
+
+
+def _iterative(about: str, source: str = "", **settings: Any) -> MethodEntry:
+    """Rounds of training and pruning with some settings."""
+    return _method(about, source, **settings)
+
+
+def _untrained(about: str, source: str = "", target: str = _UNCHANGED, **more: Any) -> MethodEntry:
+    """One training, of a network that is pruned before it."""
+    return _method(about, source, target, once=True, at_init=True, rewind="init", **more)
+
+
+def _score_at_init(
+    name: str, about: str, source: str, inverted: str = "its best weights pruned", **more: Any
+) -> dict[str, MethodEntry]:
     """A score at initialisation, and the controls of Frankle et al. 2021, sec. 5."""
-    controls = "Frankle et al. 2021, sec. 5"
+    controls, way = "Frankle et al. 2021, sec. 5", "several_rounds" if more else "unchanged"
     return {
-        name: _method(f"at_init:{name}", about, source),
-        f"{name}-shuffled": _method(f"at_init:{name}_shuffled", "its masks shuffled within layers", controls),
-        f"{name}-reinit": _method(f"at_init:{name}_reinit", "its masks on new weights", controls),
-        f"{name}-inverted": _method(f"at_init:{name}_inverted", inverted, controls),
+        name: _untrained(about, source, f"at_init:{way}", score=name, **more),
+        f"{name}-shuffled": _untrained(
+            "its masks shuffled within layers", controls, "at_init:shuffled", score=name, **more
+        ),
+        f"{name}-reinit": _untrained(
+            "its masks on new weights", controls, "at_init:with_new_weights", score=name, **more
+        ),
+        f"{name}-inverted": _untrained(inverted, controls, "at_init:inverted", score=name),
     }
 
 
-#: (context, seed) -> outcome.
+def _during(about: str, source: str, target: str, takes: tuple[str, ...], **more: Any) -> MethodEntry:
+    """One training, in which masks change."""
+    return _untrained(about, source, f"during_training:{target}", takes=takes, compact=False, **more)
+
+
+def _exchanging(about: str, source: str, growth: str) -> MethodEntry:
+    """One training from random masks, in which weights are dropped and others grown."""
+    takes = (*_PERIOD, *_DROPS, "growth")
+    defaults = {
+        "allocate": "erk", "growth": growth, "update_until": 0.75, "drop_fraction": 0.3, "drop_schedule": "cosine",
+    }  # fmt: skip
+    return _during(about, source, "exchanging", takes, defaults=defaults, score="random", structure="unstructured")
+
+
+def _trained_masks(about: str, source: str, target: str, allocate: str) -> MethodEntry:
+    """One training, of what masks are computed from."""
+    return _untrained(
+        about, source, f"trained_masks:{target}", score="magnitude", allocate=allocate, structure="unstructured",
+        compact=False,
+    )  # fmt: skip
+
+
+_RANDOM_LR = {"score": "random", "rewind": "lr"}
+
+#: A plan of iterative magnitude pruning with the method's settings, and the settings it takes -> the method's plan.
 METHODS = Registry("methods", "--method", {
-    "dense": _method("iterative:dense", "the whole network"),
-    "imp": _method(
-        "iterative:imp", "iterative magnitude pruning, rewound to the initial weights", "Frankle & Carbin 2019",
+    "imp": _iterative("iterative magnitude pruning, rewound to the initial weights", "Frankle & Carbin 2019"),
+    "dense": _iterative("the whole network", rounds=0),
+    "imp-late": _iterative("the same, rewound to 5 % of the training", "Frankle et al. 2020", rewind="percent:5"),
+    "imp-lr": _iterative(
+        "the same, with the learning rate rewound and the weights kept", "Renda et al. 2020, sec. 2", rewind="lr",
     ),
-    "imp-late": _method("iterative:imp_late", "the same, rewound to 5 % of the training", "Frankle et al. 2020"),
-    "imp-lr": _method(
-        "iterative:imp_lr", "the same, with the learning rate rewound and the weights kept",
-        "Renda et al. 2020, sec. 2",
+    "imp-tuned": _iterative(
+        "the same, fine-tuned at the last learning rate", "Renda et al. 2020, sec. 2", rewind="last-lr",
     ),
-    "imp-tuned": _method(
-        "iterative:imp_tuned", "the same, fine-tuned at the last learning rate", "Renda et al. 2020, sec. 2",
-        why_not="iterative:why_not_tuned",
+    "imp-cyclic": _iterative(
+        "imp-lr, each training several cycles of the learning rate", "Gadhikar et al. 2024", rewind="lr",
+        schedule="cyclic",
     ),
-    "imp-cyclic": _method(
-        "iterative:cyclic", "imp-lr, each training several cycles of the learning rate", "Gadhikar et al. 2024",
-        why_not="iterative:why_not_cyclic",
+    "one-shot": _iterative("magnitude pruning after one training, rewound", rounds=1),
+    "early-bird": _during(
+        "pruned as soon as the mask settles, and trained on", "You et al. 2020", "early_bird", ("update_every",),
+        score="magnitude",
     ),
-    "one-shot": _method("iterative:one_shot", "magnitude pruning after one training, rewound"),
-    "early-bird": _method(
-        "while_training:early_bird", "pruned as soon as the mask settles, and trained on", "You et al. 2020",
+    "gradual": _during(
+        "Zhu & Gupta: pruned along a cubic during one training", "Zhu & Gupta 2017", "gradual",
+        _PERIOD, score="magnitude", defaults={"update_until": 0.75},
     ),
-    "gradual": _method(
-        "while_training:gradual", "Zhu & Gupta: pruned along a cubic during one training", "Zhu & Gupta 2017",
+    "set": _exchanging("SET: drop the small, regrow at random", "Mocanu et al. 2018", "random"),
+    "rigl": _exchanging("RigL: drop the small, regrow where the gradient is large", "Evci et al. 2020", "gradient"),
+    "ste": _trained_masks("straight-through: the largest weights compute, all learn", "", "straight", "erk"),
+    "supermask": _trained_masks(
+        "Zhou et al.: random weights, a Bernoulli mask trained", "Zhou et al. 2019, sec. 5", "supermask", "uniform",
     ),
-    "set": _method("while_training:set_", "SET: drop the small, regrow at random", "Mocanu et al. 2018"),
-    "rigl": _method(
-        "while_training:rigl", "RigL: drop the small, regrow where the gradient is large", "Evci et al. 2020",
+    "edge-popup": _trained_masks(
+        "Ramanujan et al.: random signs, scores trained", "Ramanujan et al. 2020", "edge_popup", "uniform",
     ),
-    "ste": _method("through_masks:straight", "straight-through: the largest weights compute, all learn"),
-    "supermask": _method(
-        "through_masks:supermask", "Zhou et al.: random weights, a Bernoulli mask trained", "Zhou et al. 2019, sec. 5",
+    **_score_at_init("snip", "SNIP at initialisation", "Lee et al. 2019"),
+    **_score_at_init("grasp", "GraSP at initialisation", "Wang et al. 2020"),
+    **_score_at_init(
+        "synflow", "SynFlow at initialisation, in --synflow-rounds", "Tanaka et al. 2020",
+        "its best weights pruned, at once", takes=("synflow_rounds",), defaults={"synflow_rounds": 100},
     ),
-    "edge-popup": _method(
-        "through_masks:edge_popup", "Ramanujan et al.: random signs, scores trained", "Ramanujan et al. 2020",
+    "magnitude-init": _untrained("magnitude at initialisation", "Frankle et al. 2021", score="magnitude"),
+    "random-uniform": _untrained(
+        "random masks, the same density in every layer", score="random", allocate="uniform",
     ),
-    **_at_init("snip", "SNIP at initialisation", "Lee et al. 2019"),
-    **_at_init("grasp", "GraSP at initialisation", "Wang et al. 2020"),
-    **_at_init("synflow", "SynFlow at initialisation, in --synflow-rounds", "Tanaka et al. 2020",
-               "its best weights pruned, at once"),
-    "magnitude-init": _method("at_init:magnitude_at_init", "magnitude at initialisation", "Frankle et al. 2021"),
-    "random-uniform": _method("at_init:random_uniform", "random masks, the same density in every layer"),
-    "random-erk": _method("at_init:random_erk", "random masks, layers by ERK", "Liu et al. 2022"),
-    "random-balanced": _method(
-        "at_init:random_balanced", "random masks, the same number in every layer", "Gadhikar et al. 2023",
+    "random-erk": _untrained("random masks, layers by ERK", "Liu et al. 2022", score="random", allocate="erk"),
+    "random-balanced": _untrained(
+        "random masks, the same number in every layer", "Gadhikar et al. 2023", score="random", allocate="balanced",
     ),
-    "iterative-random-erk": _method(
-        "iterative:random_erk", "iterative random pruning by ERK, the weights kept", "Gadhikar et al. 2024",
+    "iterative-random-erk": _iterative(
+        "iterative random pruning by ERK, the weights kept", "Gadhikar et al. 2024", allocate="erk", **_RANDOM_LR,
     ),
-    "iterative-random-balanced": _method(
-        "iterative:random_balanced", "iterative random pruning, balanced, the weights kept", "Gadhikar et al. 2024",
+    "iterative-random-balanced": _iterative(
+        "iterative random pruning, balanced, the weights kept", "Gadhikar et al. 2024", allocate="balanced",
+        **_RANDOM_LR,
     ),
-})  # fmt: skip
+}, own_takes=True)  # fmt: skip

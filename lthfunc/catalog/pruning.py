@@ -124,6 +124,10 @@ REWINDINGS = Registry("rewindings", "--rewind", {
         "to_anchor", "the weights after epoch K", "Frankle et al. 2020", pattern=r"epoch:(?P<epoch>\d+)",
         example="epoch:", at_anchor=True, early=True,
     ),
+    "percent:K": _start(
+        "to_anchor", "the weights after K % of the training", "Frankle et al. 2020, sec. 3",
+        pattern=r"percent:(?P<percent>[1-9]\d?)", example="percent:5", at_anchor=True, early=True,
+    ),
     "sign": _start(
         "to_signs", "the signs alone of the initial weights, sign:K of step K", "Zhou et al. 2019, sec. 4",
         pattern=f"sign{_FROM_STEP}", at_anchor=True, early=True,
@@ -136,6 +140,24 @@ REWINDINGS = Registry("rewindings", "--rewind", {
     "last-lr": _start("at_last_rate", "fine-tuning: trained weights at the last learning rate", "Han et al. 2015"),
     "reinit": _start("drawn_anew", "new random weights", "Frankle & Carbin 2019, sec. 2"),
 })  # fmt: skip
+
+#: What of `functions.ScoreContext.offered` it names -> a score of the weights to grow.
+GROWTHS = Registry("growths", "--growth", {
+    "random": Entry(".experiments.functions:random_growth", "uniform, as in SET", "Mocanu et al. 2018"),
+    "gradient": Entry(
+        ".experiments.functions:gradient_growth", "size of the dense gradient on a batch, as in RigL",
+        "Evci et al. 2020, sec. 3",
+    ),
+})  # fmt: skip
+
+#: (initial fraction, step, the last step) -> the fraction to drop.
+DROP_SCHEDULES = Registry("drop-schedules", "--drop-schedule", {
+    "cosine": Entry(
+        ".sparsify.drop_and_grow:cosine_drop_fraction", "half a cosine, to 0", "Evci et al. 2020, sec. 3",
+    ),
+    "linear": Entry(".sparsify.drop_and_grow:linear_drop_fraction", "a straight line, to 0"),
+    "constant": Entry(".sparsify.drop_and_grow:constant_drop_fraction", "always the same", "Mocanu et al. 2018"),
+}, own=False)  # fmt: skip
 
 #: The same as rewindings. Their names are parts of file names.
 CONTROLS = Registry("controls", "--control", {

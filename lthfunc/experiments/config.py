@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.settings.data import Data
+from lthfunc.experiments.settings.methods import Methods
 from lthfunc.experiments.settings.network import Network
 from lthfunc.experiments.settings.pruning import Pruning
 from lthfunc.experiments.settings.running import Running
@@ -21,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Config(Running, Teaching, Training, Pruning, Data, Network):  # the fields of the last come first
+class Config(Running, Teaching, Training, Methods, Pruning, Data, Network):  # the fields of the last come first
     """Settings; None means "the default of this architecture or data set" until `resolve.resolved` fills it in.
 
     The types are the schema: `schema.from_mapping` checks values against them.
@@ -56,14 +58,24 @@ def filled(value: T | None) -> T:
     return value
 
 
+def first_round(config: Config) -> int:
+    """The number of a run's first training: 0, the dense network's, or 1 if only pruned networks are trained."""
+    return 1 if config.dense is False else 0  # runs of earlier versions have no such setting
+
+
+def masks_nest(config: Config) -> bool:
+    """Whether every round of a run keeps only weights that the round before kept, as far as its method tells."""
+    return config.method in METHODS and not METHODS[config.method].at_init
+
+
 def trainings_of(config: Config) -> int:
     """How many trainings a run has when it is finished."""
-    return config.replicates * (1 + config.rounds * (1 + len(config.control)))
+    return config.replicates * (1 - first_round(config) + filled(config.rounds) * (1 + len(config.control)))
 
 
 def trainings_at_once(config: Config) -> int:
     """How many trainings don't wait for each other: every seed's ticket and its controls."""
-    return config.replicates * (1 + (len(config.control) if config.rounds else 0))
+    return config.replicates * (1 + (len(config.control) if config.rounds != 0 else 0))
 
 
 class Interval(NamedTuple):

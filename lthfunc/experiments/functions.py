@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from lthfunc.catalog.pruning import ALLOCATIONS, REWINDINGS, SCORES, STRUCTURES
-from lthfunc.errors import invalid
+from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.pruning import ALLOCATIONS, GROWTHS, REWINDINGS, SCORES, STRUCTURES
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, filled
+from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import listed
 from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, start_of
 from lthfunc.plugins import is_own, load_plugin
+from lthfunc.printable import a_or_an
 from lthfunc.registry import Offered
 from lthfunc.sparsify.activations import input_moments
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
 from lthfunc.sparsify.budgets import globally_with_minimum
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
-from lthfunc.sparsify.scores import Score, random_scores
+from lthfunc.sparsify.gradient_scores import LossOfParams, mean_gradient
+from lthfunc.sparsify.scores import Score, Scores, random_scores
 from lthfunc.sparsify.structures import Select, units
 from lthfunc.tracebacks import call_user_function
 from lthfunc.training.batches import sample_batches
@@ -27,7 +31,7 @@ from lthfunc.trees.model import Model
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
-from lthfunc.trees.types import Batch, Dataset, TrainState
+from lthfunc.trees.types import Batch, Dataset, Masks, Params, TrainState
 
 #: Batches for a score that uses data.
 _BATCHES = 10
@@ -36,7 +40,7 @@ _BATCHES = 10
 class ScoreContext(NamedTuple):
     """What a score may use. trained: the network to be pruned; anchor: what it may be rewound to.
 
-    batch_count: batches for a score that uses data.
+    batch_count: batches for a score that uses data; purpose: decides which are drawn.
     """
 
     model: Model
@@ -49,10 +53,11 @@ class ScoreContext(NamedTuple):
     anchor: TrainState
     loss: Loss = cross_entropy
     batch_count: int = _BATCHES
+    purpose: str = "score"
 
     def batches(self) -> list[Batch]:
         """Scaled training batches, different ones in each round."""
-        drawn = sample_batches(self.data, self.batch_size, self.batch_count, key(self.seed, "score", self.number))
+        drawn = sample_batches(self.data, self.batch_size, self.batch_count, key(self.seed, self.purpose, self.number))
         return to_device(drawn, self.trained.step.device)
 
     @property
@@ -79,7 +84,7 @@ def score_of(name: str) -> Callable[[ScoreContext], Score]:
 
 def scoring_of(config: Config, work: Work, data: Dataset) -> Callable[[TrainState, RoundContext], Score]:
     """The score of a round, for the network to be pruned."""
-    scoring = score_of(config.score)
+    scoring = score_of(filled(config.score))
     about = (work.model, data, filled(config.batch_size), filled(config.lr))
     return lambda trained, now: scoring(ScoreContext(*about, now.seed, now.number, trained, now.anchor, work.loss))
 
@@ -89,10 +94,36 @@ def random_score(seed: int) -> Score:
     return random_scores(seed, "score")
 
 
+def random_growth(seed: int, step: int) -> Score:
+    """Uniform random scores, others in every update."""
+    return random_scores(seed, "growth", step)
+
+
+def gradient_growth(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
+    """The size of the dense gradient, pruned weights included."""
+
+    def score(params: Params, masks: Masks) -> Scores:
+        return {name: leaf.abs() for name, leaf in mean_gradient(loss, batches)(params, masks).items()}
+
+    return score
+
+
+def growth_of(name: str) -> Callable[[ScoreContext], Score]:
+    """A growth score by its name, made of what a score may use, one batch, and the step (`number`)."""
+    GROWTHS.load(name)
+
+    def made(now: ScoreContext) -> Score:
+        offered = Offered({**now._replace(batch_count=1, purpose="growth").offered.data, "step": lambda: now.number})
+        score: Score = GROWTHS.make(name, offered, dict, "Score")
+        return score
+
+    return made
+
+
 def allocation_of(config: Config) -> Allocate:
     """An allocation by its name; a user's is ``scores, masks, fraction -> keep counts``."""
     offered = {"min_layer_weights": config.min_layer_weights, "layer_rate": config.layer_rate}
-    made: Allocate = ALLOCATIONS.make(config.allocate, offered, dict, "Allocate")
+    made: Allocate = ALLOCATIONS.make(filled(config.allocate), offered, dict, "Allocate")
     return made
 
 
@@ -112,11 +143,24 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
         return None
     if not is_own(config.densities):
         return tuple(listed(config.densities))
-    own = load_plugin("--densities", config.densities)
-    values = call_user_function("--densities", config.densities, lambda: [float(each) for each in own(config.rounds)])
-    if len(values) != config.rounds:
-        raise invalid("--densities", config.densities, f"a function that returns {config.rounds} densities (--rounds)")
+    own, rounds = load_plugin("--densities", config.densities), filled(config.rounds)
+    values = call_user_function("--densities", config.densities, lambda: [float(each) for each in own(rounds)])
+    if len(values) != rounds:
+        raise invalid("--densities", config.densities, f"a function that returns {rounds} densities (--rounds)")
     return tuple(listed(",".join(map(repr, values))))
+
+
+def method_of(config: Config, plan: Plan) -> Plan:
+    """What a method makes of a plan; a user's is ``plan -> plan``. Raises UserError."""
+    offered = {name: getattr(config, name) for name in METHODS.settings} | {"plan": plan}
+    made = METHODS.make(config.method, offered)
+    if callable(made):  # a user's, with parameters that are not settings
+        made = call_user_function("--method", config.method, lambda: made(plan))
+    if not isinstance(made, Plan):
+        raise UserError(f"--method: {config.method!r} returned {a_or_an(type(made).__name__)}, not a Plan")
+    if made.dense != plan.dense:
+        raise UserError(f"--method: {config.method!r} changed `dense` of the plan; use --dense or --no-dense instead")
+    return made
 
 
 def structure_of(config: Config, model: Model) -> Select:
@@ -138,7 +182,8 @@ def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transfor
     return lambda state: without_dead_units(state, found)
 
 
-def rewinding_of(rewind: str, per_epoch: int) -> tuple[Start, int]:
-    """(where pruned networks start, the anchor's step)."""
+def rewinding_of(rewind: str, per_epoch: int, steps: int) -> tuple[Start, int]:
+    """(where pruned networks start, the anchor's step). steps: of a training."""
     _, numbers = REWINDINGS.find(rewind) or (None, {})
-    return start_of(REWINDINGS, rewind), numbers.get("step", numbers.get("epoch", 0) * per_epoch)
+    early = numbers.get("epoch", 0) * per_epoch + round(numbers.get("percent", 0) * steps / 100)
+    return start_of(REWINDINGS, rewind), numbers.get("step", early)

@@ -1,29 +1,29 @@
-"""Iterative pruning (Frankle & Carbin 2019, sec. 1): train, prune, rewind, repeat; with controls."""
+"""Rounds of pruning (Frankle & Carbin 2019, sec. 1): train, prune, rewind, repeat; with controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lthfunc.argument_hints import described
-from lthfunc.arguments import check_fields, public
+from lthfunc.arguments import check_fields
 from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, end_of, to_anchor
-from lthfunc.experiments.task_schedules import in_turn
+from lthfunc.experiments.trained_masks import TrainedMasks
 from lthfunc.sparsify.allocation import Allocate, globally
+from lthfunc.sparsify.density_schedules import prune_to_densities
 from lthfunc.sparsify.rewinding import learning_rate_rewound
 from lthfunc.sparsify.scores import Score, magnitude
 from lthfunc.sparsify.structures import Select, unstructured
-from lthfunc.sparsify.transforms import prune, ticket
-from lthfunc.training.averaging import result_of
+from lthfunc.sparsify.transforms import prune
 from lthfunc.training.evaluation import Evaluation
-from lthfunc.training.loop import fit_together, untrained_fits
-from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, as_observers
-from lthfunc.training.trainer import Trainer, measure
+from lthfunc.training.mask_updates import MaskUpdates
+from lthfunc.training.results import Fit
+from lthfunc.training.trainer import Trainer
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
-from lthfunc.trees.ops import count
+from lthfunc.trees.ops import count, density as current_density, full_masks
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Masks, Ticket, TrainState
@@ -40,6 +40,11 @@ class Plan(NamedTuple):
     units). rewind: where pruned networks start; anchor_step: the step of the first training that they may be rewound
     to. eval_every: steps between two evaluations on the validation split. controls: what else is trained in every
     round, by name. from_trained: the model draws trained weights, so round 0 only measures them.
+
+    dense: whether there is a round 0, which trains the dense network. at_init: every round prunes the dense network at
+    the anchor, instead of the last round's trained one. prunings: of a round, with scores computed before each.
+    updates: how masks change in the trainings of each pruned round (round 1 first); none where empty. through:
+    networks of which masks are computed, trained in place of the plan's, likewise.
     """
 
     model: Model
@@ -57,6 +62,16 @@ class Plan(NamedTuple):
     anchor_step: int = 0
     controls: Mapping[str, Start] = {}
     from_trained: bool = False
+    dense: bool = True
+    at_init: bool = False
+    prunings: int = 1
+    updates: tuple[MaskUpdates, ...] = ()
+    through: tuple[TrainedMasks, ...] = ()
+
+    @property
+    def first(self) -> int:
+        """The number of the first round."""
+        return 0 if self.dense else 1
 
     def steps_of(self, number: int, variant: str) -> int:
         """Steps that a training takes: fewer than `steps` if it starts from a later anchor."""
@@ -65,10 +80,27 @@ class Plan(NamedTuple):
         start = self.rewind if variant == TICKET else self.controls[variant]
         return self.steps - self.anchor_step if number and start.at_anchor else self.steps
 
+    def density_of(self, number: int) -> float:
+        """The density that a round is pruned to, as planned."""
+        if number == 0 or self.densities is None:
+            return (1 - self.rate) ** number
+        return self.densities[number - 1]
+
     def pruning(self, number: int, score: Score) -> Transformation:
         """The pruning before a round."""
         pruning = partial(prune, score=score, allocate=self.allocate, select=self.select)
+        if self.at_init or self.prunings > 1:
+            how = {"score": score, "allocate": self.allocate, "select": self.select}
+            return partial(_to_density, density=self.density_of(number), prunings=self.prunings, how=how)
         return pruning(fraction=self.rate) if self.densities is None else pruning(density=self.densities[number - 1])
+
+    def updates_of(self, number: int) -> MaskUpdates | None:
+        """How masks change in the trainings of a round."""
+        return self.updates[number - 1] if number and self.updates else None
+
+    def masks_through(self, number: int) -> TrainedMasks | None:
+        """What is trained in a round in place of the network, if its masks are."""
+        return self.through[number - 1] if number and self.through else None
 
     def end_of(self, task: Task) -> int:
         """The step at which a training ends."""
@@ -157,7 +189,9 @@ def rounds(
     check(plan)
     finished = done.finished if done else frozenset()
     trained, anchor = (done.trained, done.anchor) if done else (None, None)
-    for number in range(done.number if done else 0, plan.rounds + 1):
+    if done is None and not plan.dense:
+        trained = anchor = init(plan.model, seed, device)
+    for number in range(done.number if done else plan.first, plan.rounds + 1):
         again = done is not None and number == done.number  # its ticket is trained, but perhaps not all controls
         if trained is None or anchor is None:
             start = init(plan.model, seed, device)
@@ -177,92 +211,17 @@ def rounds(
                 trained, anchor = result.fit.state, result.anchor
 
 
-def train_together(
-    plan: Plan,
-    tasks: Sequence[Task],
-    observe: Observers | None = None,
-    *,
-    checkpointer: Checkpointer[Progress] | None = None,
-    so_far: Sequence[Progress] | None = None,
-) -> list[Round]:
-    """Train tasks that start at the same step, several as one vmapped program; returns their results, in order.
-
-    checkpointer: saves them while they train; so_far: what was saved of them, all at the same step.
-
-    Raises Stopped if the checkpointer requests it.
-    """
-    starts, seeds = [task.start for task in tasks], [task.seed for task in tasks]
-    fits = None if so_far is None else [each.fit for each in so_far]
-
-    def fitted(until: int, anchors: Sequence[TrainState | None]) -> list[Fit]:
-        def under_way(fits: Sequence[Fit]) -> list[Progress]:
-            return [Progress(*each) for each in zip(fits, anchors, strict=True)]
-
-        kept = None if checkpointer is None else checkpointer.of(under_way)
-        states = starts if fits is None else [fit.state for fit in fits]
-        return fit_together(
-            plan.trainer, states, seeds=seeds, until=until, eval_every=plan.eval_every, observe=observe, so_far=fits,
-            checkpointer=kept,
-        )  # fmt: skip
-
-    nothing = [None] * len(tasks)
-    end = plan.end_of(tasks[0])
-    if plan.from_trained and not tasks[0].number:
-        fits = untrained_fits(plan.trainer, starts, checkpointer)
-        anchors = [learning_rate_rewound(start, plan.anchor_step) for start in starts]
-    elif tasks[0].anchor is None and plan.anchor_step:  # the dense training passes the anchor
-        anchors = [each.anchor for each in so_far or () if each.anchor is not None]
-        if not anchors:
-            fits = fitted(plan.anchor_step, nothing)
-            anchors = [fit.state for fit in fits]
-        fits = fitted(end, anchors)
-    else:
-        anchors = [task.start if task.anchor is None else task.anchor for task in tasks]
-        fits = fitted(end, nothing)
-    fits = [fit._replace(state=result_of(fit.state)) for fit in fits]
-    tests = measure(plan.trainer, [fit.best for fit in fits], plan.trainer.data.test)
-    return [
-        Round(task.number, task.variant, ticket(task.start), fit, test, anchor)
-        for task, fit, test, anchor in zip(tasks, fits, tests, anchors, strict=True)
-    ]
-
-
-@public
-def iterative(
-    plan: Plan,
-    seed: int = 0,
-    *,
-    device: str = "cpu",
-    done: Done | None = None,
-    announce: Announce | None = None,
-    observe: Observer | None = None,
-) -> Iterator[Round]:
-    """Run a plan with one seed, yielding each training as it ends: the ticket of a round, then its controls.
-
-    All trainings of a seed see the same batches in the same order. device: "cpu", "cuda", "cuda:1", … done: where an
-    interrupted experiment stopped; it continues from there with the same bits. announce: called with each `Task`
-    before it is trained. observe: called after each step with its number and, after an evaluation, the new `Point` of
-    the validation curve (otherwise None). Returns an iterator of `Round`. Raises UserError where the plan cannot work,
-    or a round would leave no weight.
-
-    >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
-    >>> model = lf.from_module(nn.Linear(4, 2))
-    >>> trainer = lf.make_trainer(model, data, optimizer=lf.adam(1e-3), batch_size=2)
-    >>> plan = lf.Plan(model, trainer, steps=2, eval_every=1, rounds=2, rate=0.5)
-    >>> [(each.number, lf.density(each.start.masks)) for each in lf.iterative(plan, seed=1)]
-    [(0, 1.0), (1, 0.5), (2, 0.25)]
-    """
-
-    def trained(task: Task) -> Round:
-        if announce is not None:
-            announce(task)
-        return train_together(plan, [task], as_observers(observe))[0]
-
-    yield from in_turn(rounds(plan, seed, device, done), trained)
+def _to_density(state: TrainState, density: float, prunings: int, how: dict[str, Any]) -> TrainState:
+    """Prune to a density in several steps, of the same share of what is left each."""
+    now = current_density(state.masks)
+    densities = [now * (density / now) ** (k / prunings) for k in range(1, prunings)] + [density]
+    return prune_to_densities(densities, **how)(state)
 
 
 def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor: TrainState) -> TrainState:
-    if plan.from_trained and number == 1:
+    if plan.at_init:
+        trained = anchor._replace(masks=full_masks(anchor.params, plan.model.prunable), opt=())
+    elif plan.from_trained and number == 1:
         trained = learning_rate_rewound(trained, plan.steps)  # where its training would have ended
     now = RoundContext(plan.model, seed, number, anchor)
     # A score that uses data may draw random numbers (dropout).

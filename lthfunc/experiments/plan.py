@@ -6,19 +6,21 @@ from typing import NamedTuple, cast
 
 from torch import nn
 
+from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import CONTROLS, STRUCTURES
 from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.errors import UnfitInputsError, UserError, invalid
-from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, filled, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, filled, first_round, to_mapping
 from lthfunc.experiments.devices import data_room, decide_device
 from lthfunc.experiments.engine_choice import decide_engine, decide_threads, engine_of
 from lthfunc.experiments.functions import (
     ScoreContext,
     allocation_of,
     densities_of,
+    method_of,
     rewinding_of,
     score_of,
     scoring_of,
@@ -187,14 +189,14 @@ def _work(
 def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
     """The experiment, once all settings are decided. Raises UserError."""
     check_last_rate(config, length.steps)
-    rewind, anchor_step = rewinding_of(filled(config.rewind), length.per_epoch)
+    rewind, anchor_step = rewinding_of(filled(config.rewind), length.per_epoch, length.steps)
     model, on_nonfinite = work.model, cast("OnNonfinite", config.on_nonfinite)
-    return Plan(
+    plan = Plan(
         model=model,
         trainer=trainer_of(work, data, filled(config.batch_size), engine_of(config, model, data), on_nonfinite),
         steps=length.steps,
         eval_every=length.eval_every,
-        rounds=config.rounds,
+        rounds=filled(config.rounds),
         rate=config.rate,
         densities=densities_of(config),
         score=scoring_of(config, work, data),
@@ -205,7 +207,10 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
         anchor_step=anchor_step,
         controls={name: start_of(CONTROLS, name) for name in config.control},
         from_trained=config.from_trained,
+        dense=first_round(config) == 0,
+        at_init=METHODS[config.method].at_init if config.method in METHODS else first_round(config) == 1,
     )
+    return method_of(config, plan)
 
 
 def _check_plan(config: Config, plan: Plan) -> None:
@@ -215,11 +220,12 @@ def _check_plan(config: Config, plan: Plan) -> None:
     check_patterns("layer rate", config.layer_rate, plan.model.prunable)
     if config.rounds and (config.structure != "unstructured" or config.min_layer_weights):
         check_pruning(plan)
-    if config.rounds and config.score not in ("magnitude", "random"):
+    score = filled(config.score)
+    if config.rounds and score not in ("magnitude", "random"):
         trainer, start = plan.trainer, init(plan.model, 0, config.device)
         lr, loss = filled(config.lr), trainer.work.loss
         now = ScoreContext(plan.model, trainer.data, trainer.batch_size, lr, 0, 1, start, start, loss)
-        check_score(config.score, score_of(config.score), now)
+        check_score(score, score_of(score), now)
     if config.rounds and is_own(filled(config.rewind)):
         check_start(plan)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lthfunc.experiments.iterative import Round
 from lthfunc.experiments.metrics import MetricScale, metric_scale
+from lthfunc.training.results import LayerChange, MaskChange
 from lthfunc.trees.ops import count, layer_counts
 
 Record = dict[str, Any]
@@ -27,10 +28,10 @@ def record(
 
     metric: the metric reported as accuracy, in its own unit. energy: of the training, if measured.
 
-    val_* and test_* belong to the early-stopping step, the one with the least validation loss; final_val_*
-    to the last step.
+    updates: of masks that changed in the training; counts are of those at its end. val_* and test_* belong to the
+    early-stopping step, the one with the least validation loss; final_val_* to the last step.
     """
-    masks = result.start.masks
+    masks = result.fit.state.masks
     whole, layers = count(masks), layer_counts(masks)
     chosen, last = result.fit.best.point, result.fit.curve[-1]
     return {
@@ -57,8 +58,21 @@ def record(
             [p.step, None if math.isnan(p.train_loss) else p.train_loss, p.val_loss, p.val_accuracy]
             for p in result.fit.curve
         ],
+        **({"updates": [plain_change(each) for each in changes]} if (changes := result.fit.changes) else {}),
         **({} if energy is None else {"energy": energy}),
     }
+
+
+def plain_change(change: MaskChange) -> Record:
+    """An update of masks as JSON values; of each layer [kept, dropped, grown]."""
+    layers = {name: [*each] for name, each in change.layers.items()}
+    return {"step": change.step, "layers": layers, "masks_sha256": change.digest}
+
+
+def change_from(values: Mapping[str, Any]) -> MaskChange:
+    """`plain_change`, back."""
+    layers = {name: LayerChange(*map(int, each)) for name, each in values["layers"].items()}
+    return MaskChange(int(values["step"]), layers, str(values["masks_sha256"]))
 
 
 class Spread(NamedTuple):

@@ -9,10 +9,20 @@ from itertools import pairwise
 from typing import Any
 
 from lthfunc.catalog import data_sets as data, networks as models
+from lthfunc.catalog.methods import METHODS, MethodEntry
 from lthfunc.catalog.pruning import REWINDINGS, SCORES, STRUCTURES
 from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.errors import UserError, invalid, unknown
-from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, check_alternatives, filled, parse_interval
+from lthfunc.experiments.config import (
+    SETTINGS,
+    Config,
+    Decision,
+    applied,
+    check_alternatives,
+    filled,
+    first_round,
+    parse_interval,
+)
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.settings.setting import settings_in
 from lthfunc.experiments.settings.teaching import Teaching
@@ -23,6 +33,9 @@ from lthfunc.registry import Registry
 #: For users' own architectures and data sets.
 _PLAIN = models.Recipe("adam", 1.2e-3, 60)
 _PLAIN_EPOCHS = 10
+#: Of all methods, unless they have their own; and the density that those with one round prune to.
+_METHOD_DEFAULTS = {"rounds": 5, "score": "magnitude", "allocate": "global"}
+_ONCE = 0.1
 
 
 def resolved(config: Config, used: Collection[str] = ()) -> Config:
@@ -42,11 +55,42 @@ def resolve(config: Config, used: Collection[str] = ()) -> tuple[Config, list[De
     config = replace(config, arch=models.canonical(config.arch), dataset=data.canonical(config.dataset))
     if config.teacher_arch is not None:
         config = replace(config, teacher_arch=models.canonical(config.teacher_arch, "--teacher-arch"))
+    of_method = method_settings(config)
+    config = applied(config, of_method)
     decisions = [*_network_defaults(config), *_data_defaults(config), *_rewinding_default(config)]
     config = applied(config, decisions)
     _check_together(config, used)
     lengths = _rounds_and_rate(config)
-    return applied(config, lengths), decisions + lengths
+    return applied(config, lengths), of_method + decisions + lengths
+
+
+def method_settings(config: Config) -> list[Decision]:
+    """The settings that the method consists of, and its defaults. Raises UserError where others were given."""
+    name = config.method
+    entry = METHODS[name] if name in METHODS else MethodEntry("", "")
+    decisions = []
+    for each, value in entry.settings.items():
+        found = getattr(config, each)
+        if found not in (value, None, SETTINGS[each].value):
+            raise invalid(SETTINGS[each].option, found, f"{value} with --method {name}")
+        decisions += [] if found == value else [Decision(each, value, f"a part of --method {name}")]
+    defaults = {**_METHOD_DEFAULTS, "dense": not entry.at_init, **entry.defaults}
+    decisions += [
+        Decision(each, value, f"the default of --method {name}")
+        for each, value in defaults.items() if getattr(config, each) is None and each not in entry.settings
+    ]  # fmt: skip
+    once = entry.defaults.get("rounds") == 1 or name == "one-shot"
+    open_ = config.density is None and config.densities is None and config.rate == SETTINGS["rate"].value
+    if once and open_:
+        decisions.append(Decision("density", _ONCE, f"the default of --method {name}"))
+    return decisions
+
+
+def without_method(config: Config) -> dict[str, Any]:
+    """The settings by which a run's tickets are trained as they are, whatever method has found them."""
+    entry = METHODS[config.method] if config.method in METHODS else MethodEntry("", "")
+    gone = {*METHODS.settings, *entry.settings, *entry.defaults} - {"schedule"}
+    return {**dict.fromkeys(gone), "method": "magnitude-init" if first_round(config) else "imp"}
 
 
 def _network_defaults(config: Config) -> list[Decision]:
@@ -149,6 +193,7 @@ def _check_together(config: Config, used: Collection[str]) -> None:
     if config.from_trained:
         _check_trained(config)
     _check_taught(config)
+    _check_method(config)
     if config.nesterov and not config.momentum:
         raise UserError("--nesterov: requires a --momentum above 0")
     if config.no_decay and not config.weight_decay:
@@ -169,7 +214,7 @@ def _check_together(config: Config, used: Collection[str]) -> None:
         raise invalid("--jobs", config.jobs, "1 with --energy, which cannot be measured per process")
     if config.lr_final is not None and config.lr is not None and config.lr_final > config.lr:
         raise invalid("--lr-final", config.lr_final, f"a number from 0 to the --lr, {config.lr:g}")
-    if config.allocate == "lamp" and config.score in SCORES and SCORES[config.score].signed:
+    if config.allocate == "lamp" and (found := SCORES.find(filled(config.score))) is not None and found[0].signed:
         raise invalid("--allocate", "lamp", f"scores of at least 0, which --score {config.score} are not")
     if "none" in (several := filled(config.augment).split(",")) and len(several) > 1:
         raise invalid("--augment", config.augment, "none, or others")
@@ -184,6 +229,23 @@ def _check_taught(config: Config) -> None:
             raise UserError(f"{setting.option}: requires --teacher")
     if config.teacher_arch is None and config.teacher_arch_option:
         raise UserError("--teacher-arch-option: requires --teacher-arch")
+
+
+def _check_method(config: Config) -> None:
+    """Raise UserError for settings that a method excludes."""
+    if config.method not in METHODS:
+        return
+    if METHODS[config.method].at_init:
+        if config.from_trained:
+            others = ", ".join(name for name, entry in METHODS.items() if not entry.at_init)
+            raise invalid("--method", config.method, f"one of {others} with --from-trained")
+        if not config.rounds:
+            raise invalid("--rounds", config.rounds, f"at least 1 with --method {config.method}")
+    elif not config.dense:
+        raise UserError(
+            f"--no-dense: --method {config.method} prunes trained networks; use one that prunes untrained ones, such "
+            "as snip or rigl"
+        )
 
 
 def _check_trained(config: Config) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.courses import COURSES
 from lthfunc.experiments.metrics import MetricScale
 from lthfunc.experiments.records import Record, Spread, scale_of_records, search_energy, spread
 from lthfunc.reports.charts import Bars
@@ -75,7 +75,7 @@ def method_table(rows: Sequence[MethodRow], width: int) -> Table:
     if explained:
         table.add_column("what it is", style="dim")
     for row in rows:
-        what = METHODS.about(row.method) + (f"; empty: {', '.join(row.collapsed)}" if row.collapsed else "")
+        what = COURSES.about(row.method) + (f"; empty: {', '.join(row.collapsed)}" if row.collapsed else "")
         table.add_row(
             row.method,
             f"{100 * row.density:.2f}",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config
+from lthfunc.experiments.config import Config, first_round
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.plan import PreparedPlan
 from lthfunc.experiments.records import Record
@@ -62,7 +62,8 @@ def copy_early(
     ]  # fmt: skip
     for item in early:
         name = record_key(item)
-        _copy(training_folder(run, *name), training_folder(folder, *name), anchor=name[1:] == (0, TICKET))
+        anchor = name[1:] == (first_round(config), TICKET)
+        _copy(training_folder(run, *name), training_folder(folder, *name), anchor=anchor)
     append_lines(folder / METRICS, ({"kind": "training", **item} for item in early))
     return early
 
@@ -85,11 +86,11 @@ def transfers(run: Path, records: Sequence[Record], plan: Plan, config: Config) 
     An output layer for other classes is newly initialised and dense. Raises UserError if any other shape of a
     ticket doesn't fit the plan's network.
     """
-    tasks = []
+    tasks, first = [], min((item["round"] for item in records), default=0)
     for item in records:
         if item["variant"] != TICKET:
             continue
-        found = ticket_of(run, item["seed"], item["round"], config.device)
+        found = ticket_of(run, item["seed"], item["round"], config.device, first)
         start, anchor = (_fitted(state, plan, item["seed"]) for state in found)
         tasks.append(Task(item["seed"], item["round"], TICKET, start, anchor))
         if item["round"]:
@@ -101,10 +102,10 @@ def transfers(run: Path, records: Sequence[Record], plan: Plan, config: Config) 
     return tasks
 
 
-def ticket_of(run: Path, seed: int, number: int, device: str) -> tuple[TrainState, TrainState]:
-    """(a round's masks on the run's anchor, at step 0; the anchor)."""
+def ticket_of(run: Path, seed: int, number: int, device: str, first: int = 0) -> tuple[TrainState, TrainState]:
+    """(a round's masks on the run's anchor, at step 0; the anchor). first: the run's first round."""
     place = training_folder(run, seed, number, TICKET)
-    anchor = state_of(place, load_anchor(run, seed), load_checked(place, MASKS)[0], None)
+    anchor = state_of(place, load_anchor(run, seed, first), load_checked(place, MASKS)[0], None)
     anchor = anchor._replace(step=anchor.step * 0)
     return to_device(rewound(anchor, anchor), device), to_device(anchor, device)
 
@@ -134,10 +135,10 @@ def check_branch(run: Path, source: Run, plan: Plan, number: int) -> None:
     config, records = source.config, source.records
     rounds = [item["round"] for item in records if item["variant"] == TICKET]
     if rounds.count(number) < config.replicates:
-        accepted = f"a finished round of {run} (0 to {max(rounds)})" if rounds else "a run with a finished round"
-        raise invalid("--from-round", number, accepted)
+        known = f"a finished round of {run} ({min(rounds)} to {max(rounds)})" if rounds else ""
+        raise invalid("--from-round", number, known or "a run with a finished round")
     if plan.rounds <= number:
         raise invalid("--rounds", plan.rounds, f"at least {number + 1}, one more than the round branched from")
-    _, about = load_anchor(run, config.seed)
+    _, about = load_anchor(run, config.seed, first_round(config))
     if plan.rewind.at_anchor and plan.anchor_step != about["step"]:
         raise invalid("--rewind", f"step {plan.anchor_step}", f"the step of the run's anchor, {about['step']}")

@@ -15,6 +15,7 @@ import torch
 from lthfunc.energy.amounts import Metered, as_values, from_values
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.experiments.iterative import Progress
+from lthfunc.experiments.records import change_from, plain_change
 from lthfunc.runs import safe_files
 from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
@@ -57,6 +58,8 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         tree["anchor"] = {"params": anchor.params, "buffers": anchor.buffers}
     if recent:
         tree["recent"] = {str(number): masks for number, masks in enumerate(recent)}
+    if fit.memory:
+        tree["memory"] = {str(number): masks for number, masks in enumerate(fit.memory)}
     about = {
         "format": _FORMAT,
         "step": int(state.step),
@@ -68,6 +71,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "anchor_step": None if anchor is None else int(anchor.step),
         "stage": stage,
         "offset": offset,
+        "changes": [plain_change(each) for each in fit.changes],
     }
     payload = tree_bytes(tree, about)
     return put_checkpoint(place, f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors", payload)
@@ -164,8 +168,12 @@ def _checkpoint(tree: dict[str, Any], about: dict[str, Any], start: TrainState, 
         step = torch.tensor(int(about["anchor_step"]))
         anchor = to_device(TrainState(parts["params"], parts.get("buffers", {}), state.masks, (), step), device)
     chosen = chosen._replace(params=to_device(chosen.params, device), buffers=to_device(chosen.buffers, device))
-    fit = Fit(to_device(state, device), chosen, curve, since)
-    masks = [to_device(tree["recent"][str(number)], device) for number in range(len(tree.get("recent", {})))]
-    progress = Progress(fit, anchor, int(about.get("stage", 0)), int(about.get("offset", 0)), tuple(masks))
+    recent, memory = (
+        tuple(to_device(tree[name][str(number)], device) for number in range(len(tree.get(name, {}))))
+        for name in ("recent", "memory")
+    )
+    changes = tuple(map(change_from, about.get("changes", ())))
+    fit = Fit(to_device(state, device), chosen, curve, since, changes, memory)
+    progress = Progress(fit, anchor, int(about.get("stage", 0)), int(about.get("offset", 0)), recent)
     energy = about.get("energy")
     return Checkpoint(progress, float(about["seconds"]), None if energy is None else from_values(energy))

@@ -44,8 +44,8 @@ from lthfunc.trees.types import Dataset
 
 #: Format of these files, and the oldest that is read, which has `ticket.safetensors`, the last round's masks on its
 #: initial weights, instead of the files of `ticket_files.py`. Up to format 3, the winning ticket was chosen without
-#: allowing for noise.
-FORMAT, OLDEST = 4, 2
+#: allowing for noise. From format 5 on, a run may begin with round 1, and masks may change in a training.
+FORMAT, OLDEST = 5, 2
 _WITHOUT_NOISE = 3
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"

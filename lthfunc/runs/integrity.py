@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
+from lthfunc.experiments.config import masks_nest
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.records import Record
+from lthfunc.experiments.records import Record, change_from
 from lthfunc.runs import safe_files
 from lthfunc.runs.checkpoints import checkpoints, is_whole
 from lthfunc.runs.folder import MASKS, PARAMS, Name, Run, record_key, training_folder, training_folders
 from lthfunc.runs.manifests import MANIFEST, file_problem, load_checked, read_manifest
 from lthfunc.runs.ticket_files import OLD_TICKET, ticket_file_problems
 from lthfunc.runs.unfinished import is_finished
+from lthfunc.training.mask_updates import digest_of
 from lthfunc.trees.ops import Count, count, layer_counts
 
 
@@ -56,6 +59,7 @@ def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Pro
 def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
     """Trainings whose tensors contradict each other, their records, or the rules of pruning. bad: those not to read."""
     before: dict[int, dict[str, Tensor]] = {}
+    nested = masks_nest(run.config)
     for item in run.records:
         name = record_key(item)
         if name in bad:
@@ -66,7 +70,7 @@ def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem
             trained, about = load_checked(place, PARAMS)
             masks = load_checked(place, MASKS)[0].get("masks", {})
             problems = list(_within(item, trained.get("params", {}), masks, about))
-            if item["variant"] == TICKET and item["round"]:
+            if item["variant"] == TICKET and nested:
                 previous = before.get(item["seed"])
                 problems += [] if previous is None else list(_not_nested(previous, masks))
         except UserError as error:
@@ -96,8 +100,20 @@ def _within(item: Record, params: dict[str, Tensor], masks: dict[str, Tensor], a
     layers = {name: (each["kept"], each["total"]) for name, each in item["layers"].items()}
     if layers != {name: tuple(each) for name, each in layer_counts(masks).items()}:
         yield "its masks keep other weights in some layer than its record says"
+    yield from _updates_that_cannot_be(item, masks)
     if about.get("step") != item["final_step"]:
         yield f"its params are of step {about.get('step')}, its record ends at {item['final_step']}"
+
+
+def _updates_that_cannot_be(item: Record, masks: dict[str, Tensor]) -> Iterator[str]:
+    """Updates of masks that don't lead from one to the next, and to the masks at the end."""
+    changes = [change_from(each) for each in item.get("updates", ())]
+    for before, after in pairwise(changes):
+        for name, layer in after.layers.items():
+            if layer.kept != before.layers[name].kept - layer.dropped + layer.grown:
+                yield f"the update of its masks after step {after.step} does not follow from the one before in {name}"
+    if changes and changes[-1].digest != digest_of(masks):
+        yield "its masks are not those of its last update"
 
 
 def _not_nested(before: dict[str, Tensor], after: dict[str, Tensor]) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge, Le, Len, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from lthfunc.catalog.pruning import CONTROLS
 from lthfunc.experiments.iterative import TICKET
@@ -99,6 +100,12 @@ class _Energy(LineSchema):
     epochs: list[Annotated[list[Finite], Len(7, 7)]]
 
 
+class _Update(LineSchema):
+    step: Whole
+    layers: dict[Text, Annotated[list[Whole], Len(3, 3)]]
+    masks_sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
 class _Training(LineSchema):
     seed: Whole
     round: Annotated[int, Ge(0), Le(10_000)]
@@ -118,6 +125,7 @@ class _Training(LineSchema):
     seconds: Duration
     metric: Text = "accuracy"
     energy: _Energy = cast(_Energy, None)  # optional, but never null
+    updates: list[_Update] = []
     curve: list[list[float | None]]
 
 
@@ -133,6 +141,11 @@ def training_problem(line: Mapping[str, Any], first: Mapping[str, Any] | None) -
         return "a point of its curve is not a step, two losses and an accuracy"
     if line["early_stop_step"] not in [point[0] for point in points]:
         return "its early-stopping step is not on its curve"
+    updates = line.get("updates", ())
+    if any(each["layers"].keys() != line["layers"].keys() for each in updates):
+        return "an update of its masks has other layers"
+    if any(later["step"] <= each["step"] for each, later in pairwise(updates)):
+        return "the updates of its masks are not in the order of their steps"
     if first is not None and (line["layers"].keys(), line["total"]) != (first["layers"].keys(), first["total"]):
         return "its layers are not those of the other trainings"
     return None

@@ -65,5 +65,6 @@ def add_result(path: Path, item: Record) -> None:
 
 def save_network(folder: Path, item: Record, ticket: Ticket) -> None:
     """Write a method's trained network and masks."""
-    about = {name: item[name] for name in ("method", "seed", "kept", "total", "steps")}
+    left_out = {"density", "test_accuracy", "test_loss", "collapsed", "seconds", "energy"}
+    about = {name: value for name, value in item.items() if name not in left_out}
     save_ticket(folder / f"{item['method']}-seed{item['seed']}.safetensors", ticket, about)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lthfunc.errors import DamagedError, UserError
+from lthfunc.experiments.config import first_round
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
 from lthfunc.runs import safe_files
@@ -87,7 +88,7 @@ def _early_missing(run: Run, lost: Mapping[Name, str]) -> list[str]:
     """What is lost of the rounds that a branch has copied from another run, in words."""
     config, number = run.config, run.about["branched"]["round"]
     seeds = range(config.seed, config.seed + config.replicates)
-    first = {(seed, before, TICKET) for seed in seeds for before in range(number + 1)}
+    first = {(seed, before, TICKET) for seed in seeds for before in range(first_round(config), number + 1)}
     if run.damaged:  # an unreadable line may have been a control's
         first |= {(seed, before, each) for seed, before, _ in first if before for each in config.control}
     there = {record_key(item) for item in run.records} - lost.keys()
@@ -117,19 +118,19 @@ def _lost(run: Run, problems: Sequence[Problem]) -> dict[Name, str]:
     if run.about["command"] == TRANSFER:  # its trainings don't follow from each other
         return lost
     for item in run.records:
-        reason = _follows(run.records, item, lost)
+        reason = _follows(run, item, lost)
         if reason is not None:
             lost.setdefault(record_key(item), reason)
     return lost
 
 
-def _follows(records: Sequence[Record], item: Record, lost: dict[Name, str]) -> str | None:
+def _follows(run: Run, item: Record, lost: dict[Name, str]) -> str | None:
     """Why a training must be repeated because of others: what it was made from is lost, or was never finished."""
     seed, number, variant = record_key(item)
     needed = number + (variant != TICKET)  # a control has the masks of its round's ticket
     for other in lost:
         if other[0] == seed and (other[1] < number or (other[1] < needed and other[2] == TICKET)):
             return f"it follows from round {other[1]}, which is damaged"
-    tickets = {each["round"] for each in records if (each["seed"], each["variant"]) == (seed, TICKET)}
-    missing = sorted(set(range(needed)) - tickets)
+    tickets = {each["round"] for each in run.records if (each["seed"], each["variant"]) == (seed, TICKET)}
+    missing = sorted(set(range(first_round(run.config), needed)) - tickets)
     return f"it follows from round {missing[0]}, which is missing" if missing else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lthfunc.errors import DamagedError
-from lthfunc.experiments.config import Config, to_mapping
+from lthfunc.experiments.config import Config, first_round, to_mapping
 from lthfunc.experiments.iterative import TICKET, Done, Round
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.settings.setting import MOST_STEPS
@@ -42,13 +42,13 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
         about[FIRST] = f"../{ANCHOR}" if from_anchor else INITIAL
     files = {
         PARAMS: tree_bytes({"params": state.params, "buffers": state.buffers}, about),
-        MASKS: tree_bytes({"masks": result.start.masks}, about),
+        MASKS: tree_bytes({"masks": state.masks}, about),
     }
-    if result.variant == TICKET and result.number == 0:
+    if result.variant == TICKET and result.number == first_round(config):
         anchor = result.anchor
         tree = {"params": anchor.params, "buffers": anchor.buffers}
         files[f"../{ANCHOR}"] = tree_bytes(tree, {**about, "step": int(anchor.step)})
-    elif pruned and not from_anchor:
+    if pruned and not from_anchor:
         tree = {"params": result.start.params, "buffers": result.start.buffers}
         files[INITIAL] = tree_bytes(tree, {**about, "step": int(result.fit.curve[0].step)})
     for name, payload in files.items():
@@ -58,18 +58,21 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
 
 
 def _begins_at_anchor(result: Round) -> bool:
-    """Whether a pruned round was trained from exactly the anchor's weights, so that they need no file of their own."""
-    start, anchor = result.start, result.anchor
+    """Whether a pruned round was trained from exactly the anchor's weights, so that they need no file of their own.
+
+    Of masks that changed, those at the end count, which are the ones that are stored.
+    """
+    start, anchor, masks = result.start, result.anchor, result.fit.state.masks
     return (
         result.fit.curve[0].step == int(anchor.step)
-        and same_bits(start.params, apply_masks(anchor.params, start.masks))
+        and same_bits(apply_masks(start.params, masks), apply_masks(anchor.params, masks))
         and same_bits(start.buffers, anchor.buffers)
     )
 
 
-def load_anchor(folder: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(tree, metadata) of a seed's anchor. Raises DamagedError."""
-    return load_checked(training_folder(folder, seed, 0, TICKET), f"../{ANCHOR}")
+def load_anchor(folder: Path, seed: int, first: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(tree, metadata) of a seed's anchor. first: the number of its first round. Raises DamagedError."""
+    return load_checked(training_folder(folder, seed, first, TICKET), f"../{ANCHOR}")
 
 
 def done_so_far(folder: Path, device: str, seed: int, records: list[Record], model: Model | None = None) -> Done | None:
@@ -91,7 +94,7 @@ def done_so_far(folder: Path, device: str, seed: int, records: list[Record], mod
     return Done(
         number=number,
         trained=state(load_checked(place, PARAMS)),
-        anchor=state(load_anchor(folder, seed)),
+        anchor=state(load_anchor(folder, seed, min(rounds))),
         finished=frozenset((item["round"], item["variant"]) for item in mine),
     )
 

@@ -120,7 +120,9 @@ def initial_weights(folder: Path, seed: int, number: int) -> tuple[Ticket, dict[
         old, theirs = ticket_of(checked_bytes(place, name), place / name)
         return old, {**about, "step": theirs.get("step")}
     # A branch's settings may name another anchor than its copied rounds started from; this is the rounds' own.
-    from_anchor = training_folder(folder, seed, 0, TICKET) if name == f"../{ANCHOR}" else place
+    settings = about.get("config")
+    first = 1 if isinstance(settings, dict) and settings.get("dense") is False else 0
+    from_anchor = training_folder(folder, seed, first, TICKET) if name == f"../{ANCHOR}" else place
     tree, theirs = load_checked(from_anchor, name)
     return _ticket(place, tree, theirs, masks), {**about, "step": theirs.get("step")}
 

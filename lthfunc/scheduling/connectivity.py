@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lthfunc.experiments.connectivity import Segment
+from lthfunc.experiments.courses.course import train_to
 from lthfunc.experiments.iterative import Plan, Progress
-from lthfunc.experiments.methods.course import train_to
 from lthfunc.scheduling.queue import PLANNED, Beginning, Workload
 from lthfunc.training.results import Checkpointer, Fit
 from lthfunc.trees.types import TrainState

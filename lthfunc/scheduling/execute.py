@@ -135,7 +135,7 @@ def trainings_ahead(config: Config, plan: Plan, earlier: Sequence[Record]) -> li
     return [
         (seed, number, variant)
         for seed in range(config.seed, config.seed + config.replicates)
-        for number in range(plan.rounds + 1)
+        for number in range(plan.first, plan.rounds + 1)
         for variant in (TICKET, *(plan.controls if number else ()))
         if (seed, number, variant) not in done
     ]

@@ -23,8 +23,10 @@ def in_turn(run: Execution, queue: Queue) -> Generator[Result]:
 def vmapped(run: Execution, queue: Queue, width: int) -> Generator[Result]:
     """Up to `width` trainings that start at the same step as one program. Raises Stopped."""
 
-    def group_of(task: Task) -> tuple[int, int, bool]:
-        return resume_step(run.folder, task), int(task.start.step), task.anchor is None
+    differ = bool(run.context.updates or run.context.through)
+
+    def group_of(task: Task) -> tuple[int, int, bool, int]:
+        return resume_step(run.folder, task), int(task.start.step), task.anchor is None, differ * task.number
 
     while queue.ready:
         first = min(group_of(task) for task in queue.ready)

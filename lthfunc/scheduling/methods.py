@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.courses import COURSES
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.methods.context import MethodContext, Outcome, start
-from lthfunc.experiments.methods.course import Course, Method, follow
-from lthfunc.experiments.methods.prepare import method_context
+from lthfunc.experiments.courses.context import MethodContext, Outcome, start
+from lthfunc.experiments.courses.course import Course, Method, follow
+from lthfunc.experiments.courses.prepare import method_context
 from lthfunc.experiments.records import Record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.method_results import add_result, drop_checkpoint_folder, save_network
@@ -99,7 +99,7 @@ def _context(config: Config) -> MethodContext:
 
 
 def _begin(setting: MethodContext, task: MethodTask) -> Beginning:
-    method = METHODS.make(task.method, {}, Outcome)
+    method = COURSES.make(task.method, {}, Outcome)
     if not isinstance(method, Method):  # a user's function, which trains by itself
         return Beginning(start(setting, task.seed), setting.trainer, method)
     course = method.course(setting, task.seed)

@@ -102,11 +102,6 @@ class Outlook(NamedTuple):
 def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Record]) -> Outlook:
     """The outlook of a run with these finished trainings."""
 
-    def planned(number: int) -> float:
-        if number == 0 or plan.densities is None:
-            return (1 - plan.rate) ** number
-        return plan.densities[number - 1]
-
     def cost(kept: Mapping[str, float]) -> float:
         return relative_time(config.engine, plan.model, plan.trainer.data.shape, kept)
 
@@ -116,7 +111,7 @@ def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Recor
         for item in records
         if (taken := item["final_step"] - item["curve"][0][0]) > 0 and item["seconds"] > 0
     ]
-    return Outlook(steps, workers, planned, cost, earlier, config.metric)
+    return Outlook(steps, workers, plan.density_of, cost, earlier, config.metric)
 
 
 @dataclass

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from lthfunc.energy.meter import Meter
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Task, train_together
+from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.task_schedules import sent
+from lthfunc.experiments.trainings import beginning, train_together
 from lthfunc.training.results import Point
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
@@ -67,7 +68,7 @@ def _plan(config: Config) -> Any:
 
 
 def _begin(plan: Any, task: Task) -> Beginning:
-    return Beginning(task.start, plan.trainer)
+    return Beginning(*beginning(plan, task))
 
 
 def _train(

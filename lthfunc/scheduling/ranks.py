@@ -22,8 +22,9 @@ from torch import distributed
 from lthfunc.distributed.collectives import Collectives, collectives
 from lthfunc.errors import LostRankError, UserError
 from lthfunc.experiments.config import Config, parse_interval
-from lthfunc.experiments.iterative import Plan, Progress, Round, Task, train_together
+from lthfunc.experiments.iterative import Plan, Progress, Round, Task
 from lthfunc.experiments.plan import prepare
+from lthfunc.experiments.trainings import train_together
 from lthfunc.runs.environment import versions
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Checkpointer, Stopped

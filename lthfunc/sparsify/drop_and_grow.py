@@ -79,3 +79,20 @@ def cosine_drop_fraction(initial: float, step: int, end: int) -> float:
     [0.3, 0.15, 0.0]
     """
     return initial / 2 * (1 + math.cos(math.pi * min(step, end) / end)) if end else 0.0
+
+
+@public
+def linear_drop_fraction(initial: float, step: int, end: int) -> float:
+    """The drop fraction at a step: initial · (1 - step / end), 0 from step `end` on.
+
+    Raises UserError where `initial` is not in [0, 1], or a step is negative.
+
+    >>> [round(lf.linear_drop_fraction(0.3, step, end=100), 3) for step in (0, 50, 100)]
+    [0.3, 0.15, 0.0]
+    """
+    return initial * (1 - min(step, end) / end) if end else 0.0
+
+
+def constant_drop_fraction(initial: float, step: int, end: int) -> float:
+    """The same fraction in all updates (Mocanu et al. 2018)."""
+    return initial

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lthfunc.arguments import public
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.types import Buffers, Params
+from lthfunc.trees.ops import full_masks
+from lthfunc.trees.types import Buffers, Params, TrainState
 
 #: (what is trained, what is fixed) -> the network's params.
 WeightFunction = Callable[[Params, Params], Params]
@@ -62,6 +63,19 @@ def parametrized(
 def trained_part(params: Params, names: Mapping[str, object]) -> Params:
     """The trained tensors among a parametrized model's params, by the original model's names."""
     return {name: params[_safe(_TRAINED, name)] for name in names}
+
+
+def trained_and_fixed(params: Params, buffers: Buffers) -> tuple[Params, Params]:
+    """(what is trained, what is fixed) of a parametrized model, by the original model's names."""
+    return _unnamed(_TRAINED, params), _unnamed(_FIXED, buffers)
+
+
+def parametrized_state(model: Model, trained: Params, fixed: Params, buffers: Buffers, step: Tensor) -> TrainState:
+    """The state of a parametrized model at a step, with these parts."""
+    params = _named(_TRAINED, trained)
+    return TrainState(
+        params, {**_named(_FIXED, fixed), **_named(_BUFFERS, buffers)}, full_masks(params, model.prunable), (), step
+    )
 
 
 def buffers_part(buffers: Buffers, names: Mapping[str, object]) -> Buffers:
@@ -118,3 +132,7 @@ def _safe(prefix: str, name: str) -> str:
 
 def _named(prefix: str, tree: Params) -> Params:
     return {_safe(prefix, name): leaf for name, leaf in tree.items()}
+
+
+def _unnamed(prefix: str, tree: Params) -> Params:
+    return {name.removeprefix(prefix).replace(":", "."): leaf for name, leaf in tree.items() if name.startswith(prefix)}

@@ -1,6 +1,7 @@
 """Kill a real run at many moments, go on with it, and compare its end with that of an undisturbed run.
 
     python tests/crash/kill.py --kills 100
+    python tests/crash/kill.py --kills 100 --method rigl
 
 Runs are processes of their own, forked from this one once everything is imported, so that a moment costs a second or
 two. They are killed with SIGKILL at a random time, in a chosen phase, or at one of the moments at which a file is
@@ -43,6 +44,11 @@ RUN = [
     "--rewind", "step:10", "--checkpoint-every", "7", "--engine", "eager", "--threads", "1",
 ]  # fmt: skip
 SMALLEST = [*RUN, "--rounds", "1", "--steps", "11"]
+#: A method that trains once, with its updates of masks.
+METHOD = [
+    "prune", "--steps", "60", "--eval-every", "20", "--batch-size", "50", "--density", "0.2", "--checkpoint-every", "7",
+    "--engine", "eager", "--threads", "1", "--method",
+]  # fmt: skip
 #: Two seeds in worker processes; a worker takes seconds to start.
 WORKERS = [*RUN, "--replicates", "2", "--jobs", "2"]
 
@@ -235,13 +241,15 @@ def _command() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", help="by a published method instead of iterative magnitude pruning")
     parser.add_argument("--workers", action="store_true", help="two seeds in worker processes, which takes longer")
     parser.add_argument("--json", metavar="FILE", help="write every moment and outcome here")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="lthfunc-crash-") as folder:
         tell = lambda text: print(f"\r{text}", end="", file=sys.stderr, flush=True)  # noqa: E731
-        outcomes = study(given.kills, given.seed, Path(folder), WORKERS if given.workers else RUN, tell)
+        run = WORKERS if given.workers else RUN if given.method is None else [*METHOD, given.method]
+        outcomes = study(given.kills, given.seed, Path(folder), run, tell)
     print(file=sys.stderr)
     print(table(outcomes), end="")
     if given.json:

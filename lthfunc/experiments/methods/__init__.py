@@ -1,1 +1,1 @@
-"""Published methods, each a composition of the same parts, at one density and one length of training."""
+"""Published methods: what each makes of a plan of iterative magnitude pruning with its settings."""

@@ -16,9 +16,9 @@ _PRUNERS = ("prune", "branch")
 class Pruning:
     """Settings of pruning."""
 
-    rounds: Annotated[int, Ge(0), Le(10_000)] = setting(
-        5, "Number of pruning rounds; the network is trained once before them and once after each.",
-        FIRST, (*_PRUNERS, "methods"),
+    rounds: Annotated[int, Ge(0), Le(10_000)] | None = setting(
+        None, "Number of pruning rounds; the network is trained once before them and once after each.",
+        FIRST, (*_PRUNERS, "methods"), default="5; 1 with a --method of one training",
     )  # fmt: skip
     rate: Share = setting(
         0.2, "Fraction of the remaining weights to prune, i.e. to set to zero for good, in each round.",
@@ -38,11 +38,11 @@ class Pruning:
     synflow_rounds: Count | None = setting(
         None,
         "Rounds in which SynFlow prunes to the density; with more, fewer layers become empty at high compression.",
-        PRUNING, ("methods",), default="100",
+        PRUNING, ("prune", "methods"), default="100",
     )  # fmt: skip
-    allocate: str = setting(
-        "global", f"How many weights each layer keeps: {ALLOCATIONS.described}; or package.module:function.",
-        PRUNING, _PRUNERS, names=ALLOCATIONS, former_names=("scope",),
+    allocate: str | None = setting(
+        None, f"How many weights each layer keeps: {ALLOCATIONS.described}; or package.module:function.",
+        PRUNING, _PRUNERS, names=ALLOCATIONS, former_names=("scope",), default="global, or the --method's",
     )  # fmt: skip
     layer_rate: dict[str, Part] = setting(
         {}, "With --allocate layerwise, the rate of the layers whose names match, such as 'conv*=0.1'; repeatable.",
@@ -51,9 +51,9 @@ class Pruning:
     min_layer_weights: Annotated[int, Ge(0), Le(10**12)] = setting(
         0, "Minimum number of weights that every layer keeps.", PRUNING, _PRUNERS, former_names=("floor",)
     )
-    score: str = setting(
-        "magnitude", f"Score by which weights are kept: {SCORES.described}; or package.module:function.",
-        PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES,
+    score: str | None = setting(
+        None, f"Score by which weights are kept: {SCORES.described}; or package.module:function.",
+        PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES, default="magnitude, or the --method's",
     )  # fmt: skip
     structure: str = setting(
         "unstructured",

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.config import SETTINGS, Config, to_mapping
+from lthfunc.experiments.config import SETTINGS, Config, filled, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Row
 from lthfunc.experiments.resolve import resolved
@@ -46,7 +46,11 @@ def card(run: RunView) -> str:
     lines = []
     if run.config is not None:
         seeds = len({item["seed"] for item in run.records})
-        numbers = {"round": run.config.rounds, "seed": seeds or run.config.replicates, "training": len(run.records)}
+        numbers = {
+            "round": filled(run.config.rounds),
+            "seed": seeds or run.config.replicates,
+            "training": len(run.records),
+        }
         lines.append(f"{run.title}: " + ", ".join(counted(number, noun) for noun, number in numbers.items()))
     if run.choice.winner is not None:
         best, dense = run.choice.winner.row, run.rows[0]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from lthfunc.experiments.config import masks_nest
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.reports.charts import GREY, Chart, Heat, Picture, Series
 from lthfunc.reports.curves import (
@@ -18,6 +19,7 @@ from lthfunc.reports.curves import (
     stop_chart,
     time_chart,
 )
+from lthfunc.reports.mask_updates import mask_update_charts
 from lthfunc.reports.page.explorer import pixels_of
 from lthfunc.reports.page.mask_history import Overlap, Patterns, overlap_of, read_patterns
 from lthfunc.reports.page.measurement_pictures import energy_pictures, measured_pictures
@@ -42,7 +44,8 @@ class RunPictures(NamedTuple):
 def together(runs: Sequence[RunView]) -> dict[str, list[Picture]]:
     """Pictures with all runs on the same axes, by heading."""
     with_rounds = {run.name: run.records for run in runs if any(item["round"] for item in run.records)}
-    if not with_rounds:
+    points = {(name, item["round"]) for name, records in with_rounds.items() for item in records}
+    if len(points) < 2:  # one point is no chart
         return {}
     found: dict[str, list[Picture]] = {
         "Accuracy and loss": [accuracy_chart(with_rounds), loss_chart(with_rounds)],
@@ -66,15 +69,20 @@ def pictures_of(run: RunView, on_read: Callable[[], None]) -> RunPictures:
         return RunPictures({}, None, None, [])
     missing: list[str] = []
     seeds = sorted({item["seed"] for item in run.records})
+    records = run.records
+    if run.config is not None and not masks_nest(run.config):  # so that they don't fit into one picture
+        last = max(item["round"] for item in records)
+        records = [item for item in records if item["round"] == last]
     patterns: list[Patterns] = []
     for number, seed in enumerate(seeds):
-        pattern, lines = read_patterns(run.folder, run.records, seed, weights=number == 0, on_read=on_read)
+        pattern, lines = read_patterns(run.folder, records, seed, weights=number == 0, on_read=on_read)
         missing += lines
         patterns += [] if pattern is None else [pattern]
     pruned = any(item["round"] for item in run.records)
     overlap = overlap_of(patterns) if pruned else None
     found: dict[str, list[Picture]] = {
         "Training curves": [*curve_charts(run.records, most=_MOST_CURVES)],
+        "Masks while training": [*mask_update_charts(run.records)],
         "Layers": [
             *([layer_chart(run.records)] if pruned else []),
             *(overlap_pictures(overlap) if overlap is not None and len(overlap.rounds) > 1 else []),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lthfunc.errors import UserError
-from lthfunc.experiments.methods.context import MethodContext, start
-from lthfunc.experiments.methods.course import Carry, Course, Method, Stage
+from lthfunc.experiments.courses.context import MethodContext, start
+from lthfunc.experiments.courses.course import Carry, Course, Method, Stage
 from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.budgets import balanced, erk

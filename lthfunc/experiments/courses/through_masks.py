@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lthfunc.experiments.methods.context import MethodContext, start
-from lthfunc.experiments.methods.course import Carry, Course, Method
+from lthfunc.experiments.courses.context import MethodContext, start
+from lthfunc.experiments.courses.course import Carry, Course, Method
 from lthfunc.sparsify.allocation import KeepCounts
 from lthfunc.sparsify.budgets import erk, uniform
 from lthfunc.sparsify.scores import magnitude

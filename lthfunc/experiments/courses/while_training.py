@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lthfunc.experiments.methods.context import MethodContext, loss, pruned_to, samples, start
-from lthfunc.experiments.methods.course import Carry, Course, Method, Stage
+from lthfunc.experiments.courses.context import MethodContext, loss, pruned_to, samples, start
+from lthfunc.experiments.courses.course import Carry, Course, Method, Stage
 from lthfunc.sparsify.budgets import erk
 from lthfunc.sparsify.density_schedules import cubic, periodic
 from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop_and_grow

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from lthfunc.experiments.courses.context import MethodContext, Outcome, tested
 from lthfunc.experiments.iterative import Progress
-from lthfunc.experiments.methods.context import MethodContext, Outcome, tested
 from lthfunc.experiments.rewinding_and_controls import end_of
 from lthfunc.training.loop import fit_together
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observers, Point

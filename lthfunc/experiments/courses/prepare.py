@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.courses import COURSES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, filled
-from lthfunc.experiments.methods.context import SYNFLOW_ROUNDS, MethodContext
+from lthfunc.experiments.courses.context import SYNFLOW_ROUNDS, MethodContext
 from lthfunc.experiments.objective import make_optimizer, schedule_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.registry import imported
@@ -22,7 +22,7 @@ from lthfunc.trees.model import Model
 def check_methods(config: Config, methods: tuple[str, ...]) -> None:
     """Raise UserError for an unknown method, or without a density at which to compare them."""
     for method in methods:
-        METHODS.check(method)
+        COURSES.check(method)
     if config.density is None:
         raise UserError("--density: is required, since methods are compared at one density, e.g. --density 0.05")
 
@@ -32,16 +32,16 @@ def methods_for(context: MethodContext, asked: Sequence[str]) -> tuple[tuple[str
 
     Raises UserError if a given one is not meaningful here.
     """
-    left = {name: why for name in asked or METHODS if (why := _why_not(name, context)) is not None}
+    left = {name: why for name in asked or COURSES if (why := _why_not(name, context)) is not None}
     if asked and left:
         raise UserError(f"--method: {next(iter(left.values()))}")
     notes = "; ".join(f"{name} is left out: {why}" for name, why in left.items())
-    return tuple(name for name in asked or METHODS if name not in left), notes or None
+    return tuple(name for name in asked or COURSES if name not in left), notes or None
 
 
 def _why_not(name: str, context: MethodContext) -> str | None:
     """Why a method is not meaningful here, or None."""
-    entry = METHODS.get(name)
+    entry = COURSES.get(name)
     why: str | None = None if entry is None or entry.why_not is None else imported(entry.why_not)(context)
     return why
 
@@ -80,7 +80,7 @@ def method_context(config: Config) -> tuple[Config, MethodContext]:
         cyclic=cyclic,
         steps=plan.steps,
         eval_every=plan.eval_every,
-        rounds=config.rounds,
+        rounds=filled(config.rounds),
         density=filled(config.density),
         device=config.device,
         schedule=schedule_of(config, plan.steps),

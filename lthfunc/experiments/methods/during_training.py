@@ -1,0 +1,118 @@
+"""Masks that change during a training: gradual pruning, drop and grow, early birds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lthfunc.catalog.pruning import DROP_SCHEDULES
+from lthfunc.errors import UserError, invalid
+from lthfunc.experiments.functions import ScoreContext, growth_of
+from lthfunc.experiments.iterative import Plan
+from lthfunc.sparsify.density_schedules import cubic, periodic
+from lthfunc.sparsify.drop_and_grow import drop_and_grow
+from lthfunc.sparsify.mask_comparison import mask_distance
+from lthfunc.sparsify.scores import Score, checked_score, magnitude
+from lthfunc.sparsify.transforms import prune
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.trees.ops import density
+from lthfunc.trees.types import Masks, TrainState
+
+#: Updates unless --update-every says how often: more often than Evci et al. 2020, sec. 4 (every 100 of 32,000 steps),
+#: since trainings are shorter.
+_TIMES = 30
+#: Early bird (You et al. 2020, sec. 3, and their code): the share of all weights in which masks may differ to count as
+#: settled, how many masks in a row, and how often they are drawn. Theirs are drawn after each of 160 epochs.
+_SETTLED, _QUEUE, _LOOKS = 0.1, 5, 40
+
+
+def gradual(plan: Plan, update_every: int | None, update_until: float) -> Plan:
+    """Prune by magnitude along Zhu & Gupta's cubic; remaining weights keep their optimiser state."""
+    end, every = _period(plan, update_every, update_until)
+
+    def updates(target: float) -> MaskUpdates:
+        densities = dict(cubic(target, end // 10, end, every))
+
+        def change(state: TrainState, now: UpdateContext) -> TrainState:
+            return _pruned(plan, densities[now.step])(state)
+
+        return MaskUpdates(tuple(densities), change)
+
+    return _from_dense(plan, updates)
+
+
+def exchanging(
+    plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str
+) -> Plan:
+    """Drop small weights and grow as many others, again and again (SET, RigL); ERK masks at first."""
+    end, every = _period(plan, update_every, update_until)
+    growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
+
+    def change(state: TrainState, now: UpdateContext) -> TrainState:
+        scores = checked_score(growth_score(plan, growing, state, now))(state.params, state.masks)
+        return drop_and_grow(state, scores, falling(drop_fraction, now.step, end))
+
+    return plan._replace(updates=(MaskUpdates(tuple(periodic(every, end, every)[:-1]), change),) * plan.rounds)
+
+
+def growth_score(plan: Plan, growing: Callable[[ScoreContext], Score], state: TrainState, now: UpdateContext) -> Score:
+    """The score of the weights to grow after a step."""
+    trainer = plan.trainer
+    about = (plan.model, trainer.data, trainer.batch_size, 0.0, now.seed, now.step, state, state, trainer.work.loss)
+    return growing(ScoreContext(*about))
+
+
+def early_bird(plan: Plan, update_every: int | None) -> Plan:
+    """Train until the mask that pruning would give has settled, then prune, and train the rest to the end.
+
+    You et al. 2020, but with single weights by magnitude instead of channels by batch norm's scales. The weights and
+    the schedule continue. If the mask doesn't settle, the last one before the end is used. At densities below 5 %,
+    where masks can't differ in a tenth of the weights, the fifth is used.
+    """
+    every = _checked(update_every or max(1, plan.steps // _LOOKS), plan.steps)
+    looks = tuple(periodic(every, plan.steps, every)[:-1])
+
+    def updates(target: float) -> MaskUpdates:
+        pruning = _pruned(plan, target, keep_moments=False)
+
+        def remember(state: TrainState, now: UpdateContext) -> tuple[Masks, ...]:
+            return () if density(state.masks) < 1 else (*now.memory, pruning(state).masks)[-_QUEUE:]
+
+        def change(state: TrainState, now: UpdateContext) -> TrainState:
+            dense = density(state.masks) == 1
+            return pruning(state) if dense and (settled(now.memory) or now.last) else state
+
+        return MaskUpdates(looks, change, remember)
+
+    return _from_dense(plan, updates)
+
+
+def settled(masks: Sequence[Masks]) -> bool:
+    """Whether there are enough masks, and the last one is similar to each before it."""
+    most = _SETTLED * (1 + 1e-9)  # rounding may make a distance of exactly a tenth slightly larger
+    return len(masks) == _QUEUE and all(mask_distance(masks[-1], other) <= most for other in masks[:-1])
+
+
+def _period(plan: Plan, update_every: int | None, update_until: float) -> tuple[int, int]:
+    """(the step from which on masks stay, the steps between two updates). Raises UserError if none fits in."""
+    end = round(update_until * plan.steps)
+    return end, _checked(update_every or max(1, end // _TIMES), end)
+
+
+def _checked(every: int, end: int) -> int:
+    if end < 2:
+        raise UserError("--steps: the training is too short for an update of masks")
+    if every >= end:
+        raise invalid("--update-every", every, f"at most {end - 1}, as masks no longer change from step {end} on")
+    return every
+
+
+def _pruned(plan: Plan, target: float, keep_moments: bool = True) -> Callable[[TrainState], TrainState]:
+    return prune(density=target, score=magnitude, allocate=plan.allocate, select=plan.select, keep_moments=keep_moments)
+
+
+def _from_dense(plan: Plan, updates: Callable[[float], MaskUpdates]) -> Plan:
+    """The plan with trainings that start dense. updates: of a round's density."""
+    rounds = range(1, plan.rounds + 1)
+    return plan._replace(
+        densities=(1.0,) * plan.rounds, updates=tuple(updates(plan.density_of(number)) for number in rounds)
+    )

@@ -1,0 +1,42 @@
+"""Which published method prunes, and the options of those that change masks during a training."""
+
+from dataclasses import dataclass
+
+from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.pruning import DROP_SCHEDULES, GROWTHS
+from lthfunc.experiments.settings.setting import FIRST, PRUNING, Part, Share, Steps, setting
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Settings of methods; None is the method's own default."""
+
+    method: str = setting(
+        "imp",
+        "Published method of pruning, by a name of `lthfunc methods --list`; it determines other settings, such as "
+        "--score and --rewind. Or package.module:function.",
+        FIRST, ("prune",), "NAME", names=METHODS,
+    )  # fmt: skip
+    dense: bool | None = setting(
+        None, "Train the dense network first (round 0), which pruned networks are compared with.",
+        PRUNING, ("prune",), default="with methods that prune trained networks",
+    )  # fmt: skip
+    update_every: Steps | None = setting(
+        None, "Steps between two updates of masks that change during a training.",
+        PRUNING, ("prune",), default="1/30 of the steps with updates; 1/40 of the training for early-bird",
+    )  # fmt: skip
+    update_until: Share | None = setting(
+        None, "Share of the training after which masks no longer change.", PRUNING, ("prune",), default="0.75"
+    )
+    drop_fraction: Part | None = setting(
+        None, "Fraction of each layer's weights that SET and RigL exchange in an update at first.",
+        PRUNING, ("prune",), default="0.3",
+    )  # fmt: skip
+    drop_schedule: str | None = setting(
+        None, f"How that fraction falls until the last update: {DROP_SCHEDULES.described}.",
+        PRUNING, ("prune",), names=DROP_SCHEDULES, default="cosine",
+    )  # fmt: skip
+    growth: str | None = setting(
+        None, f"Score by which SET and RigL grow weights: {GROWTHS.described}; or package.module:function.",
+        PRUNING, ("prune",), names=GROWTHS, default="the method's",
+    )  # fmt: skip
