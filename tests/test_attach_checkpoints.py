@@ -36,9 +36,10 @@ def through_a_file(content: Any) -> Any:
 @pytest.mark.parametrize("attached_last", [False, True])
 def test_a_plan_goes_on_whatever_is_restored_first(carried: bool, attached_last: bool) -> None:
     found = []
+    options: Any = {"rewind": lf.rewound if carried else None, "save_with_optimizer": carried}
     for killed in (False, True):
         module, optimizer = begun()
-        attached = lf.attach(module, optimizer, PLAN, rewind=lf.rewound, save_with_optimizer=carried)
+        attached = lf.attach(module, optimizer, PLAN, **options)
         loop(module, optimizer, 0, 5)
         if killed:
             weights, moments, pruning = through_a_file([each.state_dict() for each in (module, optimizer, attached)])
@@ -46,8 +47,7 @@ def test_a_plan_goes_on_whatever_is_restored_first(carried: bool, attached_last:
             restored = {} if carried else {"state_dict": pruning}
             for step in ("load", "attach") if attached_last else ("attach", "load"):
                 if step == "attach":
-                    more: Any = {"rewind": lf.rewound, "save_with_optimizer": carried, **restored}
-                    attached = lf.attach(module, optimizer, PLAN, **more)
+                    attached = lf.attach(module, optimizer, PLAN, **options, **restored)
                 else:
                     module.load_state_dict(weights)
                     optimizer.load_state_dict(moments)

@@ -89,6 +89,8 @@ def test_fitting_once_more_goes_on(tmp_path: Path) -> None:
     trainer.fit_loop.max_epochs = EPOCHS
     trainer.fit(net, Loader())
     assert lf.same_bits(stripped(pruning.attached.ticket(), "net."), lf.ticket(functional()))
+    fit(tmp_path, Net(), pruning)  # from the start, with another Trainer
+    assert lf.same_bits(stripped(pruning.attached.ticket(), "net."), lf.ticket(functional()))
 
 
 class Halves(Loader):
@@ -137,8 +139,9 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path) -> None:
     make = lf.lightning_callback
     assert "epochs: invalid value 9 (expected fewer than the trainer's 9)" in refused(make(PRUNED, epochs=9))
     assert "steps: invalid value 40 (expected fewer than the trainer's 36)" in refused(make(PRUNED, steps=40))
-    assert "its last round begins after 37 steps of 36" in refused(make([(1, PRUNED), (37, PRUNED)]))
-    assert "its last round begins after 40 steps of 36" in refused(make([(20, PRUNED)] * 2, rewind=lf.rewound))
+    assert "its last round begins after 38 steps of 36" in refused(make([(1, PRUNED), (38, PRUNED)]))
+    again = make([(20, PRUNED)] * 2, rewind=lf.rewound, anchor_step=3)
+    assert "its last round begins after 37 steps of 36" in refused(again)
     with pytest.raises(UserError, match="give epochs or steps"):
         make(PRUNED, epochs=2, steps=3)
     with pytest.raises(UserError, match="a whole number of at least 1"):

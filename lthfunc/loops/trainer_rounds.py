@@ -68,7 +68,7 @@ class TrainerRounds:
         Raises UserError for a plan that doesn't fit the trainer, and for a state_dict of another one.
         """
         self.end()
-        self._length = self._steps_of_a_round(trained)
+        self._length, self._origin = self._steps_of_a_round(trained), 0
         if state_dict is not None:
             self._continue(state_dict)
         names: Any = self._names
