@@ -56,13 +56,13 @@ def test_a_training_that_is_killed_and_resumed_has_the_bits_of_the_functional_pa
     assert lf.same_bits(stripped(attached.ticket(), "net."), lf.ticket(functional()))
 
 
-def test_rounds_of_steps_rewind_the_schedule_and_resume_with_the_same_bits(tmp_path: Path) -> None:
-    """With mixed precision, accumulated and clipped gradients, from an epoch within the second round."""
+def test_rounds_of_epochs_rewind_the_schedule_and_resume_with_the_same_bits(tmp_path: Path) -> None:
+    """With mixed precision, clipped gradients, two steps in an epoch of four batches, and from within a round."""
     nets, found = [], []
     for checkpoint in (None, "4"):
         nets.append(Net(lambda net: torch.optim.AdamW(net.parameters(), 0.01), lambda each: StepLR(each, 1, 0.5)))
-        pruning = lf.lightning_callback(PRUNED, steps=6, rewind=lf.rewound, anchor_step=2, never_prune=["net.3.*"])
-        more = {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
+        pruning = lf.lightning_callback(PRUNED, epochs=3, rewind=lf.rewound, anchor_step=2, never_prune=["net.3.*"])
+        more = {"precision": "bf16-mixed", "accumulate_grad_batches": 3, "gradient_clip_val": 0.5}
         found.append(fit(tmp_path, nets[-1], pruning, checkpoint, **more))
     assert lf.same_bits([found[1].state, found[1].anchor], [found[0].state, found[0].anchor])
     assert [*found[0].masks] == ["net.0.weight"]

@@ -70,8 +70,8 @@ def test_a_training_that_is_killed_and_resumed_has_the_bits_of_the_functional_pa
     assert lf.same_bits(stripped(attached.ticket(), "net."), lf.ticket(functional()))
 
 
-def test_rounds_of_steps_rewind_the_schedule_and_resume_with_the_same_bits(tmp_path: Path) -> None:
-    """With mixed precision, accumulated and clipped gradients, from within an epoch of the second round."""
+def test_rounds_of_epochs_rewind_the_schedule_and_resume_with_the_same_bits(tmp_path: Path) -> None:
+    """With mixed precision, clipped gradients, and two steps in an epoch of four batches, from within such an epoch."""
     rates: list[float] = []
 
     def optimizers(net: nn.Module) -> Any:
@@ -80,8 +80,8 @@ def test_rounds_of_steps_rewind_the_schedule_and_resume_with_the_same_bits(tmp_p
         return optimizer, T.get_cosine_schedule_with_warmup(optimizer, 2, 6)
 
     def train(resume: str | bool = False) -> Any:
-        pruning = lf.transformers_callback(PRUNED, steps=6, rewind=lf.rewound, anchor_step=2, never_prune=["net.3.*"])
-        more = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "bf16": True}
+        pruning = lf.transformers_callback(PRUNED, epochs=3, rewind=lf.rewound, anchor_step=2, never_prune=["net.3.*"])
+        more = {"gradient_accumulation_steps": 3, "max_grad_norm": 0.5, "bf16": True}
         return fit(tmp_path, pruning, resume, optimizers, save_strategy="steps", save_steps=3, **more)
 
     whole = train()
