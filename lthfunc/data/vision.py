@@ -160,10 +160,9 @@ def _download(name: str, folder: Path) -> None:
 def _server(name: str) -> str:
     """The server that torchvision asks first."""
     kind = _CLASSES[name]
-    addresses = [getattr(kind, "url", None), *getattr(kind, "mirrors", []), *(
-        each[0] for each in getattr(kind, "split_list", {}).values()
-    )]  # fmt: skip
-    return urlsplit(next(filter(None, addresses), "")).netloc or "its server"
+    parts = getattr(kind, "split_list", {}).values()
+    addresses = (getattr(kind, "url", ""), *getattr(kind, "mirrors", ()), *(address for address, *_ in parts))
+    return urlsplit(next(filter(None, addresses), "")).netloc
 
 
 def _fetch(name: str, folder: str) -> None:
