@@ -239,6 +239,13 @@ if TYPE_CHECKING:
         save_ticket as save_ticket,
         save_tree as save_tree,
     )
+    from lthfunc.trees.flax_layout import FlaxLayout as FlaxLayout, flax_layout as flax_layout
+    from lthfunc.trees.flax_trees import (
+        from_flax as from_flax,
+        from_flax_tree as from_flax_tree,
+        to_flax as to_flax,
+        to_flax_tree as to_flax_tree,
+    )
     from lthfunc.trees.initialisers import as_built as as_built, glorot_normal as glorot_normal
     from lthfunc.trees.model import (
         Model as Model,

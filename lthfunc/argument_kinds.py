@@ -168,6 +168,7 @@ KINDS: dict[str, ArgumentKind] = {
     ),
     "Checkpointer[Fit]": _instance("Checkpointer"),
     "MaskUpdates": _instance("MaskUpdates"),
+    "FlaxLayout": _instance("FlaxLayout", "what lf.flax_layout(model) gives"),
     "Dependencies": _instance("Dependencies", "what lf.dependencies(model, shape) gives"),
     "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),
     "Done": _instance("Done", "where an interrupted experiment stands"),

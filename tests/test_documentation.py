@@ -265,8 +265,8 @@ def test_no_python_is_left_out() -> None:
     """These pages' is run by the tests above and by tests named after their subjects."""
     found = {page.removeprefix("docs/").removesuffix(".md") for page in PAGES if blocks(page, "python")}
     how_to = {f"how-to/{page}" for page in (
-        "python", "own-code", "loops", "losses", "optimizers", "trainers", "models", "data", "methods", "execution",
-        "cluster",
+        "python", "own-code", "jax", "loops", "losses", "optimizers", "trainers", "models", "data", "methods",
+        "execution", "cluster",
     )}  # fmt: skip
     assert found == {
         *how_to, "tutorials/own-network", "explanation/sparse-engine", "results/methods", "development/adding",
