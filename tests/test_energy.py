@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,9 @@ import pytest
 from conftest import NormedNet, noted, run
 
 import lthfunc as lf
-from lthfunc.energy.amounts import Amount, as_values, from_values, nothing_yet
-from lthfunc.energy.gpus import Card
+from lthfunc.energy.amounts import Amount
 from lthfunc.energy.inference import metered_inference
-from lthfunc.energy.meter import ASSUMED, Phases, Source, _CodeCarbon
+from lthfunc.energy.meter import ASSUMED, Phases, Source
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.records import search_energy
@@ -44,37 +42,6 @@ class Ticking:
     def lap(self) -> Amount:
         self.laps += 1
         return Amount(1.0, 0.5, 1.0, 0.7, 0.0, 0.3)
-
-
-def test_amounts_add_up_and_survive_files() -> None:
-    amount = Amount(1.0, 2.0, 3.0, 0.5, 0.25, 0.25)
-    assert amount.plus(amount).over(2) == amount
-    metered = nothing_yet().with_lap(amount, "training", 3).with_lap(amount, "evaluation", 3)
-    assert metered.phases["training"] == metered.epochs[3] == amount
-    assert from_values(json.loads(json.dumps(as_values(metered)))) == metered
-
-
-@pytest.mark.parametrize(
-    ("hardware", "gpu", "words"),
-    [
-        (["Cpu(IntelRapl)"], None, "CPU metered by its own counters, memory estimated"),
-        (["PowerGadget"], Card(0, False), "CPU metered by its own counters, GPU metered by NVML, memory estimated"),
-        (["Cpu(WindowsEmi)"], None, "CPU metered by its own counters, memory estimated"),
-        (["AppleSiliconChip"], None, "CPU metered by its own counters, memory estimated"),
-        (["Cpu(tdp)"], None, "CPU estimated from its TDP and load, memory estimated"),
-        ([], Card(2, False), "CPU estimated from its TDP and load, GPU metered by NVML, memory estimated"),
-        (
-            [],
-            Card(0, True),
-            "CPU estimated from its TDP and load, GPU metered by NVML (the whole GPU, not this part alone), memory "
-            "estimated",
-        ),
-    ],
-)
-def test_a_meter_says_what_it_knows_energy_by(hardware: list[str], gpu: Card | None, words: str) -> None:
-    meter = object.__new__(_CodeCarbon)
-    meter._gpu, meter._tracker = gpu, SimpleNamespace(_conf={"hardware": hardware})
-    assert meter._how() == words
 
 
 def test_a_search_costs_its_preparation_and_training_without_evaluation() -> None:

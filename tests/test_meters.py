@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,9 @@ from small import data
 from lthfunc.energy import gpus
 from lthfunc.energy.amounts import PHASES, Amount, as_values, from_values, nothing_yet
 from lthfunc.energy.breakeven import Costs, Estimate, _difference, _known, break_even, fieller, total
+from lthfunc.energy.gpus import Card
 from lthfunc.energy.inference import metered_inference, ready_batches
-from lthfunc.energy.meter import ASSUMED, Phases, Source, check_meter, metering
+from lthfunc.energy.meter import ASSUMED, Phases, Source, _CodeCarbon, check_meter, metering
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Scale, Split
 
@@ -203,3 +205,34 @@ def test_fiellers_ends_solve_their_equation() -> None:
     found = break_even(Costs([10.0, 12.0], [1.0, 1.1]), Costs([1.0, 2.0], [3.0, 3.5]))
     assert found.verdict == "from"
     assert found.inferences == pytest.approx((11 - 1.5) / (3.25 - 1.05))
+
+
+def test_amounts_add_up_and_survive_files() -> None:
+    amount = Amount(1.0, 2.0, 3.0, 0.5, 0.25, 0.25)
+    assert amount.plus(amount).over(2) == amount
+    metered = nothing_yet().with_lap(amount, "training", 3).with_lap(amount, "evaluation", 3)
+    assert metered.phases["training"] == metered.epochs[3] == amount
+    assert from_values(json.loads(json.dumps(as_values(metered)))) == metered
+
+
+@pytest.mark.parametrize(
+    ("hardware", "gpu", "words"),
+    [
+        (["Cpu(IntelRapl)"], None, "CPU metered by its own counters, memory estimated"),
+        (["PowerGadget"], Card(0, False), "CPU metered by its own counters, GPU metered by NVML, memory estimated"),
+        (["Cpu(WindowsEmi)"], None, "CPU metered by its own counters, memory estimated"),
+        (["AppleSiliconChip"], None, "CPU metered by its own counters, memory estimated"),
+        (["Cpu(tdp)"], None, "CPU estimated from its TDP and load, memory estimated"),
+        ([], Card(2, False), "CPU estimated from its TDP and load, GPU metered by NVML, memory estimated"),
+        (
+            [],
+            Card(0, True),
+            "CPU estimated from its TDP and load, GPU metered by NVML (the whole GPU, not this part alone), memory "
+            "estimated",
+        ),
+    ],
+)
+def test_a_meter_says_what_it_knows_energy_by(hardware: list[str], gpu: Card | None, words: str) -> None:
+    meter = object.__new__(_CodeCarbon)
+    meter._gpu, meter._tracker = gpu, SimpleNamespace(_conf={"hardware": hardware})
+    assert meter._how() == words

@@ -153,9 +153,6 @@ def largest(scores: Params, count: int, alive: Masks) -> Masks:
     return {name: (scores[name] >= bound) & alive[name] for name in LAYERS}
 
 
-# ---- masks that change during one training ----
-
-
 def test_gradual_pruning_follows_the_cubic_and_keeps_moments(setting: Setting) -> None:
     dense = dense_of(setting)
     end, total = round(0.75 * STEPS), 64 * 20 + 200
@@ -231,9 +228,6 @@ def test_masks_change_until_three_quarters_of_the_training_and_not_at_its_end(se
     assert setting.plan("gradual", **given).updates[0].steps == (*range(6, 60, 7), 60)
 
 
-# ---- at initialisation ----
-
-
 def test_ablations_prune_the_drawn_weights_and_not_pruned_ones(setting: Setting) -> None:
     """Frankle et al. 2021, sec. 5: shuffled masks uncover weights that the score had pruned, as they were drawn."""
     dense = dense_of(setting)
@@ -279,9 +273,6 @@ def test_each_density_is_pruned_from_the_whole_network(setting: Setting) -> None
         alone = list(lf.iterative(setting.plan(name, density=0.5), SEED))
         assert lf.same_bits(rounds[0].fit.state, alone[0].fit.state)
         assert [lf.count(each.fit.state.masks).kept for each in rounds] == pytest.approx([740, 296], abs=1), name
-
-
-# ---- rounds of training and pruning ----
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import run
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset, IterableDataset, TensorDataset
 from torchvision.datasets import FakeData
@@ -136,8 +134,13 @@ class Counting(IterableDataset[Any]):
         return ((torch.full((2, 3), float(i)), i % 3) for i in range(50))
 
 
+class Sized(Counting):
+    def __len__(self) -> int:
+        return 50
+
+
 def test_iterables_are_read_to_their_ends(cache: Path) -> None:
-    for theirs in (Counting(), iter(Counting())):
+    for theirs in (Counting(), Sized(), iter(Counting())):
         data = lf.data.from_dataset("counting", theirs, val=5)
         assert all_of(data)[:, 0, 0].sort().values.tolist() == list(range(50))
         assert torch.equal(data.train.y, data.train.x[:, 0, 0].long() % 3)
@@ -242,66 +245,3 @@ def test_an_interrupted_decoding_leaves_nothing(cache: Path, monkeypatch: pytest
     assert not list(cache.iterdir())
     monkeypatch.setattr(decoded, "_WORTH_WORKERS", -1.0)  # as if reading took long
     assert len(lf.data.from_dataset("squares", Squares()).train.x) == 48
-
-
-FILE = """
-import torch
-from torch.utils.data import TensorDataset
-
-x = torch.arange(600.0).view(200, 3).sin()
-y = (x.sum(1) > 0).long()
-
-
-def whole():
-    return TensorDataset(x, y)
-
-
-def split():
-    return TensorDataset(x[:150], y[:150]), TensorDataset(x[150:], y[150:])
-
-
-def named(count=150):
-    parts = {"train": slice(0, count), "val": slice(count, 175), "test": slice(175, 200)}
-    return {name: TensorDataset(x[part], y[part]) for name, part in parts.items()}
-
-
-def one_by_one():
-    yield from zip(x, y)
-
-
-def pair():
-    return x, y
-"""
-
-
-def test_files_may_return_any_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(FILE)
-    sizes = {"whole": (160, 20, 20), "split": (135, 15, 50), "named": (150, 25, 25), "one_by_one": (160, 20, 20)}
-    found = {}
-    for name, wanted in sizes.items():
-        found[name] = lf.data.load(f"mine.py:{name}")
-        assert tuple(len(split.x) for split in found[name][1:4]) == wanted
-        assert found[name].name == name
-    assert lf.same_bits(found["whole"].train.y, (found["whole"].train.x.sum(1) > 0).long())
-    with pytest.raises(UserError, match="a tuple of 2 is not an lthfunc Dataset"):
-        lf.data.load("mine.py:pair")
-    network = [
-        "--dataset-option",
-        "count=140",
-        "--arch",
-        "lenet300",
-        "--steps",
-        30,
-        "--rounds",
-        1,
-        "--replicates",
-        2,
-        "--engine",
-        "eager",
-        "--jobs",
-        1,
-    ]
-    assert run("prune", "--dataset", "mine.py:named", *network, "--out", "run", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["rounds"][0]["replicates"] == 2
-    assert run("verify", "run") == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import IterableDataset
 
 from lthfunc.data.digests import digest_of, tensor_digest
 from lthfunc.data.examples import Example, Pair, Reader, iterated
@@ -43,7 +44,7 @@ def source_of(
     """What to read a split from. Raises UserError for what holds no examples, or other ones each time."""
     if not has_examples(data):
         raise UserError(f"{part}: invalid value: a {describe_data(data)} (expected a data set of examples)")
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    if _is_map_style(data):
         return _map_style(part, data, pair)
 
     def spool() -> Example:
@@ -63,9 +64,14 @@ def source_of(
 def has_examples(value: Any) -> bool:
     """Whether a value is a data set of examples, of whatever kind."""
     array = hasattr(value, "dtype") and hasattr(value, "shape")
-    sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     plain = array or isinstance(value, (str, bytes, Mapping, Dataset))
-    return not plain and (sized or hasattr(value, "__iter__"))
+    return not plain and (_is_map_style(value) or hasattr(value, "__iter__"))
+
+
+def _is_map_style(value: Any) -> bool:
+    """Whether examples have numbers. An IterableDataset has a `__getitem__` too, which always raises."""
+    sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    return sized and not isinstance(value, IterableDataset)
 
 
 def _map_style(part: str, data: Any, pair: Pair | None) -> Source:

@@ -1,69 +1,13 @@
 // The operators lthfunc::… of PyTorch, through its stable ABI: a library that is built once serves every later PyTorch.
-// Only this file reads PyTorch's headers.
-#define TORCH_TARGET_VERSION (((0ULL + 2) << 56) | ((0ULL + 11) << 48))  // the lowest that pyproject.toml declares
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cmath>
-#include <sstream>
-#include <stdexcept>
 
 #include "execution.h"
 #include "parallel.h"
 #include "single.h"
+#include "tensors.h"
 
 namespace lthfunc {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
-
-// Throws what is a ValueError in Python.
-template <typename... Parts>
-void require(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream message;
-  (message << "lthfunc: " << ... << parts);
-  throw std::invalid_argument(message.str());
-}
-
-template <typename T>
-constexpr ScalarType type_of = std::is_same_v<T, float>    ? ScalarType::Float
-                               : std::is_same_v<T, double> ? ScalarType::Double
-                               : std::is_same_v<T, i32>    ? ScalarType::Int
-                                                           : ScalarType::Long;
-
-const char* name_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    default: return "uint8";
-  }
-}
-
-// A tensor's memory, where it holds `needed` elements or more; nullptr where it is empty.
-template <typename T>
-T* data(const char* name, const Tensor& tensor, i64 needed) {
-  const i64 count = tensor.numel();
-  require(tensor.is_contiguous() && count >= needed, name, " takes ", needed, " contiguous elements or more");
-  require(tensor.scalar_type() == type_of<T>, name, " must be ", name_of(type_of<T>));
-  return count ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
-}
-
-vec* vectors(const char* name, const Tensor& tensor, i64 needed) {
-  float* const memory = data<float>(name, tensor, needed * LANES);
-  require(reinterpret_cast<std::uintptr_t>(memory) % sizeof(vec) == 0, name, " are not aligned");
-  return reinterpret_cast<vec*>(memory);
-}
-
-template <typename T>
-std::vector<T> copied(const char* name, const Tensor& tensor) {
-  const T* const first = data<T>(name, tensor, 0);
-  return {first, first + tensor.numel()};
-}
 
 // Slots of batches, each contiguous, with `needed` elements or more; nothing is read where none are needed.
 void check_slots(const char* name, const Tensor& slots, i64 count, i64 needed, ScalarType type) {
@@ -85,19 +29,6 @@ ScalarType stored_as(const Program& program) {
 const char* slot(const Tensor& slots, i64 number) {
   if (!slots.numel()) return nullptr;
   return static_cast<const char*>(slots.data_ptr()) + number * slots.stride(0) * static_cast<i64>(slots.element_size());
-}
-
-// Contiguous floats. By the shim itself: torch::stable::empty looks its operator up by name, in a microsecond.
-template <std::size_t Count>
-Tensor empty(const i64 (&sizes)[Count]) {
-  i64 strides[Count];
-  i64 step = 1;
-  for (std::size_t k = Count; k-- > 0; step *= sizes[k]) strides[k] = step;
-  AtenTensorHandle made = nullptr;
-  const auto failed = aoti_torch_empty_strided(Count, sizes, strides, aoti_torch_dtype_float32(),
-                                               aoti_torch_device_type_cpu(), 0, &made);
-  if (failed) throw std::runtime_error("lthfunc: no memory for the outputs");
-  return Tensor(made);
 }
 
 i64 make_program(const Tensor& rows, const Tensor& lists, i64 vectors, i64 numbers, i64 constants, i64 batch) {
