@@ -102,7 +102,7 @@ def _clocked(path: str, cores: str, command: list[str]) -> None:
     """Run a command in this process, with a clock around what is counted."""
     if int(cores):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
-    from lthfunc.experiments import iterative
+    from lthfunc.experiments import trainings
     from lthfunc.training import loop
     from lthfunc.training.session import TrainingSession
 
@@ -124,7 +124,7 @@ def _clocked(path: str, cores: str, command: list[str]) -> None:
     for place, name, kind in (
         (TrainingSession, "to", "steps"),
         (loop, "measure", "evaluation"),
-        (iterative, "measure", "evaluation"),
+        (trainings, "measure", "evaluation"),
     ):
         setattr(place, name, counted(kind, getattr(place, name)))
     sys.argv = ["lthfunc", *command]

@@ -40,7 +40,8 @@ def place(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A working directory with what the pages' reader has: files of own code, a checkpoint, a text."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(blocks("docs/how-to/own-code.md", "python")[0])
-    Path("rings.py").write_text(blocks("docs/how-to/data.md", "python")[-1])
+    (rings,) = (block for block in blocks("docs/how-to/data.md", "python") if "def rings" in block)
+    Path("rings.py").write_text(rings)
     Path("topics.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8"))
     (network,) = blocks("docs/tutorials/own-network.md", "python")
     Path("net.py").write_text(network)

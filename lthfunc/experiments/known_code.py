@@ -71,7 +71,7 @@ def _all(code: Mapping[str, Sequence[str]], values: Mapping[str, Any]) -> Iterat
 
 def _source(module: str) -> tuple[Path, Path] | None:
     """The file of a module, or a file itself, and the folder that it imports from. Nothing is imported."""
-    if (path := Path(module).resolve()).is_file():
+    if (path := Path(os.path.realpath(module))).is_file():  # Path.resolve raises for links in a circle
         return path, path.parent
     places: Sequence[str] | None = [str(Path.cwd()), *sys.path]
     spec = None
@@ -82,7 +82,7 @@ def _source(module: str) -> tuple[Path, Path] | None:
             return None
     if spec is None or not spec.has_location or spec.origin is None:
         return None
-    path = Path(spec.origin).resolve()
+    path = Path(os.path.realpath(spec.origin))
     return path, path.parents[module.count(".") + (path.stem == "__init__")]
 
 

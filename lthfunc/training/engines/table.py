@@ -8,7 +8,7 @@ from typing import Any
 from lthfunc.argument_hints import described
 from lthfunc.catalog.training import ENGINES
 from lthfunc.errors import ArgumentError, UserError
-from lthfunc.tracebacks import function_name
+from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.training.engines.interface import Engine, Work
 
 #: Steps of a whole run from which compiling (3 to 20 s the first time, measured in benchmarks/) is paid back.
@@ -27,9 +27,12 @@ def make_engine(name: Making, work: Work) -> Engine:
             "only --engine eager can run; draw with torch instead"
         )
     making = ENGINES.make(name, {}) if isinstance(name, str) else name
-    made: Any = making(work)
+    shown = name if isinstance(name, str) else function_name(name)
+    if is_library_function(making):
+        made: Any = making(work)
+    else:
+        made = call_user_function("--engine", shown, lambda: making(work))
     if not isinstance(made, Engine):
-        shown = name if isinstance(name, str) else function_name(name)
         raise ArgumentError(
             f"--engine: {shown!r} returned {described(made)}, not an Engine; expected a name ({', '.join(ENGINES)}) or "
             "what makes one, such as lf.sparse_engine"
