@@ -16,6 +16,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments import devices, engine_choice
 from lthfunc.experiments.config import applied
 from lthfunc.training.losses import cross_entropy
+from lthfunc.training.optimizers import adam
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,7 @@ def _engine_chosen(
         side_effects=SimpleNamespace(global_rngs=outside),
         model=SimpleNamespace(name="net"),
         loss=cross_entropy,
+        optimizer=adam(1e-3),
         collectives=SimpleNamespace(world_size=ranks),
     )
     config = settings(**given)
