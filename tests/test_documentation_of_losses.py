@@ -25,3 +25,14 @@ def test_the_losses_of_the_page_train(capsys: Any) -> None:
     # The detectors: their losses, and what is left of them.
     assert len(re.findall(r"'classification': '\d+\.\d+', 'bbox_regression': '\d+\.\d+'}", found)) == 3
     assert re.findall(r"with (\d+)% of", found) == ["100", "50", "25", "25"]
+
+
+def test_a_loop_of_pure_steps_has_thirty_lines(capsys: Any) -> None:
+    """With a loss that sees the inputs, an auxiliary head, clipping and a schedule of its own."""
+    _, loop = blocks("docs/how-to/python.md", "python")
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 30
+    assert "range(10)" in loop
+    exec(compile(loop.replace("range(10)", "range(2)"), "python.md", "exec"), {})
+    found = re.findall(r"(\d+\.\d)% left: (\d+)", capsys.readouterr().out)
+    assert [float(density) for density, _ in found] == [100, 50, 25, 12.5]
+    assert min(int(right) for _, right in found) > 50

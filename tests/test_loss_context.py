@@ -92,6 +92,17 @@ def test_a_network_learns_from_its_teacher(engine: str) -> None:
     assert_equal(found, by_hand(loss))
 
 
+def test_the_divergence_of_tokens_and_pixels_is_that_of_each_place() -> None:
+    draw = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(2, 3, 5, 4, generator=draw) for _ in range(2))
+    term = lf.with_context(lf.teacher_divergence(2.0), teacher=nn.Identity())
+    of_places = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in (ours, theirs)]
+    wanted = float(divergence(*of_places, 2.0))
+    assert float(term(ours, torch.zeros(2, 5, 4).long(), lf.LossContext(theirs))) == pytest.approx(wanted, rel=1e-5)
+    tokens = [each.permute(0, 2, 3, 1).flatten(1, 2) for each in (ours, theirs)]
+    assert float(term(tokens[0], torch.zeros(2, 20), lf.LossContext(tokens[1]))) == pytest.approx(wanted, rel=1e-5)
+
+
 def everything(outputs: Any, targets: Tensor, context: lf.LossContext) -> Tensor:
     """Each part of the context but features counts, so that an engine that gets one wrong ends elsewhere."""
     assert context.teacher is not None

@@ -45,8 +45,8 @@ def distillation(
 def teacher_divergence(temperature: float = 4.0) -> Loss:
     """The divergence of a network's classes from its teacher's, times the square of the temperature.
 
-    KL(softmax(teacher / temperature) ‖ softmax(outputs / temperature)), the mean over examples and, of tokens, places;
-    the square keeps its gradient as large as that of cross entropy (Hinton et al. 2015, sec. 2). temperature: above 0.
+    KL(softmax(teacher / temperature) ‖ softmax(outputs / temperature)), the mean over examples and, of tokens and
+    pixels, places; the square keeps its gradient as large as that of cross entropy (Hinton et al. 2015, sec. 2). temperature: above 0.
     Returns a loss that requires a teacher (`with_context`). Raises UserError, when it is called, where outputs have
     another shape than the teacher's.
 
@@ -63,7 +63,10 @@ def teacher_divergence(temperature: float = 4.0) -> Loss:
                 f"teacher: its outputs are {dtype_and_shape(theirs)}, the network's {dtype_and_shape(ours)} (expected "
                 "the same classes)"
             )
-        mine, wanted = (F.log_softmax(each.float() / temperature, -1).flatten(0, -2) for each in (ours, theirs))
+        places = (len(ours), *ours.shape[2:])
+        of_pixels = ours.ndim == 4 and getattr(targets, "shape", None) == places  # whose classes come second
+        both = (each.movedim(1, -1) if of_pixels else each for each in (ours, theirs))
+        mine, wanted = (F.log_softmax(each.float() / temperature, -1).flatten(0, -2) for each in both)
         return F.kl_div(mine, wanted, reduction="batchmean", log_target=True) * temperature**2
 
     return ContextLoss(divergence)
