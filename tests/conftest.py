@@ -25,13 +25,18 @@ ROOT = Path(__file__).resolve().parent.parent
 _SAVEFIG: Any = Figure.savefig
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked as long, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skipped = {} if torch.cuda.is_available() else {"gpu": "no CUDA device on this machine"}
+    if not config.getoption("--long"):
+        skipped["long"] = "takes long; pytest --long runs it"
     for item in items:
-        if item.get_closest_marker("gpu"):  # not by keywords, among which is the checkout's folder
-            item.add_marker(skip)
+        for marker, reason in skipped.items():
+            if item.get_closest_marker(marker):  # not by keywords, among which is the checkout's folder
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def shorter(split: Split, count: int) -> Split:

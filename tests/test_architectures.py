@@ -22,6 +22,8 @@ NARROW = {
     "wrn-28-10": {"width": "1"},
     "vit-tiny": {"layers": "3"},
 }
+#: Not the smallest of their family.
+LONG = ("resnet34", "resnet50", "densenet121", "vgg13", "vgg16", "vgg19")
 CLASSES = 7
 
 
@@ -36,7 +38,9 @@ def small_case(arch: str, side: int = 16) -> tuple[lf.Model, lf.Dataset]:
     return build(arch, shape, CLASSES, NARROW.get(arch), data.inputs), data
 
 
-@pytest.mark.parametrize("arch", NETWORKS)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=pytest.mark.long) if arch in LONG else arch for arch in NETWORKS]
+)
 def test_the_whole_way(arch: str, tmp_path: Path) -> None:
     model, data = small_case(arch)
     start = lf.init(model, seed=1)
@@ -62,7 +66,7 @@ def test_the_whole_way(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(why_not("cpu") is not None, reason=str(why_not("cpu")))
-@pytest.mark.parametrize("arch", ["vit-tiny", "char-transformer"])
+@pytest.mark.parametrize("arch", ["vit-tiny", pytest.param("char-transformer", marks=pytest.mark.long)])
 def test_compiled_equals_eager(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One block of each; docs/results/networks.md has the time that whole networks take to compile."""
     monkeypatch.setitem(NARROW, arch, {"layers": "1"})

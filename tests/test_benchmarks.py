@@ -240,6 +240,7 @@ def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:
     assert mib[-1] - mib[1] < 4, mib
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_scale_benchmark_puts_a_model_beside_its_measurements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -98,7 +98,15 @@ def test_outputs_are_those_of_the_masked_network(arch: str, density: float, sele
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "efficientnet_b0", "resnet18", "regnet_y_400mf"]
+    "name",
+    [
+        "mobilenet_v2",
+        pytest.param("densenet121", marks=pytest.mark.long),
+        "shufflenet_v2_x0_5",
+        pytest.param("efficientnet_b0", marks=pytest.mark.long),
+        "resnet18",
+        "regnet_y_400mf",
+    ],
 )
 def test_networks_of_torchvision(name: str) -> None:
     model = lf.from_module(getattr(torchvision.models, name)(num_classes=10), name=name)

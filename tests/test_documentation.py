@@ -167,6 +167,7 @@ def test_a_loop_of_ones_own_is_pruned_in_thirty_lines(
     assert len([line for line in loop.splitlines() if line.strip()]) <= 30
     assert "range(10)" in loop
     names: dict[str, Any] = {}
+    torch.manual_seed(0)  # of the network that the page builds, and of the loader's order
     exec(compile(loop.replace("range(10)", "range(2)"), "loops.md", "exec"), names)
     found = re.findall(r"(\d+\.\d)% left: (\d+)", capsys.readouterr().out)
     assert [float(density) for density, _ in found] == [100, 50, 25, 12.5]
@@ -266,8 +267,8 @@ def test_no_python_is_left_out() -> None:
     """These pages' is run by the tests above and by tests named after their subjects."""
     found = {page.removeprefix("docs/").removesuffix(".md") for page in PAGES if blocks(page, "python")}
     how_to = {f"how-to/{page}" for page in (
-        "python", "own-code", "jax", "loops", "losses", "optimizers", "trainers", "models", "data", "methods",
-        "execution", "cluster",
+        "python", "own-code", "jax", "loops", "losses", "optimizers", "sparse-module", "trainers", "models", "data",
+        "methods", "execution", "cluster",
     )}  # fmt: skip
     assert found == {
         *how_to, "tutorials/own-network", "explanation/sparse-engine", "results/methods", "development/adding",

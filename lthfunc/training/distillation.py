@@ -46,9 +46,9 @@ def teacher_divergence(temperature: float = 4.0) -> Loss:
     """The divergence of a network's classes from its teacher's, times the square of the temperature.
 
     KL(softmax(teacher / temperature) ‖ softmax(outputs / temperature)), the mean over examples and, of tokens and
-    pixels, places; the square keeps its gradient as large as that of cross entropy (Hinton et al. 2015, sec. 2). temperature: above 0.
-    Returns a loss that requires a teacher (`with_context`). Raises UserError, when it is called, where outputs have
-    another shape than the teacher's.
+    pixels, places; the square keeps its gradient as large as that of cross entropy (Hinton et al. 2015, sec. 2).
+    temperature: above 0. Returns a loss that requires a teacher (`with_context`). Raises UserError, when it is called,
+    where outputs have another shape than the teacher's.
 
     >>> term = lf.with_context(lf.teacher_divergence(2.0), teacher=nn.Identity())
     >>> x = torch.tensor([[1.0, 2.0]])

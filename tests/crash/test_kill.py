@@ -12,7 +12,9 @@ from conftest import HANG
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "kills"), [([], 6), (["--method", "rigl"], 3)], ids=["imp", "rigl"])
+@pytest.mark.parametrize(
+    ("method", "kills"), [([], 6), pytest.param(["--method", "rigl"], 3, marks=pytest.mark.long)], ids=["imp", "rigl"]
+)
 def test_a_run_killed_at_many_moments_ends_in_the_same_bits(method: list[str], kills: int, tmp_path: Path) -> None:
     """A process of its own, since it forks, which a process with threads must not."""
     command = [sys.executable, str(Path(__file__).parent / "kill.py"), "--kills", str(kills), "--seed", "1", *method]
