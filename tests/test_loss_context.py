@@ -97,7 +97,7 @@ def test_the_divergence_of_tokens_and_pixels_is_that_of_each_place() -> None:
     ours, theirs = (torch.randn(2, 3, 5, 4, generator=draw) for _ in range(2))
     term = lf.with_context(lf.teacher_divergence(2.0), teacher=nn.Identity())
     of_places = [each.permute(0, 2, 3, 1).flatten(0, 2) for each in (ours, theirs)]
-    wanted = float(divergence(*of_places, 2.0))
+    wanted = float(divergence(of_places[0], of_places[1], 2.0))
     assert float(term(ours, torch.zeros(2, 5, 4).long(), lf.LossContext(theirs))) == pytest.approx(wanted, rel=1e-5)
     tokens = [each.permute(0, 2, 3, 1).flatten(1, 2) for each in (ours, theirs)]
     assert float(term(tokens[0], torch.zeros(2, 20), lf.LossContext(tokens[1]))) == pytest.approx(wanted, rel=1e-5)
