@@ -248,8 +248,8 @@ def test_a_damaged_file_of_measurements_is_measured_again(tmp_path: Any) -> None
 
 
 def test_values_that_fill_a_page_are_not_printed() -> None:
-    with pytest.raises(UserError, match=r"sparse\.fixed: invalid value: a TrainState"):
-        lf.break_even(lf.Costs(START, [1.0]), lf.Costs([1.0], [1.0]))
+    with pytest.raises(UserError, match=r"sparse\.fixed: invalid value: a dict"):
+        lf.break_even(lf.Costs({"weight": torch.zeros(40, 40)}, [1.0]), lf.Costs([1.0], [1.0]))
 
 
 def test_what_cannot_be_kept_is_measured_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,11 @@ def test_what_the_machine_leaves_to_python_is_named() -> None:
     assert pythons_parts(OPTIMIZERS["everything"]) == []
     assert pythons_parts(lf.chain(lf.sam(), lf.lion(0.1), lf.swa(3), lf.ema(0.9))) == ["sam", "", "swa"]
     assert machine_numbers(lf.lion(0.1)) is None
+
+
+def test_powers_of_betas_are_those_of_float64(few_digits: lf.Dataset) -> None:
+    """Which the bias corrections of later steps are made of."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model = lf.from_module(net)
+    train = lf.train(model, few_digits, optimizer=lf.adam(0.01), steps=7, batch_size=20, engine=lf.sparse_engine)
+    assert train(lf.init(model)).opt.powers.tolist() == pytest.approx([0.9**8, 0.999**8], rel=1e-14)

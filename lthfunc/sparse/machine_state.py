@@ -24,7 +24,7 @@ def load_optimizer(workspace: Workspace, numbers: Sequence[Numbers], opt: Any) -
     for part, state in zip(numbers, _states(opt), strict=True):
         rows += map(workspace.vector, moments_of(state))
         if isinstance(part, AdamNumbers):
-            clock[:2], clock[3:5] = state.powers, torch.tensor(part.betas)
+            clock[:2], clock[3:5] = state.powers, torch.tensor(part.betas, dtype=torch.float64)
         elif isinstance(part, EMANumbers):
             clock[2], clock[5] = state.power, part.decay
             for name, at in workspace.averages.items():
