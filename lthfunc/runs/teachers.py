@@ -11,9 +11,11 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import current_names
 from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.trust import check_trust
+from lthfunc.runs import safe_files
 from lthfunc.runs.toml_files import read_toml
 
 _CONFIG, _METRICS = "config.toml", "metrics.jsonl"
+_SEED = re.compile(r"seed(0|[1-9]\d*)")
 #: How far above a file of a run its folder may be.
 _DEPTH = 3
 
@@ -53,8 +55,9 @@ def _is_run(folder: Path) -> bool:
 
 def _dense(run: Path) -> Path:
     """The file of the dense network of a run's first seed."""
-    found = {int(each.group(1)): path for path in run.glob("seed*/round00/params.safetensors")
-             if (each := re.fullmatch(r"seed(\d+)", path.parent.parent.name))}  # fmt: skip
-    if not found:
+    seeds = sorted(int(each.group(1)) for name in safe_files.names(run, run) if (each := _SEED.fullmatch(name)))
+    places = [run / f"seed{seed}" / "round00" / "params.safetensors" for seed in seeds]
+    found = next((path for path in places if safe_files.exists(run, path)), None)
+    if found is None:
         raise UserError(f"--teacher: {run}: has no finished training yet")
-    return found[min(found)]
+    return found
