@@ -101,6 +101,7 @@ class Halves(Loader):
             yield {name: leaf[torch.distributed.get_rank() :: 2] for name, leaf in batch.items()}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked here")
 def test_ranks_hold_the_same_masks_or_say_so(tmp_path: Path) -> None:
     class Told(L.Callback):  # type: ignore[misc, name-defined, unused-ignore]
