@@ -21,7 +21,7 @@ from lthfunc.deployment.timing import in_turn
 from lthfunc.experiments.devices import choose_device
 
 from .networks import Case, cases
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, chosen, cost, header, record, script, write
 
 #: Of records.
 PLAIN, ATTACHED = "plain loop", "lf.attach"
@@ -38,10 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.networks("lenet300, resnet20 or another of `lthfunc benchmark training` (lenet300, resnet20)")
     options.add("--optimizer", dest="optimizers", action="append", choices=OPTIMIZERS, help="repeatable (all)")
     options.add("--density", type=float, default=0.2, help="of the masks (0.2)")
-    options.device()
-    options.threads()
-    options.timings(0.5, 15)
-    options.json()
+    options.turns()
     run(**options.parsed(arguments))
 
 
@@ -56,13 +53,12 @@ def run(
     for case in (cases()[name] for name in names):
         for optimizer in optimizers or OPTIMIZERS:
             rates = _in_turn(case, optimizer, density, device, seconds, repeats)
-            pairs = zip(rates[PLAIN], rates[ATTACHED], strict=True)
-            cost = statistics.median(100 * (plain / attached - 1) for plain, attached in pairs)
+            more = cost(rates[ATTACHED], rates[PLAIN])
             about = {"network": case.name, "optimizer": optimizer, "density": density, "batch": case.batch}
             records += [record(rates[key], engine=key, **about) for key in rates]
-            records[-1]["cost of a step, %"] = round(cost, 2)
+            records[-1]["cost of a step, %"] = round(more, 2)
             plain, attached = (statistics.median(rates[key]) for key in (PLAIN, ATTACHED))
-            print(f"{case.name}, {optimizer}: {plain:.1f} steps/s, attached {attached:.1f}: {cost:+.2f} % of a step")
+            print(f"{case.name}, {optimizer}: {plain:.1f} steps/s, attached {attached:.1f}: {more:+.2f} % of a step")
     if json is not None:
         write(json, header("attach", "lthfunc benchmark attach", device, threads), records)
     return records

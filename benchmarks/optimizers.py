@@ -21,7 +21,7 @@ from lthfunc.experiments.devices import choose_device
 from . import peers
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, chosen, cost, header, record, script, write
 
 #: Of records.
 PLAIN = "adamw"
@@ -50,10 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add("--engine", dest="engines", action="append", choices=ENGINES, help="repeatable (all)")
     options.add("--part", dest="parts", action="append", choices=[*CHAINS][1:], help="repeatable (all)")
     options.add("--density", type=float, default=0.2, help="of the masks (0.2)")
-    options.device()
-    options.threads()
-    options.timings(0.5, 15)
-    options.json()
+    options.turns()
     run(**options.parsed(arguments))
 
 
@@ -70,11 +67,10 @@ def run(
             found = {name: _loop(case, engine, name, density, device) for name in (PLAIN, *(parts or [*CHAINS][1:]))}
             rates = in_turn(found, seconds=seconds, repeats=repeats, device=device)
             for name, mine in rates.items():
-                pairs = zip(rates[PLAIN], mine, strict=True)
-                cost = statistics.median(100 * (plain / each - 1) for plain, each in pairs)
+                more = cost(mine, rates[PLAIN])
                 about = {"network": case.name, "engine": engine, "density": density, "batch": case.batch, "part": name}
-                records.append(record(mine, **about) | {"cost of a step, %": round(cost, 2)})
-                print(f"{case.name}, {engine}, {name}: {statistics.median(mine):.1f} steps/s, {cost:+.1f} % of a step")
+                records.append(record(mine, **about) | {"cost of a step, %": round(more, 2)})
+                print(f"{case.name}, {engine}, {name}: {statistics.median(mine):.1f} steps/s, {more:+.1f} % of a step")
     if json is not None:
         write(json, header("parts", "lthfunc benchmark optimizers", device, threads), records)
     return records

@@ -57,6 +57,13 @@ class Options(argparse.ArgumentParser):
         self.add("--seconds", type=float, default=seconds, help=f"seconds of a timing{shown[0]}")
         self.add("--repeats", type=int, default=repeats, help=f"timings of each{shown[1]}")
 
+    def turns(self) -> None:
+        """Add what loops that are timed in turns take: `--device`, `--threads`, `--seconds`, `--repeats`, `--json`."""
+        self.device()
+        self.threads()
+        self.timings(0.5, 15)
+        self.json()
+
     def json(self) -> None:
         """Add `--json`."""
         self.add("--json", metavar="FILE", help="write the records here")
@@ -87,6 +94,16 @@ def script(main: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return error.code
     return 0
+
+
+def speedup(rates: Sequence[float], base: Sequence[float]) -> float:
+    """The median, over turns, of a loop's rate divided by another's in the same turn."""
+    return statistics.median(each / other for each, other in zip(rates, base, strict=True))
+
+
+def cost(rates: Sequence[float], base: Sequence[float]) -> float:
+    """By how many per cent a step takes longer than one of the base's."""
+    return 100 * (speedup(base, rates) - 1)
 
 
 def record(rates: list[float], **about: Any) -> Record:

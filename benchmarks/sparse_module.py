@@ -29,7 +29,7 @@ from .attach import OPTIMIZERS
 from .floors import PEAK, peak_rate, products
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, chosen, header, record, script, speedup, write
 
 #: Of records.
 DENSE, SPARSE = "plain loop, torch.compile", "plain loop, lf.sparse_module"
@@ -45,10 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.networks("lenet5, resnet20 or another of `lthfunc benchmark training` (lenet5, resnet20)")
     options.add("--optimizer", dest="optimizers", action="append", choices=OPTIMIZERS, help="repeatable (adam)")
     options.add("--density", type=float, help="of the masks (0.2 for lenet5, else 0.1)")
-    options.device()
-    options.threads()
-    options.timings(0.5, 15)
-    options.json()
+    options.turns()
     run(**options.parsed(arguments))
 
 
@@ -81,8 +78,7 @@ def run(
 def _tell(rates: dict[str, list[float]], what: str) -> None:
     print(what)
     for name, found in rates.items():
-        gain = statistics.median(each / dense for each, dense in zip(found, rates[DENSE], strict=True))
-        print(f"{name:>30}  {statistics.median(found):9.1f} steps/s  {gain:6.2f} ×")
+        print(f"{name:>30}  {statistics.median(found):9.1f} steps/s  {speedup(found, rates[DENSE]):6.2f} ×")
 
 
 def _variants(case: Case, optimizer: str, density: float) -> tuple[dict[str, TimedFunction], float]:

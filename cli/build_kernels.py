@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from lthfunc.sparse.kernels.progress import watched
+from lthfunc.sparse.kernels.progress import BUILDS
 
 from .console import aside, busy, put, say
 
@@ -41,5 +41,5 @@ def kernel_builds_shown() -> Iterator[None]:
             for update in shown:
                 update(f"{text} ({done}/{parts})")
 
-        with watched(show):
+        with BUILDS.watched(show):
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from lthfunc.data.downloads import watched
+from lthfunc.data.downloads import DOWNLOADS
 
 from .console import aside, busy, say
 
@@ -23,5 +23,5 @@ def downloads_shown() -> Iterator[None]:
             else:
                 say(text)
 
-        with watched(show):
+        with DOWNLOADS.watched(show):
             yield

@@ -15,7 +15,7 @@ from lthfunc_cli.main import main
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels import build, library_cache
 from lthfunc.sparse.kernels.compilation import CompilerError, units
-from lthfunc.sparse.kernels.progress import watched
+from lthfunc.sparse.kernels.progress import BUILDS
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_build_says_so_at_once_and_once(folder: Path, calls: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     told: list[int] = []
-    with kernel_builds_shown(), watched(lambda done, parts: told.append(parts - done)):
+    with kernel_builds_shown(), BUILDS.watched(lambda done, parts: told.append(parts - done)):
         build.load_kernels()
         build.load_kernels.cache_clear()
         build.load_kernels()
@@ -121,7 +121,7 @@ def test_of_two_builds_at_once_the_second_takes_what_the_first_made(folder: Path
         if not done:
             both.wait(60)  # neither has the folder yet
 
-    with watched(watch), ThreadPoolExecutor(2) as pool:
+    with BUILDS.watched(watch), ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: build._built(), range(2)))
     assert calls == ["built"]
     assert found == [library_cache.library(folder)] * 2

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Is called with what is downloaded as it begins, and with "" once it has ended.
-Watch = Callable[[str], None]
-_watches: list[Watch] = []
+from lthfunc.watches import Watches
+
+#: Are called with what is downloaded as it begins, and with "" once it has ended.
+DOWNLOADS: Watches[[str]] = Watches()
 #: Seconds after which a server that sends nothing is given up.
 _SILENT = 20
-
-
-@contextmanager
-def watched(watch: Watch) -> Iterator[None]:
-    """Meanwhile, tell `watch` of each download in this process."""
-    _watches.append(watch)
-    try:
-        yield
-    finally:
-        _watches.remove(watch)
 
 
 @contextmanager
@@ -27,16 +18,11 @@ def downloading(what: str) -> Iterator[None]:
     """Meanwhile something is downloaded by sockets, which give up a silent server. what: and from where, in words."""
     import socket  # which every command would pay for
 
-    _tell(f"downloading {what}; a server that is silent for {_SILENT} s is given up")
+    DOWNLOADS.tell(f"downloading {what}; a server that is silent for {_SILENT} s is given up")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SILENT)  # torchvision has no argument for it
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
-        _tell("")
-
-
-def _tell(text: str) -> None:
-    for watch in _watches:
-        watch(text)
+        DOWNLOADS.tell("")

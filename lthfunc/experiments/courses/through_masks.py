@@ -9,7 +9,14 @@ from torch import Tensor
 
 from lthfunc.experiments.courses.context import MethodContext, start
 from lthfunc.experiments.courses.course import Carry, Course, Method
-from lthfunc.sparsify.allocation import KeepCounts
+from lthfunc.experiments.methods.trained_masks import (
+    NOISE,
+    ODDS_LR,
+    popped,
+    rescaled_deviation,
+    whole_numbers,
+    with_masked,
+)
 from lthfunc.sparsify.budgets import erk, uniform
 from lthfunc.sparsify.scores import magnitude
 from lthfunc.sparsify.structures import unstructured
@@ -28,11 +35,6 @@ from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket
 
-#: Initial spread of the log odds, so that no two weights are equal; and their learning rate, which differs from the
-#: weights' (Zhou et al. use gradient descent at a rate of 100): at 0.2, half of LeNet-300-100 reaches 93 % on MNIST in
-#: 1,000 steps, at 0.01 82 %.
-_NOISE, _ODDS_LR = 0.01, 0.2
-
 
 @Method
 def straight(context: MethodContext, seed: int) -> Course:
@@ -40,7 +42,7 @@ def straight(context: MethodContext, seed: int) -> Course:
     state = start(context, seed)
     names = context.model.prunable
     keep = erk()({}, state.masks, 1 - context.density)
-    counts = _numbers(keep)
+    counts = whole_numbers(keep)
 
     def weights(trained: Params, fixed: Params) -> Params:
         hard = {name: trained[name] * top_k_mask(trained[name].abs(), counts[name]) for name in names}
@@ -73,22 +75,22 @@ def supermask(context: MethodContext, seed: int) -> Course:
         params, buffers = context.model.init(number)
         draws = {name: generator(number, "supermask", name) for name in context.model.prunable}
         noise = {name: torch.randn(params[name].shape, generator=draw) for name, draw in draws.items()}
-        return {name: odds + _NOISE * leaf for name, leaf in noise.items()}, params, buffers
+        return {name: odds + NOISE * leaf for name, leaf in noise.items()}, params, buffers
 
     def sampled(trained: Params, fixed: Params) -> Params:
         chances = {name: torch.sigmoid(leaf) for name, leaf in trained.items()}
         masks = {name: straight_through(torch.bernoulli(chance.detach()), chance) for name, chance in chances.items()}
-        return _under(fixed, {name: rescaled(mask) for name, mask in masks.items()})
+        return with_masked(fixed, {name: rescaled(mask) for name, mask in masks.items()})
 
     def likeliest(trained: Params, fixed: Params) -> Params:
         everything = {name: torch.ones_like(leaf, dtype=torch.bool) for name, leaf in trained.items()}
         masks = unstructured(trained, everything, keep)
-        return _under(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
+        return with_masked(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
 
     def ticket(scores: Params, buffers: Buffers) -> Ticket:
         return Ticket(likeliest(scores, dense.params), buffers, unstructured(scores, dense.masks, keep))
 
-    return _course(context, seed, "supermask", draw, sampled, likeliest, ticket, adam(_ODDS_LR))
+    return _course(context, seed, "supermask", draw, sampled, likeliest, ticket, adam(ODDS_LR))
 
 
 def rescaled(mask: Tensor) -> Tensor:
@@ -106,17 +108,17 @@ def edge_popup(context: MethodContext, seed: int) -> Course:
     names = context.model.prunable
     full = start(context, seed).masks
     keep = uniform(1)({}, full, 1 - context.density)
-    counts = _numbers(keep)
+    counts = whole_numbers(keep)
 
     def draw(number: int) -> tuple[Params, Params, Buffers]:
         params, buffers = context.model.init(number)
         drawn = {name: torch.rand(params[name].shape, generator=generator(number, "popup", name)) for name in names}
         scores = {name: (2 * leaf - 1) / leaf[0].numel() ** 0.5 for name, leaf in drawn.items()}
-        signed = {name: params[name].sign() * _spread(params[name], context.density) for name in names}
+        signed = {name: params[name].sign() * rescaled_deviation(params[name], context.density) for name in names}
         return scores, {**params, **signed}, buffers
 
     def weights(trained: Params, fixed: Params) -> Params:
-        return _under(fixed, {name: popped(leaf, counts[name]) for name, leaf in trained.items()})
+        return with_masked(fixed, {name: popped(leaf, counts[name]) for name, leaf in trained.items()})
 
     def ticket(scores: Params, buffers: Buffers) -> Ticket:
         masks = unstructured(magnitude(scores, full), full, keep)
@@ -124,26 +126,6 @@ def edge_popup(context: MethodContext, seed: int) -> Course:
         return Ticket(apply_masks(fixed, masks), buffers, masks)
 
     return _course(context, seed, "edge-popup", draw, weights, weights, ticket)
-
-
-def popped(scores: Tensor, keep: int) -> Tensor:
-    """1 at the `keep` largest |scores|, 0 elsewhere; |scores| get its gradient as it is (their code's GetSubnet)."""
-    sizes = scores.abs()
-    return straight_through(top_k_mask(sizes, keep), sizes)
-
-
-def _numbers(keep: KeepCounts) -> dict[str, int]:
-    return {name: int(number) for name, number in keep.items()}
-
-
-def _under(fixed: Params, masks: Params) -> Params:
-    return {**fixed, **{name: fixed[name] * mask for name, mask in masks.items()}}
-
-
-def _spread(weight: Tensor, density: float) -> float:
-    """The standard deviation of Kaiming normal initialisation, scaled up for the missing weights."""
-    fan_in = weight[0].numel()
-    return float((2 / (fan_in * density)) ** 0.5)
 
 
 def _course(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ Found = Callable[[Params, Params], tuple[Params, Masks]]
 #: Initial spread of the log odds, so that no two weights are equal; and their learning rate, which differs from the
 #: weights' (Zhou et al. use gradient descent at a rate of 100): at 0.2, half of LeNet-300-100 reaches 93 % on MNIST in
 #: 1,000 steps, at 0.01 82 %.
-_NOISE, _ODDS_LR = 0.01, 0.2
+NOISE, ODDS_LR = 0.01, 0.2
 
 
 def straight(plan: Plan) -> Plan:
@@ -46,7 +46,7 @@ def straight(plan: Plan) -> Plan:
     def of_density(density: float) -> TrainedMasks:
         full = _full(plan)
         keep = erk()({}, full, 1 - density)
-        counts = _numbers(keep)
+        counts = whole_numbers(keep)
 
         def draw(params: Params, seed: int) -> tuple[Params, Params]:
             return params, {}
@@ -80,21 +80,21 @@ def supermask(plan: Plan) -> Plan:
         def draw(params: Params, seed: int) -> tuple[Params, Params]:
             draws = {name: generator(seed, "supermask", name) for name in plan.model.prunable}
             noise = {name: torch.randn(params[name].shape, generator=draw) for name, draw in draws.items()}
-            return {name: (odds + _NOISE * leaf).to(params[name].device) for name, leaf in noise.items()}, params
+            return {name: (odds + NOISE * leaf).to(params[name].device) for name, leaf in noise.items()}, params
 
         def sampled(trained: Params, fixed: Params) -> Params:
             chances = {name: torch.sigmoid(leaf) for name, leaf in trained.items()}
             drawn = {name: straight_through(torch.bernoulli(leaf.detach()), leaf) for name, leaf in chances.items()}
-            return _under(fixed, {name: rescaled(mask) for name, mask in drawn.items()})
+            return with_masked(fixed, {name: rescaled(mask) for name, mask in drawn.items()})
 
         def likeliest(trained: Params, fixed: Params) -> Params:
             masks = unstructured(trained, full, keep)
-            return _under(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
+            return with_masked(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
 
         def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
             return likeliest(trained, fixed), unstructured(trained, full, keep)
 
-        return _trained(plan, "supermask", draw, sampled, likeliest, found, adam(_ODDS_LR))
+        return _trained(plan, "supermask", draw, sampled, likeliest, found, adam(ODDS_LR))
 
     return _through(plan, of_density)
 
@@ -115,17 +115,18 @@ def edge_popup(plan: Plan) -> Plan:
     def of_density(density: float) -> TrainedMasks:
         full = _full(plan)
         keep = uniform(1)({}, full, 1 - density)
-        counts = _numbers(keep)
+        counts = whole_numbers(keep)
 
         def draw(params: Params, seed: int) -> tuple[Params, Params]:
             drawn = {name: torch.rand(params[name].shape, generator=generator(seed, "popup", name)) for name in names}
             scores = {
                 name: ((2 * leaf - 1) / leaf[0].numel() ** 0.5).to(params[name].device) for name, leaf in drawn.items()
             }
-            return scores, {**params, **{name: params[name].sign() * _spread(params[name], density) for name in names}}
+            signs = {name: params[name].sign() * rescaled_deviation(params[name], density) for name in names}
+            return scores, {**params, **signs}
 
         def weights(trained: Params, fixed: Params) -> Params:
-            return _under(fixed, {name: popped(leaf, counts[name]) for name, leaf in trained.items()})
+            return with_masked(fixed, {name: popped(leaf, counts[name]) for name, leaf in trained.items()})
 
         def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
             masks = unstructured(magnitude(trained, full), full, keep)
@@ -147,15 +148,17 @@ def _full(plan: Plan) -> Masks:
     return {name: torch.ones(params[name].shape, dtype=torch.bool, device=device) for name in plan.model.prunable}
 
 
-def _numbers(keep: KeepCounts) -> Mapping[str, int]:
+def whole_numbers(keep: KeepCounts) -> dict[str, int]:
+    """How many weights each layer keeps, as Python's numbers."""
     return {name: int(number) for name, number in keep.items()}
 
 
-def _under(fixed: Params, masks: Params) -> Params:
+def with_masked(fixed: Params, masks: Params) -> Params:
+    """The params, with products in place of those that have masks."""
     return {**fixed, **{name: fixed[name] * mask for name, mask in masks.items()}}
 
 
-def _spread(weight: Tensor, density: float) -> float:
+def rescaled_deviation(weight: Tensor, density: float) -> float:
     """The standard deviation of Kaiming normal initialisation, scaled up for the missing weights."""
     fan_in = weight[0].numel()
     return float((2 / (fan_in * density)) ** 0.5)

@@ -121,6 +121,14 @@ void load_rows(const float* rows, const i32* addresses, i64 features, i64 exampl
   }
 }
 
+// Rows of tiles as numbers of examples, those of an instruction after those of the ones before it.
+template <typename Row>
+void store_tiles(const Row& op, const Workspace& m, Part part, float* to) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    store_rows(m.activations + op.in + tile * op.in_tile, m.lists + op.addresses, op.rows,
+               std::min<i64>(LANES, m.examples - tile * LANES), to + op.first * m.examples + tile * LANES * op.rows);
+}
+
 }  // namespace
 
 // in: examples, channels, height, width, C order, uint8 or float32, any alignment. out: a row of a channel side by
@@ -160,12 +168,7 @@ void verify(const store_outputs_row& op, Verifier& v) {
   v.program.features = std::max(v.program.features, op.first + op.rows);
 }
 
-void store_outputs(const store_outputs_row& op, Workspace& m, Part part) {
-  for (i64 tile = part.tile; tile < part.tiles; ++tile)
-    store_rows(m.activations + op.in + tile * op.in_tile, m.lists + op.addresses, op.rows,
-               std::min<i64>(LANES, m.examples - tile * LANES),
-               m.outputs + op.first * m.examples + tile * LANES * op.rows);
-}
+void store_outputs(const store_outputs_row& op, Workspace& m, Part part) { store_tiles(op, m, part, m.outputs); }
 
 void verify(const store_input_gradients_row& op, Verifier& v) {
   verify_rows("in", op.in, op.in_tile, op.addresses, op.rows, op.first, v);
@@ -173,10 +176,7 @@ void verify(const store_input_gradients_row& op, Verifier& v) {
 }
 
 void store_input_gradients(const store_input_gradients_row& op, Workspace& m, Part part) {
-  for (i64 tile = part.tile; tile < part.tiles; ++tile)
-    store_rows(m.activations + op.in + tile * op.in_tile, m.lists + op.addresses, op.rows,
-               std::min<i64>(LANES, m.examples - tile * LANES),
-               m.input_gradients + op.first * m.examples + tile * LANES * op.rows);
+  store_tiles(op, m, part, m.input_gradients);
 }
 
 void verify(const load_gradients_row& op, Verifier& v) {

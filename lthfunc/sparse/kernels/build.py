@@ -23,7 +23,7 @@ from lthfunc.sparse.kernels.compilation import (
     source_digest,
     units,
 )
-from lthfunc.sparse.kernels.progress import tell
+from lthfunc.sparse.kernels.progress import BUILDS
 from lthfunc.training.engines.toolchain import host_compiler, why_no_compiler
 
 _SANITIZE = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -61,20 +61,20 @@ def _built() -> Path:
     folder = cache_folder()
     if not library_cache.is_whole(folder):
         parts = len(units())
-        tell(0, parts)
+        BUILDS.tell(0, parts)
         with library_cache.building(folder):
             if not library_cache.is_whole(folder):  # which another process has built meanwhile
                 library_cache.clear(folder)
                 _build(folder)
                 library_cache.keep(folder)
-        tell(parts, parts)
+        BUILDS.tell(parts, parts)
     return library_cache.library(folder)
 
 
 def _build(folder: Path) -> None:
     at = Path(torch.__file__).parent
     try:
-        compile_library(host_compiler(), _flags(), at, library_cache.library(folder), usable_cores(), tell)
+        compile_library(host_compiler(), _flags(), at, library_cache.library(folder), usable_cores(), BUILDS.tell)
     except CompilerError as error:
         if os.strerror(errno.ENOSPC) in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
