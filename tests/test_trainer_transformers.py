@@ -11,7 +11,8 @@ import pytest
 import torch
 from loops import Twin, module_of
 from torch import nn
-from trainers import ADAM, EPOCHS, PRUNED, ROUND, START, Loader, functional, killed, stripped
+from torch.utils.data import DataLoader
+from trainers import ADAM, EPOCHS, PRUNED, ROUND, START, Endless, Loader, functional, killed, stripped
 
 import lthfunc as lf
 from lthfunc.errors import UserError
@@ -105,7 +106,7 @@ def test_a_plan_of_steps_goes_on_where_its_checkpoint_was(tmp_path: Path) -> Non
     assert (whole.round, whole.step) == (3, 36 - 10 - 20)
 
 
-def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(pruning: Any, resume: Any = False, optimizers: Any = None, **more: Any) -> str:
         with pytest.raises(UserError) as error:
             fit(tmp_path, pruning, resume, optimizers, **more)
@@ -126,3 +127,6 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "its masks are of another network" in refused(make(PRUNED, epochs=1, never_prune=["net.3.*"]), True)
     fit(tmp_path, T.TrainerCallback(), max_steps=12)
     assert "has no masks; it was saved without this callback" in refused(make(PRUNED, epochs=1), True)
+    monkeypatch.setattr(Trainer, "get_train_dataloader", lambda self: DataLoader(Endless(), None))
+    assert "these data have no length; give steps" in refused(make(PRUNED, epochs=2), max_steps=9)
+    assert fit(tmp_path, make(PRUNED, steps=3), max_steps=9).round == 2

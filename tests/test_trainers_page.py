@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from documentation import blocks
 
 import lthfunc as lf
+from lthfunc.errors import UserError
 
 #: Of each script: a package that it needs, and what makes it shorter.
 SCRIPTS = (
@@ -38,3 +40,10 @@ def test_scripts_run_as_printed(
     attached = names["pruning"].attached if "pruning" in names else names["attached"]
     assert attached.round == 3
     assert lf.density(attached.masks) == pytest.approx(1 / 8, abs=1e-3)
+
+
+@pytest.mark.parametrize("package", ["lightning", "transformers"])
+def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"lthfunc.loops.{package}", None)
+    with pytest.raises(UserError, match=rf"needs (?i:{package}).*\(pip install 'lthfunc\[trainers\]'\)"):
+        getattr(lf, f"{package}_callback")(lf.prune(fraction=0.5), steps=1)

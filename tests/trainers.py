@@ -9,7 +9,7 @@ import pytest
 from loops import BATCH, DATA, MODEL, SEED, STEPS, trained
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 import lthfunc as lf
 from lthfunc.training.batches import BatchOrder
@@ -49,6 +49,14 @@ class Loader(DataLoader[dict[str, Tensor]]):
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class Endless(IterableDataset[dict[str, Tensor]]):
+    """Batches without a number of them."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            yield {"x": DATA.train.x[:BATCH], "labels": DATA.train.y[:BATCH]}
 
 
 def functional(optimizer: lf.Optimizer = ADAM) -> TrainState:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from typing import Any
 
 from transformers.trainer import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from lthfunc.distributed.collectives import current_collectives
 from lthfunc.errors import UserError
@@ -43,8 +43,8 @@ class TransformersPruning(TrainerCallback):  # type: ignore[misc, unused-ignore]
         saved = taken_from_optimizer(optimizer)
         if saved is None and state.global_step > 0:
             raise UserError(f"{where}: the checkpoint has no masks; it was saved without this callback")
-        batches = len(train_dataloader) if isinstance(train_dataloader, Sized) else math.inf
-        epoch = batches if math.isinf(batches) else math.ceil(batches / args.gradient_accumulation_steps)
+        known = has_length(train_dataloader)
+        epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if known else math.inf
         trained = Trained(model, [optimizer], [lr_scheduler], state.max_steps, epoch, current_collectives())
         self._rounds.begin(trained, saved)
         if self.attached is not None:

@@ -47,9 +47,9 @@ class Program(NamedTuple):
 
     code: instructions and memory. forward, backward, update: instructions up to the outputs, to the gradients, and to
     what happens once in a step, for all parts of its batch. averages: where averages of `statistics` begin among the
-    constants; -1 without any. leaves: where each parameter lies among the values. positions: for each masked leaf, where
-    its survivors lie in the flattened dense one. counters: buffers that count steps. statistics: buffers among the
-    constants. outputs: the network's shape, without the batch.
+    constants; -1 without any. leaves: where each parameter lies among the values. positions: for each masked leaf,
+    where its survivors lie in the flattened dense one. counters: buffers that count steps. statistics: buffers among
+    the constants. outputs: the network's shape, without the batch.
     """
 
     code: MachineCode
