@@ -37,8 +37,8 @@ class TrainerRounds:
     """The rounds of a trainer's callback, whose module is attached while it trains.
 
     name: of the function that made the callback, for errors. plan and the rest: as of `attach`. epochs, steps: how long
-    the network of a round is trained from its step 0 on, so that one that is rewound to a later step takes fewer; None
-    for a list of (step, transformation). names: prune_only, never_prune.
+    the network of a round is trained from its step 0 on, so that one that is rewound to a later step takes fewer; one
+    that is not rewound takes as many as the first. None for a list of (step, transformation). names: prune_only, never_prune.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class TrainerRounds:
         self._plan, self._rewind, self._anchor_step, self._names = plan, rewind, anchor_step, names
         self._given = {"epochs": epochs, "steps": steps}
         self._length = math.inf
-        #: The trainer's step at which the network of this round would have been at step 0.
+        #: The trainer's step at which the network of this round would have been at step 0; where nothing was rewound,
+        #: at which the round began.
         self._origin = 0
 
     @property
@@ -85,8 +86,10 @@ class TrainerRounds:
     def advance(self, step: int) -> None:
         """Begin the next round if it is due. step: how many the trainer has taken."""
         if self.attached is not None and step - self._origin >= self._length:
+            trained = self.attached.step
             self.attached.next_round()
-            self._origin = step - self.attached.step
+            rewound = self.attached.step < trained
+            self._origin = step - self.attached.step if rewound else step
 
     def end(self) -> None:
         """Leave the trainer's module as it is."""
