@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,9 +122,28 @@ def test_what_the_machine_leaves_to_python_is_named() -> None:
     assert machine_numbers(lf.lion(0.1)) is None
 
 
-def test_powers_of_betas_are_those_of_float64(few_digits: lf.Dataset) -> None:
-    """Which the bias corrections of later steps are made of."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    model = lf.from_module(net)
-    train = lf.train(model, few_digits, optimizer=lf.adam(0.01), steps=7, batch_size=20, engine=lf.sparse_engine)
-    assert train(lf.init(model)).opt.powers.tolist() == pytest.approx([0.9**8, 0.999**8], rel=1e-14)
+def noisy(inputs: Tensor, key: Tensor, first: int = 0) -> Tensor:
+    return inputs + 0.1 * (key % 7)
+
+
+def own_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return lf.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("how", ["machine", "augmented", "own loss"])
+def test_clocks_go_on_once_a_step(few_digits: lf.Dataset, how: str, parts: int) -> None:
+    """Of Adam and of an average, in float64, whoever computes the inputs and the loss."""
+    model = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    optimizer = lf.chain(lf.accumulate(parts), lf.adam(0.01), lf.ema(0.9, debias=False))
+    given: dict[str, dict[str, Any]] = {"machine": {}, "augmented": {"augment": noisy}, "own loss": {"loss": own_loss}}
+    more = given[how]
+    found = []
+    for engine in (lf.sparse_engine, "eager"):
+        train = lf.train(model, few_digits, optimizer=optimizer, steps=7, batch_size=20, engine=engine, **more)
+        found.append(train(lf.init(model)))
+    _, adam, average = found[0].opt.parts
+    assert adam.powers.tolist() == pytest.approx([0.9**8, 0.999**8], rel=1e-14)
+    assert float(average.power) == pytest.approx(0.9**8, rel=1e-14)
+    for ours, theirs in zip(leaves(found[0]), leaves(found[1]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-5)

@@ -16,7 +16,6 @@ from lthfunc.loops.attached import Attached
 from lthfunc.loops.plans import LoopPlan, Rewind
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import TrainState
 
 
 class Trained(NamedTuple):
@@ -38,7 +37,8 @@ class TrainerRounds:
 
     name: of the function that made the callback, for errors. plan and the rest: as of `attach`. epochs, steps: how long
     the network of a round is trained from its step 0 on, so that one that is rewound to a later step takes fewer; one
-    that is not rewound takes as many as the first. None for a list of (step, transformation). names: prune_only, never_prune.
+    that is not rewound takes as many as the first. None for a list of (step, transformation). names: prune_only,
+    never_prune.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainerRounds:
             scheduler=trained.schedulers, ranks=trained.ranks, state_dict=state_dict and state_dict["attached"],
             **names,
         )  # fmt: skip
-        last = self._last_begin(self.attached.state)
+        last = self._last_begin(self.attached)
         if last > trained.steps:
             self.end()
             raise UserError(f"{self.name}: plan: its last round begins after {last} steps of {trained.steps:g}")
@@ -127,12 +127,13 @@ class TrainerRounds:
                 return given * each
         return math.inf
 
-    def _last_begin(self, state: TrainState) -> int:
+    def _last_begin(self, attached: Attached) -> int:
         """How many steps the optimiser takes until the last round of a list begins, its rewinding included."""
         begins = [] if callable(self._plan) else [step for step, _ in self._plan]
         if self._rewind is None or len(begins) < 2:
             return max(begins, default=0)
-        at = [state._replace(step=torch.full_like(state.step, step)) for step in (begins[0], self._anchor_step)]
+        state = attached.state
+        at = [state._replace(step=torch.full_like(state.step, step)) for step in (begins[1], self._anchor_step)]
         with seeded_generators(key(0, "pruning", 1), state.step.device):
             again = int(self._rewind(at[0], at[1]).step)
-        return begins[-1] if again == begins[0] else sum(begins) - again * (len(begins) - 1)
+        return begins[-1] if again == begins[1] else sum(begins) - again * (len(begins) - 1)

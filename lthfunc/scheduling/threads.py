@@ -26,7 +26,7 @@ def can_share_a_process(config: Config, plan: Plan) -> bool:
     trainer = plan.trainer
     return (
         always_sparse(config.engine, plan.model, trainer.data.shape)
-        and takes_whole_steps(trainer.work.loss, trainer.work.optimizer, augment=trainer.work.augment is not None)
+        and takes_whole_steps(trainer.work)
         and not config.compact
     )
 

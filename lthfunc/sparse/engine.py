@@ -23,8 +23,7 @@ from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work
 from lthfunc.training.evaluation import Evaluation
-from lthfunc.training.losses import Loss, cross_entropy
-from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.losses import cross_entropy
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Masks, Split, TrainState
@@ -78,9 +77,9 @@ def sparse_engine(work: Work) -> Engine:
     return Engine("sparse", begin, measure)
 
 
-def takes_whole_steps(loss: Loss, optimizer: Optimizer, *, augment: bool) -> bool:
+def takes_whole_steps(work: Work) -> bool:
     """Whether the machine takes all of a step: no part of it is Python's, and it draws its own random numbers."""
-    return not augment and loss is cross_entropy and machine_numbers(optimizer) is not None
+    return work.augment is None and work.loss is cross_entropy and machine_numbers(work.optimizer) is not None
 
 
 class _Programs(threading.local):
@@ -129,7 +128,7 @@ class _Loop:
         self._numbers = machine_numbers(optimizer)
         if self._numbers is not None:
             load_optimizer(workspace, self._numbers, state.opt)
-        self._whole = takes_whole_steps(work.loss, optimizer, augment=changed)
+        self._whole = takes_whole_steps(work)
         self._python = PythonSteps(work, workspace, state, seed, self._draw, updates=self._numbers is None)
         self.draws = not self._whole
         self._steps_a_call = 1.0

@@ -59,11 +59,12 @@ class PartitionedCall:
         ]
         self._batched = next((number for number, each in enumerate(inputs) if each.batched), 0)
         self._inputs, self._results, self._leaves = inputs_of(captured), results_of(captured), leaves_of(captured)
-        self._halves: dict[tuple[int, int], Halves] = {}
+        self._halves: list[dict[int, Halves]] = [{} for _ in found.parts]
 
     def forget(self) -> None:
         """Drop what was made for the masks of before."""
-        self._halves.clear()
+        for halves in self._halves:
+            halves.clear()
 
     def __call__(self, inputs: Sequence[Tensor], weights: Weights) -> Any:
         """What the module gives."""
@@ -91,15 +92,15 @@ class PartitionedCall:
 
     def _halves_of(self, number: int, part: Part, examples: int, weights: Weights) -> Halves:
         tiles = _room(max(1, -(-examples // LANES)))
-        halves = self._halves.get((number, tiles))
-        if halves is None:
-            if len(self._halves) >= _PROGRAMS:
-                self._halves.pop(next(iter(self._halves)))
+        known = self._halves[number]
+        if tiles not in known:
+            if len(known) >= _PROGRAMS:
+                known.pop(next(iter(known)))
             program = region_program(
                 self._captured, part, self._partition, weights.positions, batch=tiles * LANES, gradients=self._gradients
             )
-            halves = self._halves[number, tiles] = Halves(program)
-        return halves
+            known[tiles] = Halves(program)
+        return known[tiles]
 
 
 def _room(tiles: int) -> int:

@@ -27,6 +27,7 @@ class PythonSteps:
         self._work, self._workspace, self._state = work, workspace, state
         self._key, self._draw, self._parts = counter_key(seed, "step"), draw, parts_of_batch(work.optimizer)
         self._loss, self._augment = OutputsLoss(work), checked_augment(work.augment)
+        self._machine_loss = computes_loss(work)
         self._begin, self._updates = int(state.step), updates
         self._opt = pack_moments(workspace, state.params, state.opt) if updates else ()
 
@@ -40,7 +41,8 @@ class PythonSteps:
         if self._updates:
             self._update(x, y, number)
         else:
-            workspace.run(x[None], y[None], 1, number, self._draw, (workspace.program.update, workspace.end))
+            within = (workspace.program.update, workspace.end)
+            workspace.run(x[None], y[None], 1, number, self._draw, within, self._parts)
 
     def opt(self) -> Any:
         """The optimiser's public state, where Python updates it."""
@@ -62,7 +64,9 @@ class PythonSteps:
                 place.copy_(before)
             return found
 
-        buffers = workspace.buffers(self._state.buffers, (number + 1 - self._begin) * self._parts)
+        buffers = None
+        if self._work.optimizer.parts:  # whose averages follow them
+            buffers = workspace.buffers(self._state.buffers, (number + 1 - self._begin) * self._parts)
         context = ChainContext(clone(values), torch.tensor(number), {}, buffers, gradient_at)
         grads = clone(workspace.shaped(workspace.gradients))
         new, self._opt = updated(self._work.optimizer, grads, self._opt, context)
@@ -76,13 +80,14 @@ class PythonSteps:
         for part in range(parts):
             mine = slice(part * size, (part + 1) * size)
             self._find_gradient_of_part(x[mine], y[mine], number * parts + part)
-            total = workspace.gradients if parts == 1 else total + workspace.gradients
+            if parts > 1:
+                total = total + workspace.gradients
         if parts > 1:
             workspace.gradients.copy_(total / parts)
 
     def _find_gradient_of_part(self, x: Tensor, y: Tensor, number: int) -> None:
-        work, workspace, program = self._work, self._workspace, self._workspace.program
-        if computes_loss(work):
+        workspace, program = self._workspace, self._workspace.program
+        if self._machine_loss:
             workspace.run(x[None], y[None], 1, number, self._draw, (0, program.backward))
             return
         workspace.run(x[None], y[None], 1, number, self._draw, (0, program.forward))

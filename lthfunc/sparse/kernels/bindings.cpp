@@ -100,7 +100,7 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
       run_step(program, begin, std::min(end, update), workspace, threads);
     }
     run_step(program, std::max(begin, update), end, workspace, threads);
-    if (powers)
+    if (powers && end > update)  // a step may be several runs, of which one updates
       for (i64 power = 0; power < 3; ++power) powers[power] *= powers[power + 3];
   }
 }
@@ -116,7 +116,9 @@ void run_half(i64 number, i64 begin, i64 end, const Tensor& activations, const T
   require(!program.reads_targets && !program.kept && !program.averages,
           "takes a program without a loss and an optimiser");
   require(examples > 0 && examples <= program.batch, "takes 1 to ", program.batch, " examples");
-  const bool reads = begin<program.inputs_until, writes = end> program.gradients_from, threads = has_threads();
+  const bool reads = begin < program.inputs_until;
+  const bool writes = end > program.gradients_from;
+  const bool threads = has_threads();
   require(!reads || inputs.scalar_type() == stored_as(program), "inputs must be ", name_of(stored_as(program)));
   require(inputs.is_contiguous() && inputs.numel() >= (reads ? examples * program.stored : 0), "inputs takes ",
           program.stored, " contiguous elements an example");
