@@ -41,6 +41,11 @@ def a_or_an(name: str) -> str:
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
+def joined(names: Sequence[str], word: str) -> str:
+    """Some names, one at least, as in a sentence. word: "and" or "or" before the last."""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def first_few(names: Sequence[str], most: int = 4) -> str:
     """The first of some names, and the number of the others: "a, b and 3 more"."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -212,3 +212,15 @@ def test_parts_of_a_sequence_have_keys_of_their_own() -> None:
     twice = lf.augmentations(lf.mirror, lf.mirror)(x, KEY)
     assert not torch.equal(twice, x)  # with one key, the second would undo the first
     assert lf.augmentations(lf.mirror) is lf.mirror
+
+
+def cropped(inputs: Tensor, key: Tensor, first: int = 0) -> Tensor:
+    return inputs[..., 1:]
+
+
+@pytest.mark.parametrize("augment", [cropped, lf.augmentations(lf.mirror, cropped)])
+def test_an_own_one_is_checked_among_others_too(few_digits: lf.Dataset, augment: Any) -> None:
+    model = lf.models.lenet300(few_digits.shape, few_digits.classes)
+    train = lf.train(model, few_digits, optimizer=lf.sgd(0.1), steps=2, augment=augment, engine="eager")
+    with pytest.raises(UserError, match=r"augment: .* returned float32 of shape .* for inputs of float32 of shape"):
+        train(lf.init(model))

@@ -13,7 +13,7 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.training.loop import fit_together
-from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, digest_of
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, masks_digest
 from lthfunc.training.results import Checkpointer, Stopped
 from lthfunc.trees.types import Masks, TrainState
 
@@ -68,7 +68,7 @@ def test_a_fit_with_updates_is_the_loop_by_hand() -> None:
     assert found.best.point.step == at  # chosen after the last update
     assert found.best.point.val_loss == pytest.approx(best)
     for each, (step, old, new) in zip(found.changes, seen, strict=True):
-        assert (each.step, each.digest) == (step, digest_of(new))
+        assert (each.step, each.digest) == (step, masks_digest(new))
         for name, layer in each.layers.items():
             left, came = old[name] & ~new[name], new[name] & ~old[name]
             assert layer == tuple(int(each.sum()) for each in (new[name], left, came))
@@ -153,7 +153,7 @@ def test_a_users_change_is_checked_and_masked() -> None:
 def test_digests_are_of_every_bit_name_and_shape() -> None:
     mask = torch.tensor([[True, False, True], [False, False, True]])
     packed = hashlib.sha256(b"w(2, 3)" + bytes([0b10100100])).hexdigest()
-    assert digest_of({"w": mask}) == packed
+    assert masks_digest({"w": mask}) == packed
     others = [{"w": mask ^ (torch.arange(6).view(2, 3) == at)} for at in range(6)]
-    digests = {digest_of(each) for each in (*others, {"w": mask}, {"v": mask}, {"w": mask.view(3, 2)})}
+    digests = {masks_digest(each) for each in (*others, {"w": mask}, {"v": mask}, {"w": mask.view(3, 2)})}
     assert len(digests) == 9

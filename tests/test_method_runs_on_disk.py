@@ -20,7 +20,7 @@ from lthfunc.runs.manifests import load_checked
 from lthfunc.runs.ticket_files import initial_weights, trained_weights
 from lthfunc.runs.verification import verified
 from lthfunc.scheduling.progress import Tracker
-from lthfunc.training.mask_updates import digest_of
+from lthfunc.training.mask_updates import masks_digest
 
 SMALL = ["--steps", "24", "--eval-every", "6", "--batch-size", "40", "--engine", "eager", "--density", "0.2"]
 RIGL = ["prune", "--method", "rigl", *SMALL, "--control", "reinit"]
@@ -50,8 +50,8 @@ def test_it_has_one_round_whose_updates_are_recorded(rigl: Path, capsys: Any) ->
         assert [each["step"] for each in item["updates"]] == list(range(1, 18))
         assert item["kept"] == sum(layer["kept"] for layer in item["layers"].values()) == 10_040
         assert all(dropped == grown for each in item["updates"] for _, dropped, grown in each["layers"].values())
-    assert records[0]["updates"][-1]["masks_sha256"] == digest_of(masks)
-    assert records[0]["updates"][0]["masks_sha256"] != digest_of(masks)
+    assert records[0]["updates"][-1]["masks_sha256"] == masks_digest(masks)
+    assert records[0]["updates"][0]["masks_sha256"] != masks_digest(masks)
     trained, begun = trained_weights(place)[0], initial_weights(rigl, 0, 1)[0]
     assert lf.same_bits(begun.masks, trained.masks)
     anchor = load_checked(place, "../anchor.safetensors")[0]["params"]

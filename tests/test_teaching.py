@@ -105,6 +105,8 @@ def test_what_cannot_teach_is_refused_before_anything_is_written(here: Path, cap
     Path("none").mkdir()
     shutil.copytree("big", "empty")
     shutil.rmtree("empty/seed0")
+    shutil.copytree("big", "sparse")
+    shutil.rmtree("sparse/seed0/round00")
     shutil.copytree("big", "foreign")
     config = Path("foreign/config.toml")
     config.write_text(config.read_text().replace('arch = "lenet300"', 'arch = "stranger.py:Net"'))
@@ -115,6 +117,8 @@ def test_what_cannot_teach_is_refused_before_anything_is_written(here: Path, cap
         ("--teacher none", "--teacher: invalid value 'none' (expected a run's folder, or a file of weights)"),
         ("--teacher nowhere", "--teacher: invalid value 'nowhere' (expected a run's folder, a file (.safetensors"),
         ("--teacher empty", "--teacher: empty: has no finished training yet"),
+        ("--teacher big/seed0", "--teacher: invalid value 'big/seed0' (expected a run's folder"),
+        ("--teacher sparse", "--teacher: sparse: has no trained dense network; name a file of weights"),
         ("--teacher big --teacher-arch lenet5", "--teacher-arch: 'lenet5' needs images of at least 12×12"),
         ("--teacher seven.pth --teacher-arch own.py:Net", "--teacher: does not fit --teacher-arch own.py:Net"),
         ("--teacher foreign", "foreign: the settings import code: arch = 'stranger.py:Net'; check it, then allow it"),

@@ -15,7 +15,7 @@ from torchvision.datasets import FakeData
 
 import lthfunc as lf
 from lthfunc.data import decoded, mapped
-from lthfunc.data.digests import digest_of
+from lthfunc.data.digests import object_digest
 from lthfunc.errors import UserError
 
 
@@ -85,10 +85,10 @@ def test_digests_follow_contents_and_no_addresses() -> None:
         return {"x": torch.arange(4.0), "f": lambda x: x**power, "set": {"b", "a", *"cdefgh"}, "labels": labels,
                 "kind": Squares, "bound": Squares(3).__len__}  # fmt: skip
 
-    assert digest_of(made([1, 2])) == digest_of(made([1, 2]))
-    assert len({digest_of(made([1, 2])), digest_of(made([1, 3])), digest_of(made([1, 2], 3))}) == 3
-    assert digest_of(lambda x: x + 1) != digest_of(lambda x: x + 2)
-    assert digest_of(i for i in range(3)).endswith("generator")  # cannot be pickled
+    assert object_digest(made([1, 2])) == object_digest(made([1, 2]))
+    assert len({object_digest(made([1, 2])), object_digest(made([1, 3])), object_digest(made([1, 2], 3))}) == 3
+    assert object_digest(lambda x: x + 1) != object_digest(lambda x: x + 2)
+    assert object_digest(i for i in range(3)).endswith("generator")  # cannot be pickled
 
 
 def test_images_are_stored_as_levels_and_scaled_by_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

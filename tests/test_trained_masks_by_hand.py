@@ -144,3 +144,9 @@ def test_the_largest_weights_compute_and_all_learn(setting: Setting) -> None:
         assert torch.equal(found.ticket.params[name] != 0, mask)
     for name, weight in chosen[0].items():
         torch.testing.assert_close(found.ticket.params[name], weight.detach())
+
+
+@pytest.mark.parametrize("name", ["ste", "supermask", "edge-popup"])
+def test_parts_of_a_batch_are_counted_once(setting: Setting, name: str) -> None:
+    through = setting.plan(name, accumulate=2).through
+    assert [each.trainer.batch_size for each in through] == [setting.plan(name).trainer.batch_size * 2]

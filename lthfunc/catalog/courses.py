@@ -15,7 +15,7 @@ class MethodEntry(Entry):
 
 
 def _method(target: str, about: str, source: str = "", why_not: str = "") -> MethodEntry:
-    """target, why_not: "module:function" in `experiments/methods`."""
+    """target, why_not: "module:function" in `experiments/courses`."""
     below = ".experiments.courses."
     return MethodEntry(below + target, about, source, why_not=below + why_not if why_not else None)
 

@@ -14,14 +14,13 @@ from torch import Tensor
 from lthfunc.data.content_checks import NamedSplit, check_pairs
 from lthfunc.data.examples import Example, read_all
 from lthfunc.data.images import Observe
-from lthfunc.data.mapped import writing
+from lthfunc.data.mapped import SPLITS, writing
 from lthfunc.data.sources import Source
 from lthfunc.data.tensors import scale_of, split_indices
 from lthfunc.errors import UserError
 from lthfunc.hardware import usable_cores
 from lthfunc.trees.types import Scale
 
-SPLITS = ("train", "val", "test")
 #: Seconds of reading from which on worker processes read, and how many of them at most.
 _WORTH_WORKERS, _MOST_WORKERS = 3.0, 8
 _CHUNK = 1024

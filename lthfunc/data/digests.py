@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.trees.ops import raw_bytes
+
 
 class _Hashing(io.RawIOBase):
     """A file that remembers nothing but the digest of what is written to it."""
@@ -39,20 +41,21 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, FunctionType):
             code = value.__code__
             inside = [str(each) for each in code.co_consts if not hasattr(each, "co_code")]
-            closed = [digest_of(cell.cell_contents) for cell in value.__closure__ or ()]
-            return "function", value.__qualname__, code.co_code.hex(), code.co_names, inside, closed
+            closed = [object_digest(cell.cell_contents) for cell in value.__closure__ or ()]
+            given = object_digest((value.__defaults__, value.__kwdefaults__))
+            return "function", value.__qualname__, code.co_code.hex(), code.co_names, inside, closed, given
         if isinstance(value, (set, frozenset)):
-            return "set", sorted(map(repr, value))
+            return "set", sorted(map(object_digest, value))
         if isinstance(value, (type, ModuleType, BuiltinFunctionType)):
             return type(value).__name__, getattr(value, "__qualname__", value.__name__)
         if isinstance(value, MethodType):
-            return "method", value.__func__.__qualname__, digest_of(value.__self__)
+            return "method", value.__func__.__qualname__, object_digest(value.__self__)
         if isinstance(value, torch.Generator):
             return "generator"
         return None
 
 
-def digest_of(value: Any) -> str:
+def object_digest(value: Any) -> str:
     """A digest of an object's contents; of one that cannot be pickled, of its class alone."""
     file = _Hashing()
     try:
@@ -64,5 +67,4 @@ def digest_of(value: Any) -> str:
 
 def tensor_digest(value: Tensor) -> str:
     """A digest of a tensor's values."""
-    plain = value.detach().cpu().contiguous()
-    return hashlib.sha256(plain.flatten().view(torch.uint8).numpy().data).hexdigest() if plain.numel() else ""
+    return hashlib.sha256(raw_bytes(value).numpy().data).hexdigest() if value.numel() else ""

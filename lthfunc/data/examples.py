@@ -18,7 +18,7 @@ from lthfunc.tracebacks import call_user_function, first_line, function_name, us
 from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.multi_input import InputSpec
 
-#: What makes (inputs, target) of an example or a batch that is something else.
+#: What makes (inputs, target) of an example that is something else.
 Pair = Callable[[Any], Any]
 #: Examples that a worker process hands over at a time.
 _CHUNK = 64
@@ -52,7 +52,7 @@ def example_of(value: Any, where: str, pair: Pair | None = None) -> Example:
 
 
 def pair_of(value: Any, where: str, pair: Pair | None) -> tuple[Any, Any]:
-    """(inputs, targets) of an example or a batch. Raises UserError for anything else."""
+    """(inputs, target) of an example. Raises UserError for anything else."""
     if pair is not None:
         given = value
         value = call_user_function(f"{where}: pair", function_name(pair), lambda: pair(given))
@@ -70,12 +70,13 @@ def _image(value: Any, where: str) -> Any:
     """An image as uint8 levels, channels first; anything else as it is."""
     if hasattr(value, "convert") and hasattr(value, "getbands"):
         try:
-            value = levels_of(value, None, 255).pixels
+            pixels, peak = levels_of(value, None, 255)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        return torch.from_numpy(np.array(value if value.ndim == 2 else value.transpose(2, 0, 1))).view(
-            *(() if value.ndim == 3 else (1,)), *(value.shape if value.ndim == 2 else (3, *value.shape[:2]))
-        )
+        if peak is not None:  # black, were it scaled by more bits than are in use
+            raise UserError(f"{where}: has grey pixels of 16 bits, of which it is not known how many are in use; "
+                            "convert them to 8 bits or to floats")  # fmt: skip
+        return torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
         first, _, last = value.shape
         return value.transpose(2, 0, 1) if last <= _CHANNELS < first else value

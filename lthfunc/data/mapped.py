@@ -24,8 +24,8 @@ from lthfunc.trees.files import METADATA_KEY, read_header, save_tree
 from lthfunc.trees.multi_input import InputSpec
 from lthfunc.trees.types import Dataset, Scale, Split
 
+SPLITS = ("train", "val", "test")
 _FORMAT = "lthfunc.data/1"
-_SPLITS = ("train", "val", "test")
 #: Below this many bytes the tensors of a file in the cache are read into memory.
 _INTO_MEMORY = 1 << 30
 #: Bytes reserved in the header, mostly for the names of classes.
@@ -50,7 +50,7 @@ def save_mapped(path: str | os.PathLike[str], data: Dataset) -> None:
     if not str(path).endswith(SUFFIX):
         raise UserError(f"{path}: the name of a data set's file ends in {SUFFIX}")
     data = check_data(data)
-    tree = {name: getattr(data, name)._asdict() for name in _SPLITS}
+    tree = {name: getattr(data, name)._asdict() for name in SPLITS}
     save_tree(path, tree, _about(data.name, data.classes, data.scale, data.labels, data.parts))
 
 
@@ -72,7 +72,7 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
         scale, counts = about["scale"], about.get("counts", {})
         return Dataset(
             name=f"{about['name']} ({Path(path).name})",
-            **{name: Split(*(tensors[f"{name}/{part}"][: counts.get(name)] for part in "xy")) for name in _SPLITS},
+            **{name: Split(*(tensors[f"{name}/{part}"][: counts.get(name)] for part in "xy")) for name in SPLITS},
             classes=about["classes"],
             scale=Scale(float(scale["unit"]), *(tuple(map(float, scale[key])) for key in ("mean", "std")))
             if scale

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset
 
-from lthfunc.data.digests import digest_of, tensor_digest
+from lthfunc.data.digests import object_digest, tensor_digest
 from lthfunc.data.examples import Example, Pair, Reader, iterated
 from lthfunc.data.images import Observe
 from lthfunc.data.spool import spooled
@@ -53,12 +53,12 @@ def source_of(
     if iter(data) is data:  # which can be read only once
         found = spool()
         return Source(_digest(found), Example(found.x[:1], found.y[:1], found.parts), spool=lambda: found)
-    contents = digest_of(data)
+    contents = object_digest(data)
     twice = [_some(iterated(data, part, pair)) for _ in range(2)]
     _check_same(part, twice[0], twice[1])
     if not twice[0]:
         raise UserError(f"{part}: no examples")
-    return Source(digest_of((contents, *map(_digest, twice[0]))), twice[0][0], spool=spool)
+    return Source(object_digest((contents, *map(_digest, twice[0]))), twice[0][0], spool=spool)
 
 
 def has_examples(value: Any) -> bool:
@@ -78,7 +78,7 @@ def _map_style(part: str, data: Any, pair: Pair | None) -> Source:
     size = len(data)
     if not size:
         raise UserError(f"{part}: no examples")
-    contents = digest_of(data)  # before it is read, which may change it
+    contents = object_digest(data)  # before it is read, which may change it
     first = Reader(data, part, pair).one(0)
     reader = Reader(data, part, pair, first)
     places = sorted({round(at * (size - 1) / max(1, _PROBES - 1)) for at in range(_PROBES)})
@@ -86,7 +86,7 @@ def _map_style(part: str, data: Any, pair: Pair | None) -> Source:
     probes = [reader.one(place) for place in places]
     seconds = (time.perf_counter() - begun) / len(places) * size
     _check_same(part, probes, [reader.one(place) for place in places], places)
-    return Source(digest_of((contents, size, *map(_digest, probes))), first, reader, size, seconds)
+    return Source(object_digest((contents, size, *map(_digest, probes))), first, reader, size, seconds)
 
 
 def _some(examples: Iterable[Example]) -> list[Example]:
@@ -102,7 +102,7 @@ def _check_same(
             place = number if places is None else places[number]
             raise UserError(
                 f"{part}: example {place} differs each time it is read, so it cannot be decoded once; leave random "
-                "transforms to --augment, or stream them with lf.data.from_loader"
+                "transforms to --augment"
             )
 
 

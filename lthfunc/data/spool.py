@@ -14,6 +14,7 @@ from torch import Tensor
 from lthfunc.data.examples import Example
 from lthfunc.data.images import Observe
 from lthfunc.errors import UserError
+from lthfunc.trees.ops import raw_bytes
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def spooled(examples: Iterator[Example], folder: Path, split: str, observe: Obse
             for found in examples:
                 first = first or found
                 for file, part in ((x_file, found.x), (y_file, found.y)):
-                    file.write(_bytes(part))
+                    file.write(raw_bytes(part).numpy().data)
                 count += len(found.x)
                 if observe is not None:
                     observe(count, 0)
@@ -37,10 +38,6 @@ def spooled(examples: Iterator[Example], folder: Path, split: str, observe: Obse
             raise UserError(f"{split}: no examples")
         x, y = (_mapped(path, part, count) for path, part in zip(paths, (first.x, first.y), strict=True))
         yield Example(x, y, first.parts)
-
-
-def _bytes(part: Tensor) -> Any:
-    return part.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _mapped(path: Path, part: Tensor, count: int) -> Tensor:

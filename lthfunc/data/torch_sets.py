@@ -9,10 +9,10 @@ from typing import Any
 
 from lthfunc.arguments import public
 from lthfunc.data.data_warnings import with_warnings
-from lthfunc.data.decoded import SPLITS, DecodeSettings, decode
-from lthfunc.data.digests import digest_of
+from lthfunc.data.decoded import DecodeSettings, decode
+from lthfunc.data.digests import object_digest
 from lthfunc.data.images import Observe
-from lthfunc.data.mapped import opened
+from lthfunc.data.mapped import SPLITS, opened
 from lthfunc.data.sources import has_examples, source_of
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
@@ -73,7 +73,7 @@ def from_dataset(
             for part, value in given.items()
             if part not in held
         }
-        about = (_DECODING, name, held, classes, tuple(labels), scale, cache, digest_of(pair))
+        about = (_DECODING, name, held, classes, tuple(labels), scale, cache, object_digest(pair))
         digest = hashlib.sha256(repr((about, [each.digest for each in sources.values()])).encode()).hexdigest()
         target = folder / f"{safe_file_name(name)}-{digest[:16]}.safetensors"
         if not target.exists():
@@ -81,9 +81,9 @@ def from_dataset(
             decode(target, sources, settings)
         data = opened(target, name)
     if not cache:
+        target.unlink()
         if data.mapped:
             raise UserError(f"cache: {name} is too large for memory, so its file must be kept")
-        target.unlink()
     return with_warnings(data)
 
 
@@ -99,7 +99,7 @@ def _labels(train: Any) -> tuple[str, ...]:
     """The names of the classes, as torchvision's data sets have them."""
     found = getattr(train, "classes", None)
     listed = isinstance(found, (list, tuple)) and found and all(isinstance(each, str) for each in found)
-    return tuple(found) if listed and found is not None else ()
+    return tuple(found or ()) if listed else ()
 
 
 def as_dataset(name: str, found: Any, observe: Observe | None = None) -> Any:
@@ -110,8 +110,7 @@ def as_dataset(name: str, found: Any, observe: Observe | None = None) -> Any:
     """
     splits: dict[str, Any] = {"train": found}
     if isinstance(found, tuple) and not isinstance(found, Dataset) and 2 <= len(found) <= 3:
-        splits = dict(zip(("train", "val", "test")[-len(found) :] if len(found) == 3 else ("train", "test"), found,
-                          strict=True))  # fmt: skip
+        splits = dict(zip(SPLITS if len(found) == 3 else ("train", "test"), found, strict=True))
     elif isinstance(found, Mapping) and "train" in found and found.keys() <= {*SPLITS, "validation"}:
         splits = {"val" if part == "validation" else part: value for part, value in found.items()}
     if any(isinstance(each, tuple) or not has_examples(each) for each in splits.values()):

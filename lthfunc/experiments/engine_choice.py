@@ -11,7 +11,7 @@ from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Decision, filled, trainings_at_once, trainings_of
 from lthfunc.hardware import usable_cores
-from lthfunc.printable import counted
+from lthfunc.printable import counted, joined
 from lthfunc.sparse.cost_model import why_not_sparse
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.python_losses import why_not_loss
@@ -118,7 +118,7 @@ def _python_updates(config: Config, work: Work) -> str | None:
     names = [name or f"--optimizer {config.optimizer}" for name in pythons_parts(work.optimizer)]
     if not names:
         return None
-    what = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    what = joined(names, "and")
     return (
         f"the sparse engine has no instructions for {what}, so Python updates the weights in each step, which is "
         "slower at low densities"

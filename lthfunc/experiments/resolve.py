@@ -27,7 +27,7 @@ from lthfunc.experiments.schema import from_mapping
 from lthfunc.experiments.settings.setting import settings_in
 from lthfunc.experiments.settings.teaching import Teaching
 from lthfunc.plugins import is_own
-from lthfunc.printable import counted
+from lthfunc.printable import counted, joined
 from lthfunc.registry import Registry
 
 #: For users' own architectures and data sets.
@@ -79,7 +79,7 @@ def method_settings(config: Config) -> list[Decision]:
         Decision(each, value, f"the default of --method {name}")
         for each, value in defaults.items() if getattr(config, each) is None and each not in entry.settings
     ]  # fmt: skip
-    once = entry.defaults.get("rounds") == 1 or name == "one-shot"
+    once = {**entry.settings, **entry.defaults}.get("rounds") == 1
     open_ = config.density is None and config.densities is None and config.rate == SETTINGS["rate"].value
     if once and open_:
         decisions.append(Decision("density", _ONCE, f"the default of --method {name}"))
@@ -168,7 +168,7 @@ def _check_taken(config: Config, names: Registry[Any], chosen: str, used: Collec
         if unset or chosen == "auto" or name in names.takes(chosen):
             continue
         takers = [key for key, entry in names.items() if name in entry.takes]
-        options = " or ".join(filter(None, [", ".join(takers[:-1]), takers[-1]]))
+        options = joined(takers, "or")
         raise UserError(f"{setting.option}: requires {names.option} {options}, not {chosen}")
 
 

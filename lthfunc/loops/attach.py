@@ -38,8 +38,8 @@ def attach(
 ) -> Attached:
     """Prune a module within any PyTorch training loop, which stays as it is.
 
-    Pruned weights, their gradients and their moments are zero from then on, whatever the optimiser. Its own hooks tell
-    of its steps; nothing else of the loop is looked at, and `Attached.detach` leaves nothing behind.
+    Pruned weights, their gradients and, in state_dicts, their moments are zero from then on, whatever the optimiser.
+    Its own hooks tell of its steps; nothing else of the loop is looked at, and `Attached.detach` leaves nothing behind.
 
     module: whose linear, convolution, embedding, recurrent and attention weights are pruned; prune_only, never_prune:
     name patterns of the only ones, and of those to exclude. optimizer: of `torch.optim`, or any subclass of its

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.kernels.build import is_built, load_kernels
+from lthfunc.sparse.tile_buffers import LANES
 
-#: Elements in a word of bits (lthfunc/sparse/kernels/masking.cpp).
-_LANES = 16
 #: Elements from which on a kernel pays: a call takes some microseconds longer than one of PyTorch.
 _LARGE = 8192
 
@@ -82,5 +81,5 @@ class LayerMask:
 
 def _words(mask: Tensor) -> Tensor:
     """int32 words: bit k of word w is that of element 16 w + k."""
-    bits = torch.nn.functional.pad(mask.flatten().int(), (0, -mask.numel() % _LANES)).view(-1, _LANES)
-    return (bits << torch.arange(_LANES, dtype=torch.int32)).sum(1, dtype=torch.int32)
+    bits = torch.nn.functional.pad(mask.flatten().int(), (0, -mask.numel() % LANES)).view(-1, LANES)
+    return (bits << torch.arange(LANES, dtype=torch.int32)).sum(1, dtype=torch.int32)

@@ -27,7 +27,7 @@ class SecondMoments:
 
     MKL's square root takes a slow path for each zero, fifty times as long as for another number, so that a step of
     unfused Adam on a pruned LeNet-300-100 takes twice as long. What a pruned weight's first moment, zero, is divided by
-    doesn't matter to any weight. Whoever asks for the state gets zeros.
+    doesn't matter to any weight. A `state_dict` has zeros.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], params: Mapping[str, Tensor]) -> None:

@@ -15,12 +15,14 @@ from torch.utils import _pytree
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.loops.survivors import Survivors, optimizers_of, replace
-from lthfunc.printable import dtype_name
+from lthfunc.printable import counted, dtype_name
 from lthfunc.sparse.batch_sizes import OTHER_BATCH, twins
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, captured_call
 from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.packing import scattered
 from lthfunc.sparse.partition import Input
-from lthfunc.sparse.partitioned import PartitionedCall, Weights
+from lthfunc.sparse.partitioned import PartitionedCall
+from lthfunc.sparsify.transforms import ticket
 from lthfunc.trees.module_attributes import copy_module
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.ops import count
@@ -93,7 +95,7 @@ class SparseModule(nn.Module):
 
     def ticket(self) -> Ticket:
         """The masks, and the weights and buffers of now."""
-        return Ticket(*self.state[:3])
+        return ticket(self.state)
 
     def dense(self) -> nn.Module:
         """A copy as a module of the original kind, with dense parameters that are zero where they are pruned."""
@@ -114,11 +116,6 @@ class SparseModule(nn.Module):
     def extra_repr(self) -> str:
         """What a printed module says of it."""
         return f"{type(self._template).__name__}: {count(self.masks)}"
-
-    def train(self, mode: bool = True) -> SparseModule:
-        """As `nn.Module.train`."""
-        self._template.training = mode
-        return super().train(mode)
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = _taken_apart(args, kwargs)
@@ -186,7 +183,7 @@ class SparseModule(nn.Module):
         news = [words for words in call.refused if words not in self._named]
         if news:
             self._named.update(news)
-            more = f" and {len(news) - 1} other operations" if len(news) > 1 else ""
+            more = f" and {counted(len(news) - 1, 'other operation')}" if len(news) > 1 else ""
             warnings.warn(
                 f"sparse_module: the sparse engine has no rule for {news[0]}{more}; PyTorch computes "
                 f"{'them' if more else 'it'}",
@@ -263,8 +260,8 @@ def _give_dense(module: SparseModule, state_dict: dict[str, Any], prefix: str, m
     survivors = module._survivors
     for name, first in survivors.names.items():
         if first in survivors.positions and prefix + name in state_dict:
-            weights = Weights({first: state_dict[prefix + name]}, {}, survivors.positions, survivors.shapes)
-            state_dict[prefix + name] = weights.dense(first)
+            leaf = state_dict[prefix + name]
+            state_dict[prefix + name] = scattered(leaf, survivors.positions[first], survivors.shapes[first])
 
 
 def _take_dense(module: SparseModule, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

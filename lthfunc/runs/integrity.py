@@ -21,7 +21,7 @@ from lthfunc.runs.folder import MASKS, PARAMS, Name, Run, record_key, training_f
 from lthfunc.runs.manifests import MANIFEST, file_problem, load_checked, read_manifest
 from lthfunc.runs.ticket_files import OLD_TICKET, ticket_file_problems
 from lthfunc.runs.unfinished import is_finished
-from lthfunc.training.mask_updates import digest_of
+from lthfunc.training.mask_updates import masks_digest
 from lthfunc.trees.ops import Count, count, layer_counts
 
 
@@ -112,7 +112,7 @@ def _updates_that_cannot_be(item: Record, masks: dict[str, Tensor]) -> Iterator[
         for name, layer in after.layers.items():
             if layer.kept != before.layers[name].kept - layer.dropped + layer.grown:
                 yield f"the update of its masks after step {after.step} does not follow from the one before in {name}"
-    if changes and changes[-1].digest != digest_of(masks):
+    if changes and changes[-1].digest != masks_digest(masks):
         yield "its masks are not those of its last update"
 
 

@@ -33,7 +33,7 @@ def with_file_of_teacher(values: Mapping[str, Any], *, trusted: bool) -> dict[st
         return {**values}
     path = Path(teacher)
     run = next((folder for folder in (path, *list(path.absolute().parents)[:_DEPTH]) if _is_run(folder)), None)
-    if run is None:
+    if run is None or (path.is_dir() and run != path):
         if path.is_dir():
             raise invalid("--teacher", teacher, "a run's folder, or a file of weights")
         return {**values}
@@ -59,5 +59,6 @@ def _dense(run: Path) -> Path:
     places = [run / f"seed{seed}" / "round00" / "params.safetensors" for seed in seeds]
     found = next((path for path in places if safe_files.exists(run, path)), None)
     if found is None:
-        raise UserError(f"--teacher: {run}: has no finished training yet")
+        why = "has no trained dense network; name a file of weights" if seeds else "has no finished training yet"
+        raise UserError(f"--teacher: {run}: {why}")
     return found

@@ -28,7 +28,7 @@ from lthfunc.experiments.trainings import train_together
 from lthfunc.runs.environment import versions
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Checkpointer, Stopped
-from lthfunc.trees.digests import digest_of
+from lthfunc.trees.digests import digest_of, short_digest
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import tree_map
 
@@ -109,7 +109,7 @@ def check_same_networks(collectives: Collectives, rounds: Sequence[Round]) -> No
     """Raise UserError if ranks have different networks, e.g. because a layer depends on its rank's examples."""
     if collectives.world_size == 1:
         return
-    mine = int(digest_of([(each.fit.state[:3], each.fit.best[1:]) for each in rounds])[:15], 16)
+    mine = short_digest([(each.fit.state[:3], each.fit.best[1:]) for each in rounds])
     all_of_them = torch.zeros(collectives.world_size, dtype=torch.int64, device=rounds[0].fit.state.step.device)
     all_of_them[collectives.rank] = mine
     found = collectives.all_reduce(all_of_them).tolist()

@@ -64,7 +64,7 @@ class MaskUpdates(NamedTuple):
         with seeded_generators(key(seed, "mask-update", now.step), state.step.device):
             now = now._replace(memory=self.remember(state, now._replace(memory=fit.memory)))
             after = _checked(self.change, state, now)
-        change = MaskChange(now.step, layer_changes(state.masks, after.masks), digest_of(after.masks))
+        change = MaskChange(now.step, layer_changes(state.masks, after.masks), masks_digest(after.masks))
         return fit._replace(state=after, changes=(*fit.changes, change), memory=now.memory)
 
 
@@ -92,7 +92,7 @@ def layer_changes(before: Masks, after: Masks) -> dict[str, LayerChange]:
     return {name: LayerChange(*map(int, found[3 * at : 3 * at + 3])) for at, name in enumerate(after)}
 
 
-def digest_of(masks: Masks) -> str:
+def masks_digest(masks: Masks) -> str:
     """The SHA-256 of masks, packed to bits, layer by layer."""
     found = hashlib.sha256()
     for name, mask in masks.items():

@@ -54,7 +54,7 @@ class Optimizer(NamedTuple):
     mixes: whether a weight's update depends on other weights or their gradients (as Muon's does), so that a pruned
     weight may move although its gradient is zero; the step then masks the weights again. numbers: set by the optimisers
     of this library; it lets an engine replace `update` by faster code with the same effect. parts: those of a `chain`,
-    whose `init` also takes the buffers and whose `update` an `UpdateContext`.
+    whose `init` also takes the buffers and whose `update` a `ChainContext`.
     """
 
     init: Callable[..., Any]

@@ -42,6 +42,10 @@ def scale_rates(factors: Mapping[str, float]) -> Part:
     for factor in factors.values():
         if factor < 0:
             raise invalid("scale_rates: factors", factor, "a number of at least 0")
+    known: dict[str, float] = {}  # matching each name with each pattern would cost more than a small step
+
+    def factor_of(name: str) -> float:
+        return next((factors[pattern] for pattern in factors if fnmatch.fnmatchcase(name, pattern)), 1.0)
 
     def init(params: Params, buffers: Buffers) -> tuple[()]:
         check_patterns("scale_rates: factors", factors, params)
@@ -49,7 +53,7 @@ def scale_rates(factors: Mapping[str, float]) -> Part:
 
     def update(params: Params, state: Any, context: ChainContext) -> tuple[Params, Any]:
         def scaled(name: str, new: Tensor) -> Tensor:
-            factor = next((each for pattern, each in factors.items() if fnmatch.fnmatchcase(name, pattern)), 1.0)
+            factor = known[name] if name in known else known.setdefault(name, factor_of(name))
             old = context.params[name]
             return new if factor == 1 else old + (new - old) * factor
 

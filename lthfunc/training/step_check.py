@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from lthfunc.errors import UserError
-from lthfunc.tracebacks import is_library_function
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.steps import (
@@ -17,7 +16,7 @@ from lthfunc.training.steps import (
     unmeasured,
     with_optimizer,
 )
-from lthfunc.trees.augmenting import changes_targets
+from lthfunc.trees.augmenting import changes_targets, is_library_augment
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import init
 from lthfunc.trees.module_errors import failing, no_gradient_message
@@ -35,7 +34,7 @@ def check_step(work: Work, data: Dataset, batch_size: int) -> None:
 
     Raises UserError where they fail, with the user's line at fault.
     """
-    if is_library_code(work) and (work.augment is None or is_library_function(work.augment)):
+    if is_library_code(work) and (work.augment is None or is_library_augment(work.augment)):
         return
     model = work.model
     parts = parts_of_batch(work.optimizer)

@@ -97,6 +97,12 @@ def trainer_of(
     return Trainer(data, batch_size, made, work, on_nonfinite)
 
 
+def with_work(trainer: Trainer, work: Work, engine: Making) -> Trainer:
+    """A trainer of another network or optimiser, with the same data and size of batches."""
+    size = trainer.batch_size // parts_of_batch(work.optimizer)
+    return trainer_of(work, trainer.data, size, engine, trainer.on_nonfinite)
+
+
 def examples(data: Dataset, count: int = 2) -> Tensor:
     """The first training inputs, scaled."""
     return scaled(data.train.x[:count], data.scale)

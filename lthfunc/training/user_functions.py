@@ -14,7 +14,7 @@ from lthfunc.printable import a_or_an, dtype_and_shape
 from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.trees.augmenting import Augment, changes_targets
+from lthfunc.trees.augmenting import Augment, changes_targets, is_library_augment
 from lthfunc.trees.ops import leaves
 from lthfunc.trees.types import Params
 
@@ -58,7 +58,7 @@ def checked_augment(function: Augment | None) -> Callable[..., tuple[Tensor, Ten
     if function is None:
         return None
     of_both = function if changes_targets(function) else _on_inputs(function)
-    if is_library_function(function):
+    if is_library_augment(function):
         return of_both
     name = function_name(function)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lthfunc.printable import dtype_and_shape
-from lthfunc.trees.ops import leaves
+from lthfunc.trees.ops import leaves, raw_bytes
 
 
 def digest_of(tree: Any) -> str:
@@ -18,5 +17,10 @@ def digest_of(tree: Any) -> str:
     for leaf in leaves(tree):
         if isinstance(leaf, Tensor):
             found.update(dtype_and_shape(leaf).encode())
-            found.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            found.update(raw_bytes(leaf).numpy().data)
     return found.hexdigest()
+
+
+def short_digest(tree: Any) -> int:
+    """The first 60 bits of `digest_of`, which a tensor of int64 can hold."""
+    return int(digest_of(tree)[:15], 16)

@@ -136,7 +136,7 @@ def same_bits(left: Any, right: Any) -> bool:
     if optree.tree_structure(left) != optree.tree_structure(right):
         return False
     return all(
-        a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(raw_bytes(a), raw_bytes(b))
         for a, b in zip(leaves(left), leaves(right), strict=True)
     )
 
@@ -151,7 +151,8 @@ def leaf_difference(ours: Mapping[Any, Tensor], theirs: Mapping[Any, Tensor]) ->
     return None
 
 
-def _raw(leaf: Tensor) -> Tensor:
+def raw_bytes(leaf: Tensor) -> Tensor:
+    """A tensor's bytes, uint8 (bytes,) on the CPU; a view where that is possible."""
     return leaf.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 

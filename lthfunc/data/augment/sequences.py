@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lthfunc.errors import ArgumentError
-from lthfunc.trees.augmenting import Augment, changes_targets
+from lthfunc.trees.augmenting import PARTS, Augment, changes_targets
 from lthfunc.trees.rng import fold_in
 
 
@@ -46,4 +46,6 @@ def augmentations(*parts: Callable[..., Any]) -> Augment:
             inputs = part(inputs, fold_in(key, number), *place)
         return inputs
 
-    return of_both if any(map(changes_targets, parts)) else of_inputs
+    several = of_both if any(map(changes_targets, parts)) else of_inputs
+    setattr(several, PARTS, parts)
+    return several

@@ -12,10 +12,9 @@ from lthfunc.experiments.courses.context import SYNFLOW_ROUNDS, MethodContext
 from lthfunc.experiments.objective import make_optimizer, schedule_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.registry import imported
-from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.table import Making
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.trainer import Trainer, trainer_of
+from lthfunc.training.trainer import Trainer, with_work
 from lthfunc.trees.model import Model
 
 
@@ -66,8 +65,7 @@ def method_context(config: Config) -> tuple[Config, MethodContext]:
 
     def trainer_with(model: Model, optimizer: Optimizer, engine: Making) -> Trainer:
         work = trainer.work._replace(model=model, optimizer=optimizer)
-        size = trainer.batch_size // parts_of_batch(optimizer)
-        return trainer_of(work, trainer.data, size, engine, trainer.on_nonfinite)
+        return with_work(trainer, work, engine)
 
     cyclic = None
     if config.cycles <= plan.steps:

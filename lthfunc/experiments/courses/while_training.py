@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from lthfunc.experiments.courses.context import MethodContext, loss, pruned_to, samples, start
 from lthfunc.experiments.courses.course import Carry, Course, Method, Stage
+from lthfunc.experiments.methods.during_training import LOOKS, QUEUE, settled
 from lthfunc.sparsify.budgets import erk
 from lthfunc.sparsify.density_schedules import cubic, periodic
 from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop_and_grow
 from lthfunc.sparsify.gradient_scores import mean_gradient
-from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, random_scores
 from lthfunc.sparsify.transforms import prune
-from lthfunc.trees.types import Masks, TrainState
+from lthfunc.trees.types import TrainState
 
 #: (context, network, seed, step) -> growth scores.
 GrowthScore = Callable[[MethodContext, TrainState, int, int], Scores]
@@ -21,9 +21,6 @@ GrowthScore = Callable[[MethodContext, TrainState, int, int], Scores]
 #: Share of the training during which masks change; how often (of all steps), and the initial drop fraction. Evci et
 #: al. 2020, sec. 4 (75 %, every 100 of 32,000 steps, 0.3), and more often here, since trainings are shorter.
 _CHANGING, _TIMES, _DROP_FRACTION = 0.75, 30, 0.3
-#: Early bird (You et al. 2020, sec. 3, and their code): the share of all weights in which masks may differ to count as
-#: settled, how many masks in a row, and how often they are drawn. Theirs are drawn after each of 160 epochs.
-_SETTLED, _QUEUE, _LOOKS = 0.1, 5, 40
 
 
 def _stage(step: int, change: Callable[[TrainState], TrainState]) -> Stage:
@@ -87,16 +84,10 @@ def early_bird(context: MethodContext, seed: int) -> Course:
         def compare(carry: Carry) -> Carry:
             if settled(carry.recent):
                 return carry
-            return carry._replace(recent=(*carry.recent, pruning(carry.state).masks)[-_QUEUE:])
+            return carry._replace(recent=(*carry.recent, pruning(carry.state).masks)[-QUEUE:])
 
         return Stage(lambda carry: 0 if settled(carry.recent) else step, compare)
 
-    every = max(1, context.steps // _LOOKS)
+    every = max(1, context.steps // LOOKS)
     looks = [look(step) for step in periodic(every, context.steps, every)[:-1]]
     return Course(Carry(start(context, seed)), context.trainer, [*looks, _stage(0, pruning)])
-
-
-def settled(masks: Sequence[Masks]) -> bool:
-    """Whether there are enough masks, and the last one is similar to each before it."""
-    most = _SETTLED * (1 + 1e-9)  # rounding may make a distance of exactly a tenth slightly larger
-    return len(masks) == _QUEUE and all(mask_distance(masks[-1], other) <= most for other in masks[:-1])

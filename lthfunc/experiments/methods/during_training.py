@@ -22,7 +22,7 @@ from lthfunc.trees.types import Masks, TrainState
 _TIMES = 30
 #: Early bird (You et al. 2020, sec. 3, and their code): the share of all weights in which masks may differ to count as
 #: settled, how many masks in a row, and how often they are drawn. Theirs are drawn after each of 160 epochs.
-_SETTLED, _QUEUE, _LOOKS = 0.1, 5, 40
+_SETTLED, QUEUE, LOOKS = 0.1, 5, 40
 
 
 def gradual(plan: Plan, update_every: int | None, update_until: float) -> Plan:
@@ -68,14 +68,14 @@ def early_bird(plan: Plan, update_every: int | None) -> Plan:
     the schedule continue. If the mask doesn't settle, the last one before the end is used. At densities below 5 %,
     where masks can't differ in a tenth of the weights, the fifth is used.
     """
-    every = _checked(update_every or max(1, plan.steps // _LOOKS), plan.steps)
+    every = _checked(update_every or max(1, plan.steps // LOOKS), plan.steps)
     looks = tuple(periodic(every, plan.steps, every)[:-1])
 
     def updates(target: float) -> MaskUpdates:
         pruning = _pruned(plan, target, keep_moments=False)
 
         def remember(state: TrainState, now: UpdateContext) -> tuple[Masks, ...]:
-            return () if density(state.masks) < 1 else (*now.memory, pruning(state).masks)[-_QUEUE:]
+            return () if density(state.masks) < 1 else (*now.memory, pruning(state).masks)[-QUEUE:]
 
         def change(state: TrainState, now: UpdateContext) -> TrainState:
             dense = density(state.masks) == 1
@@ -89,7 +89,7 @@ def early_bird(plan: Plan, update_every: int | None) -> Plan:
 def settled(masks: Sequence[Masks]) -> bool:
     """Whether there are enough masks, and the last one is similar to each before it."""
     most = _SETTLED * (1 + 1e-9)  # rounding may make a distance of exactly a tenth slightly larger
-    return len(masks) == _QUEUE and all(mask_distance(masks[-1], other) <= most for other in masks[:-1])
+    return len(masks) == QUEUE and all(mask_distance(masks[-1], other) <= most for other in masks[:-1])
 
 
 def _period(plan: Plan, update_every: int | None, update_until: float) -> tuple[int, int]:

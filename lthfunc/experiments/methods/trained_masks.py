@@ -23,7 +23,7 @@ from lthfunc.training.parametrize import (
     top_k_mask,
     trained_and_fixed,
 )
-from lthfunc.training.trainer import trainer_of
+from lthfunc.training.trainer import with_work
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
@@ -195,5 +195,4 @@ def _trained(
         weights, masks = found(*trained_and_fixed(params, buffers))
         return Ticket(weights, buffers_part(buffers, start.buffers), masks)
 
-    made = trainer_of(work, trainer.data, trainer.batch_size, "eager", trainer.on_nonfinite)
-    return TrainedMasks(made, begin, ticket)
+    return TrainedMasks(with_work(trainer, work, "eager"), begin, ticket)
