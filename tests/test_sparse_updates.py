@@ -41,8 +41,8 @@ OPTIMIZERS = {
     ),
 }
 
-#: The powers of Adam's betas are float32: 1 - 0.999 is known to 3e-5 of itself, its root to half of that, and by as much
-#: of the rate each of the first steps may be too long, on every weight.
+#: The powers of Adam's betas are float32: 1 - 0.999 is known to 3e-5 of itself, its root to half of that, and so is the
+#: length of the first steps, on every weight.
 BIASED = 4 * 0.05 * 1.5e-5
 
 

@@ -46,7 +46,8 @@ class EMANumbers(NamedTuple):
         """What the network weighs whose number `power` belongs to."""
         if self.debias:
             return (1 - self.decay) / (1 - power)
-        return torch.where(power == self.decay, 1.0, 1 - self.decay).to(power)  # the first one begins the average
+        later = torch.full_like(power, 1 - self.decay)
+        return torch.where(power == self.decay, torch.ones_like(power), later)  # the first one begins the average
 
 
 @public
