@@ -45,13 +45,14 @@ def fit(folder: Path, net: Net, pruning: Any, checkpoint: str | None = None, **m
     return getattr(pruning, "attached", None)
 
 
-def test_a_training_that_is_killed_and_resumed_has_the_bits_of_the_functional_path(tmp_path: Path) -> None:
-    def callback() -> Any:
-        return lf.lightning_callback(PRUNED, epochs=ROUND, rewind=lf.rewound)
+def rounds() -> Any:
+    return lf.lightning_callback(PRUNED, epochs=ROUND, rewind=lf.rewound)
 
-    killed(lambda: fit(tmp_path, Net(), callback()))
+
+def test_a_training_that_is_killed_and_resumed_has_the_bits_of_the_functional_path(tmp_path: Path) -> None:
+    killed(lambda: fit(tmp_path, Net(), rounds()))
     assert sorted(path.stem for path in tmp_path.iterdir()) == [f"epoch={number}" for number in range(4)]
-    attached = fit(tmp_path, Net(), callback(), "3")
+    attached = fit(tmp_path, Net(), rounds(), "3")
     assert attached.round == 2
     assert lf.same_bits(stripped(attached.ticket(), "net."), lf.ticket(functional()))
 

@@ -60,13 +60,14 @@ def fit(folder: Path, pruning: Any, resume: bool | str = False, optimizers: Any 
     return getattr(pruning, "attached", None)
 
 
-def test_a_training_that_is_killed_and_resumed_has_the_bits_of_the_functional_path(tmp_path: Path) -> None:
-    def callback() -> Any:
-        return lf.transformers_callback(PRUNED, epochs=ROUND, rewind=lf.rewound)
+def rounds() -> Any:
+    return lf.transformers_callback(PRUNED, epochs=ROUND, rewind=lf.rewound)
 
-    killed(lambda: fit(tmp_path, callback()))
+
+def test_a_training_that_is_killed_and_resumed_has_the_bits_of_the_functional_path(tmp_path: Path) -> None:
+    killed(lambda: fit(tmp_path, rounds()))
     assert sorted(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*")) == [4, 8, 12, 16]
-    attached = fit(tmp_path, callback(), resume=True)
+    attached = fit(tmp_path, rounds(), resume=True)
     assert attached.round == 2
     assert lf.same_bits(stripped(attached.ticket(), "net."), lf.ticket(functional()))
 

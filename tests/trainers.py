@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from loops import BATCH, DATA, MODEL, SEED, STEPS, trained
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.hooks import RemovableHandle
 
 import lthfunc as lf
 from lthfunc.training.batches import BatchOrder
@@ -70,22 +72,25 @@ def stripped(ticket: lf.Ticket, prefix: str) -> lf.Ticket:
     return lf.Ticket(*({name.removeprefix(prefix): leaf for name, leaf in tree.items()} for tree in ticket))
 
 
-def killed(train: Callable[[], Any], step: int = KILLED_AT) -> None:
-    """Begin a training that ends after a step of its optimiser, and leaves what it has written until then.
+def at_step(act: Callable[[], None], step: int = KILLED_AT) -> RemovableHandle:
+    """Act after a step of whatever optimiser steps, counted from now on."""
+    assert STEPS == ROUND * STEPS_A_EPOCH
+    done = itertools.count(1)
+    return register_optimizer_step_post_hook(lambda *_: act() if next(done) == step else None)
+
+
+def killed(train: Callable[[], Any]) -> None:
+    """Begin a training that ends within its second round, and leaves what it has written until then.
 
     By an exception: a fork of a process in which autograd has had threads cannot train, and another process would
-    import the trainer's package for seconds. What the trainer does with an exception must change no checkpoint.
+    import the trainer's package for seconds (test_trainers_killed.py does that). What the trainer does with an
+    exception must change no checkpoint.
     """
-    assert STEPS == ROUND * STEPS_A_EPOCH
-    done = 0
 
-    def die(*_: Any) -> None:
-        nonlocal done
-        done += 1
-        if done == step:
-            raise KilledError
+    def die() -> None:
+        raise KilledError
 
-    hook = register_optimizer_step_post_hook(die)
+    hook = at_step(die)
     try:
         with pytest.raises(KilledError):
             train()
