@@ -13,6 +13,8 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for others' would spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor tries each instruction set of the processor once per cache, which takes 20 s of compiling.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import torch
 from matplotlib.figure import Figure

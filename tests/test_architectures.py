@@ -23,7 +23,7 @@ NARROW = {
     "vit-tiny": {"layers": "3"},
 }
 #: Not the smallest of their family.
-LONG = ("resnet34", "resnet50", "densenet121", "vgg13", "vgg16", "vgg19")
+LONG = ("alexnet", "resnet34", "resnet50", "densenet121", "vgg13", "vgg16", "vgg19")
 CLASSES = 7
 
 
@@ -66,7 +66,8 @@ def test_the_whole_way(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(why_not("cpu") is not None, reason=str(why_not("cpu")))
-@pytest.mark.parametrize("arch", ["vit-tiny", pytest.param("char-transformer", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ["vit-tiny", "char-transformer"])
 def test_compiled_equals_eager(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One block of each; docs/results/networks.md has the time that whole networks take to compile."""
     monkeypatch.setitem(NARROW, arch, {"layers": "1"})

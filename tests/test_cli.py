@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import noted
+from conftest import noted, under_way, until
 from lthfunc_cli.main import main
 
 import lthfunc
@@ -209,23 +210,34 @@ def test_ones_own_network_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_without_a_compiler_it_says_so_and_runs_and_refuses_what_was_asked_for(tmp_path: Path) -> None:
-    code = "import sys; from lthfunc_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    folder, code = tmp_path / "run", "import sys; from lthfunc_cli.main import main; sys.exit(main(sys.argv[1:]))"
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, "prune", "--out", str(tmp_path / "run"), *options]
-        return subprocess.run(
-            command, capture_output=True, text=True, env={"PATH": "", "CXX": "none-here"}, check=False
-        )
+    def started(*options: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "prune",
+            "--steps",
+            "1500",
+            "--rounds",
+            "1",
+            "--out",
+            str(folder),
+            *options,
+        ]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={"PATH": "", "CXX": "none-here"})
 
-    done = run("--steps", "1500", "--rounds", "1", "--engine", "compile")
-    assert done.returncode == 2
+    process = started("--engine", "compile")
     said = "lthfunc: --engine: invalid value 'compile' (expected eager on this machine, since no C++ compiler was found"
-    assert done.stderr.startswith(said)
-    assert not (tmp_path / "run").exists()
-    done = run("--steps", "1500", "--rounds", "1")  # 3,000 steps: auto would compile
-    assert done.returncode == 0, done.stderr
-    assert "not compiled: no C++ compiler was found (none-here); running eagerly" in done.stderr
-    assert read_run(tmp_path / "run")[1].engine == "eager"
+    assert process.communicate()[1].startswith(said)
+    assert process.returncode == 2
+    assert not folder.exists()
+    process = started()  # 3,000 steps: auto would compile
+    until(lambda: under_way(folder), process)
+    process.send_signal(signal.SIGINT)
+    assert "not compiled: no C++ compiler was found (none-here); running eagerly" in process.communicate()[1]
+    assert read_run(folder)[1].engine == "eager"
 
 
 @pytest.mark.parametrize("made_with", ["pybind11", "nanobind"])

@@ -13,7 +13,7 @@ from conftest import HANG
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "kills"), [([], 6), pytest.param(["--method", "rigl"], 3, marks=pytest.mark.long)], ids=["imp", "rigl"]
+    ("method", "kills"), [([], 4), pytest.param(["--method", "rigl"], 3, marks=pytest.mark.long)], ids=["imp", "rigl"]
 )
 def test_a_run_killed_at_many_moments_ends_in_the_same_bits(method: list[str], kills: int, tmp_path: Path) -> None:
     """A process of its own, since it forks, which a process with threads must not."""
