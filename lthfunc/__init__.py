@@ -62,6 +62,12 @@ if TYPE_CHECKING:
         globally as globally,
         layerwise as layerwise,
     )
+    from lthfunc.sparsify.block_budgets import (
+        BlockBudgets as BlockBudgets,
+        alpha_pruning as alpha_pruning,
+        owl as owl,
+        same_density as same_density,
+    )
     from lthfunc.sparsify.budgets import (
         balanced as balanced,
         erdos_renyi as erdos_renyi,
@@ -124,6 +130,12 @@ if TYPE_CHECKING:
         inverted_score as inverted_score,
         magnitude as magnitude,
         random_scores as random_scores,
+    )
+    from lthfunc.sparsify.sequential import (
+        LayerPruning as LayerPruning,
+        prune_sequentially as prune_sequentially,
+        sparsegpt_pruning as sparsegpt_pruning,
+        wanda_pruning as wanda_pruning,
     )
     from lthfunc.sparsify.sharded_pruning import (
         globally_on as globally_on,

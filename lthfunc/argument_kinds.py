@@ -168,6 +168,8 @@ KINDS: dict[str, ArgumentKind] = {
     ),
     "Checkpointer[Fit]": _instance("Checkpointer"),
     "MaskUpdates": _instance("MaskUpdates"),
+    "LayerPruning": _instance("LayerPruning", "a LayerPruning, such as lf.wanda_pruning()"),
+    "BlockBudgets": _instance("BlockBudgets", "BlockBudgets, such as lf.owl()"),
     "FlaxLayout": _instance("FlaxLayout", "what lf.flax_layout(model) gives"),
     "Dependencies": _instance("Dependencies", "what lf.dependencies(model, shape) gives"),
     "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from small import decided, settings
 
 import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.experiments import plan as planning
 from lthfunc.experiments.iterative import Plan, Round
@@ -20,6 +21,12 @@ def plan_for(name: str, model: lf.Model, data: Dataset, *, steps: int, eval_ever
     config = decided(settings(method=name, **values), data)
     length = planning.Length(per_epoch=1, steps=steps, eval_every=eval_every)
     return planning._plan(config, planning._work(config, model, None, data, length, SINGLE_RANK), data, length)
+
+
+def is_once(name: str) -> bool:
+    """Whether a method prunes once, or not at all."""
+    entry = METHODS[name]
+    return bool({**entry.settings, **entry.defaults}.get("rounds", 5) <= 1)
 
 
 class Outcome(NamedTuple):

@@ -24,7 +24,8 @@ from lthfunc.runs.folder import read_run
 #: Whose commands run. Those of the other pages, which take minutes or measure, are only parsed.
 RUN = (
     "tutorials/first-ticket", "tutorials/own-network", "how-to/commands", "how-to/own-code", "how-to/data",
-    "how-to/models", "how-to/reports", "how-to/energy", "how-to/sweeps", "how-to/resume", "how-to/cluster",
+    "how-to/models", "how-to/block-by-block", "how-to/reports", "how-to/energy", "how-to/sweeps", "how-to/resume",
+    "how-to/cluster",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import gradient_of
 from hypothesis import given, settings, strategies as st
-from method_plans import outcome, plan_for
+from method_plans import is_once, outcome, plan_for
 from small import NET, data
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ DATA, MODEL, STEPS = data(), lf.from_module(NET), 12
 
 def plan(name: str) -> Plan:
     """A method on a network of 45 weights, most of them to be pruned; two rounds of iterative ones."""
-    once = METHODS[name].at_init or name in ("dense", "one-shot")
+    once = is_once(name)
     given = {} if name == "dense" else {"density": 0.3} if once else {"density": 0.3, "rounds": 2}
     schedule = {} if name == "imp-cyclic" else {"schedule": "step"}
     return plan_for(name, MODEL, DATA, steps=STEPS, eval_every=5, batch_size=5, **given, **schedule)
@@ -61,7 +61,7 @@ def test_each_method_ends_at_the_density_however_often_it_is_stopped(name: str, 
     for leaf, mask in last.fit.state.masks.items():
         assert (last.fit.state.params[leaf][~mask] == 0).all()
         assert (last.fit.best.params[leaf][last.fit.best.params[leaf] != 0]).numel() <= int(mask.sum())
-    trainings = {"imp-tuned": 3, "one-shot": 2}.get(name, 1 if name == "dense" or METHODS[name].at_init else 3)
+    trainings = 1 if name == "dense" or METHODS[name].at_init else 2 if is_once(name) else 3
     assert [each.number for each in whole] == list(range(mine.first, mine.rounds + 1))
     assert len(whole) == trainings
 

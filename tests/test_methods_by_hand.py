@@ -10,11 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradient_of
-from method_plans import Outcome, outcome, plan_for
+from method_plans import Outcome, is_once, outcome, plan_for
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
 from lthfunc.experiments.iterative import Plan
 from lthfunc.training.batches import batches
 from lthfunc.training.trainer import make_trainer
@@ -33,7 +32,7 @@ class Setting(NamedTuple):
 
     def plan(self, name: str, **given: Any) -> Plan:
         """A method with the same settings; two rounds of iterative ones."""
-        once = METHODS[name].at_init or name in ("dense", "one-shot")
+        once = is_once(name)
         values = {"density": DENSITY, **({} if once else {"rounds": 2}), **given}
         data = self.trainer.data
         return plan_for(

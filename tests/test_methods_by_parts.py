@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from method_plans import Outcome, outcome, plan_for
+from method_plans import Outcome, is_once, outcome, plan_for
 from small import NET, data
 from torch import Tensor
 
 import lthfunc as lf
-from lthfunc.catalog.methods import METHODS
+from lthfunc.errors import UserError
 from lthfunc.experiments.methods.during_training import settled
 from lthfunc.training.optimizers import AdamNumbers
 from lthfunc.trees.ops import masked_like
@@ -29,7 +29,7 @@ def a_trainer(model: lf.Model = MODEL, optimizer: Any = None) -> Any:
 
 def found(name: str, **given: Any) -> Outcome:
     """What a method ends as; two rounds of iterative ones."""
-    once = METHODS[name].at_init or name in ("dense", "one-shot")
+    once = is_once(name)
     values = {"density": DENSITY, **({} if once else {"rounds": 2}), **given}
     table = {"schedule": "step", "milestone": (12,)} if name != "imp-cyclic" else {"cycles": 2}
     plan = plan_for(
@@ -221,3 +221,24 @@ def test_masks_settle_after_five_alike() -> None:
     assert not settled([mask(8), mask(11), mask(9), mask(8), mask(8)])
     assert settled([mask(8), mask(10), mask(9), mask(10), mask(9)])
     assert not settled([mask(8)] * 6)
+
+
+def test_blocks_are_pruned_in_a_run() -> None:
+    """One after the other, by ten batches; layers outside of blocks count in the density."""
+    trained = lf.take_steps(a_trainer(), lf.init(MODEL, SEED), seed=SEED, until=STEPS)[0]
+    inputs = [x for x, _ in batches("score", 1)]
+    cases: list[tuple[str, dict[str, Any], float, dict[str, Any]]] = [
+        ("sparsegpt", {}, DENSITY, {"pruning": lf.sparsegpt_pruning()}),
+        ("wanda", {"block_budgets": "owl"}, DENSITY, {"pruning": lf.wanda_pruning(), "budgets": lf.owl()}),
+        ("wanda", {"blocks": ("1",)}, 3 / 30, {"pruning": lf.wanda_pruning(), "blocks": ["1"]}),
+        ("wanda", {"structure": "1x1"}, DENSITY, {"pruning": lf.wanda_pruning(lf.blocks(1, 1))}),
+    ]
+    for name, given, density, how in cases:
+        state = lf.learning_rate_rewound(lf.prune_sequentially(MODEL, inputs, density, **how)(trained))
+        ended = found(name, **given)
+        ends_as(ended, state, STEPS)
+        assert lf.count(ended.masks).kept == 18
+    with pytest.raises(UserError, match=r"--density: 0\.4 of 45 weights are fewer than the 30 outside of blocks"):
+        found("wanda", blocks=("3",))
+    with pytest.raises(UserError, match="--blocks: invalid value '7'"):
+        found("sparsegpt", blocks=("7",))

@@ -144,7 +144,8 @@ def test_names_are_held_to_their_lists() -> None:
     for name, (known, takes_own) in chosen.items():
         for value in (*known, *([OWN] if takes_own else [])):
             changes: dict[str, Any] = {name: (value,) if SETTINGS[name].holds is list else value}
-            changes |= {"method": "rigl"} if name in METHODS.settings - {"synflow_rounds"} else {}
+            taker = next((key for key, each in METHODS.items() if name in each.takes), "imp")
+            changes |= {"method": taker} if name in METHODS.settings else {}
             resolved(Config(**changes, lr_final=None))
         for value in ("no-such", *([] if takes_own else [OWN])):
             changes = {name: (value,) if SETTINGS[name].holds is list else value}

@@ -84,6 +84,15 @@ def _trained_masks(about: str, source: str, target: str, allocate: str) -> Metho
     )  # fmt: skip
 
 
+def _block_by_block(target: str, about: str, source: str, **settings: Any) -> MethodEntry:
+    """One pruning of the trained network, for the inputs that its layers get."""
+    return _method(
+        about, source, f"block_by_block:{target}", takes=("blocks", "block_budgets"), once=True,
+        defaults={"rewind": "lr", "block_budgets": "same"}, score="magnitude", allocate="uniform", min_layer_weights=0,
+        **settings,
+    )  # fmt: skip
+
+
 _RANDOM_LR = {"score": "random", "rewind": "lr"}
 
 #: A plan of iterative magnitude pruning with the method's settings, and the settings it takes -> the method's plan.
@@ -102,6 +111,13 @@ METHODS = Registry("methods", "--method", {
         schedule="cyclic",
     ),
     "one-shot": _iterative("magnitude pruning after one training, rewound", rounds=1),
+    "sparsegpt": _block_by_block(
+        "sparsegpt", "pruned block by block after training, the remaining weights making up for it",
+        "Frantar & Alistarh 2023", structure="unstructured",
+    ),
+    "wanda": _block_by_block(
+        "wanda", "pruned block by block after training, by |w| · norm of the input", "Sun et al. 2024",
+    ),
     "early-bird": _during(
         "pruned as soon as the mask settles, and trained on", "You et al. 2020", "early_bird", ("update_every",),
         score="magnitude",

@@ -141,6 +141,19 @@ REWINDINGS = Registry("rewindings", "--rewind", {
     "reinit": _start("drawn_anew", "new random weights", "Frankle & Carbin 2019, sec. 2"),
 })  # fmt: skip
 
+#: Makes a `BlockBudgets`.
+BLOCK_BUDGETS = Registry("block-budgets", "--block-budgets", {
+    "same": Entry(".sparsify.block_budgets:same_density", "the same density in every block"),
+    "owl": Entry(
+        ".sparsify.block_budgets:owl", "more where there are more outliers of |w| · norm of the input",
+        "Yin et al. 2024, sec. 3.2",
+    ),
+    "alpha": Entry(
+        ".sparsify.block_budgets:alpha_pruning", "more where spectra of weights have heavier tails",
+        "Lu et al. 2024, sec. 3",
+    ),
+}, own=False)  # fmt: skip
+
 #: What of `functions.ScoreContext.offered` it names -> a score of the weights to grow.
 GROWTHS = Registry("growths", "--growth", {
     "random": Entry(".experiments.functions:random_growth", "uniform, as in SET", "Mocanu et al. 2018"),

@@ -29,6 +29,8 @@ from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
 TICKET = "ticket"
+#: (trained network, RoundContext, density) -> the pruned network.
+Pruner = Callable[[TrainState, RoundContext, float], TrainState]
 
 
 class Plan(NamedTuple):
@@ -44,7 +46,8 @@ class Plan(NamedTuple):
     dense: whether there is a round 0, which trains the dense network. at_init: every round prunes the dense network at
     the anchor, instead of the last round's trained one. prunings: of a round, with scores computed before each.
     updates: how masks change in the trainings of each pruned round (round 1 first); none where empty. through:
-    networks of which masks are computed, trained in place of the plan's, likewise.
+    networks of which masks are computed, trained in place of the plan's, likewise. pruner: how the trained network is
+    pruned, where not by score, allocate and select.
     """
 
     model: Model
@@ -67,6 +70,7 @@ class Plan(NamedTuple):
     prunings: int = 1
     updates: tuple[MaskUpdates, ...] = ()
     through: tuple[TrainedMasks, ...] = ()
+    pruner: Pruner | None = None
 
     @property
     def first(self) -> int:
@@ -226,7 +230,11 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
     now = RoundContext(plan.model, seed, number, anchor)
     # A score that uses data may draw random numbers (dropout).
     with seeded_generators(key(seed, "pruning", number), trained.step.device):
-        pruned = plan.tidy(plan.pruning(number, plan.score(trained, now))(trained))
+        if plan.pruner is not None:
+            pruned = plan.pruner(trained, now, plan.density_of(number))
+        else:
+            pruned = plan.pruning(number, plan.score(trained, now))(trained)
+        pruned = plan.tidy(pruned)
     _check_state("tidy", pruned)
     if not count(pruned.masks).kept:
         raise UserError(f"--rounds: no weight is left in round {number} at this --rate; use fewer rounds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.sparsify.activations import check_moments, stored_transposed
-from lthfunc.sparsify.allocation import fraction_to
+from lthfunc.sparsify.allocation import fixed_counts, fraction_to
 from lthfunc.sparsify.budgets import apportion, uniform
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.trees.transformations import Transformation
@@ -29,24 +30,24 @@ def best_of_block(scores: Tensor, density: float) -> Tensor:
 @public
 def sparsegpt(
     moments: Mapping[str, Tensor],
-    density: float,
+    density: float | Mapping[str, int],
     *,
     choose: BlockSelect = best_of_block,
     block: int = 128,
     damping: float = 0.01,
 ) -> Transformation:
-    """SparseGPT: prune linear layers column by column, and let the rest of each row compensate.
+    """SparseGPT: prune layers column by column, and let the rest of each row compensate.
 
     Frantar & Alistarh 2023, alg. 1. With the upper Cholesky factor of the inverse Hessian, weights of a block of
     columns are chosen by (w / d)², and the error of each pruned weight is spread over the columns to its right. Weights
-    on inputs that are always zero go first. Convolutions and embeddings stay as they are, and pruned weights stay
-    pruned.
+    on inputs that are always zero go first. Layers without moments stay as they are, and pruned weights stay pruned. A
+    convolution's columns are its channels · kernel, in each of its groups.
 
-    moments: of `input_moments`. density: of all linear layers together, in (0, 1], the same in each layer and block as
-    far as their remaining weights allow. choose: which weights of a block stay, by default the best. block: columns at
-    a time. damping: added to the Hessian's diagonal, relative to its mean, so that it can be inverted. Returns a
-    transformation. Raises UserError for an argument out of range or, when it is applied, a density above that of the
-    layers.
+    moments: of `input_moments`. density: of all layers with moments together, in (0, 1], the same in each layer and
+    block as far as their remaining weights allow; or how many weights each of these layers keeps. choose: which weights
+    of a block stay, by default the best. block: columns at a time. damping: added to the Hessian's diagonal, relative
+    to its mean, so that it can be inverted. Returns a transformation. Raises UserError for an argument out of range or,
+    when it is applied, a density above that of the layers.
 
     >>> model = lf.from_module(nn.Linear(4, 2))
     >>> state = lf.init(model)
@@ -58,17 +59,35 @@ def sparsegpt(
     def transformation(state: TrainState) -> TrainState:
         params, masks = dict(state.params), dict(state.masks)
         layers = {name: mask for name, mask in state.masks.items() if name in moments}
-        budgets = uniform()({}, layers, fraction_to(density, layers)) if layers else {}
+        if isinstance(density, Mapping):
+            budgets = fixed_counts(density)({}, layers, 0.0)
+        else:
+            budgets = uniform()({}, layers, fraction_to(density, layers)) if layers else {}
         for name, budget in budgets.items():
             leaves = state.params[name], layers[name]
             check_moments(moments, name, leaves[0])
+            operate = partial(_surgeon, choose=choose, block=block, damping=damping)
             turn = stored_transposed(moments, name)  # rows of what follows are outputs
-            weight, mask = (leaf.T for leaf in leaves) if turn else leaves
-            new = _surgeon(weight, mask, moments[name], int(budget), choose, block, damping)
+            if turn:
+                leaves = leaves[0].T, leaves[1].T
+            new = _by_groups(operate, *leaves, moments[name], int(budget))
             params[name], masks[name] = (leaf.T.contiguous() for leaf in new) if turn else new
         return state._replace(params=params, masks=masks, opt=())
 
     return transformation
+
+
+def _by_groups(
+    operate: Callable[..., tuple[Tensor, Tensor]], weight: Tensor, mask: Tensor, moments: Tensor, budget: int
+) -> tuple[Tensor, Tensor]:
+    """One layer, whose groups of outputs read inputs of their own: each with its share of the budget."""
+    hessians = moments if moments.ndim == 3 else moments[None]
+    weights, masks = (leaf.reshape(len(hessians), -1, hessians.shape[-1]) for leaf in (weight, mask))
+    sizes = dict.fromkeys(range(len(hessians)), weights[0].numel())
+    shares = apportion(budget, sizes, dict(enumerate(masks.sum((1, 2)).tolist())), dict.fromkeys(sizes, 0))
+    new = [operate(weights[k], masks[k], hessians[k], share) for k, share in shares.items()]
+    wanted, kept = (torch.stack(parts).view(weight.shape) for parts in zip(*new, strict=True))
+    return wanted, kept
 
 
 def _surgeon(

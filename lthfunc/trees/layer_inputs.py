@@ -12,47 +12,72 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lthfunc.trees.model import Model
-from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.module_errors import taking_inputs
-from lthfunc.trees.ops import clone
 from lthfunc.trees.prunable import is_transposed
-from lthfunc.trees.types import Buffers, Params
+from lthfunc.trees.types import Params
+from lthfunc.trees.unfolding import unfolded
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: The arguments of operations that multiply inputs by a weight; Hugging Face's Conv1D uses `addmm`.
+_ARGUMENTS: dict[Any, tuple[str, ...]] = {
+    F.linear: ("input", "weight"),
+    torch.addmm: ("bias", "input", "weight"),
+    **dict.fromkeys(
+        (F.conv1d, F.conv2d, F.conv3d), ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    ),
+}
 
 
-def linear_inputs(model: Model, params: Params, buffers: Buffers, x: Tensor) -> dict[str, list[Tensor]]:
-    """The inputs of each prunable linear weight in evaluation mode: name -> (..., features) for each use.
+class InputReader(TorchFunctionMode):
+    """Within it, calls of a model with these params report the inputs of its layers.
 
-    A layer may be called more than once, and layers may share a weight. A weight that an embedding shares is left out.
-    No argument is changed. Raises UserError where the network rejects the inputs.
+    found: is called with a weight's name and rows of inputs, (groups, rows, features): (1, rows, features) of a linear
+    layer; of a convolution those that it unfolds to, in chunks. A layer may be called more than once, and layers may
+    share a weight.
     """
-    params, buffers, x = clone((params, buffers, x))  # whatever the module does to them
-    reading = _Reading({id(params[name]): name for name in _multiplied(model)})
-    with taking_inputs(model.name, x.shape[1:], model.evaluating), torch.no_grad(), reading:
-        functional_call(model.evaluating, {**params, **buffers}, (x,))
-    return reading.found
 
-
-class _Reading(TorchFunctionMode):
-    """Records inputs that are multiplied by weights: in `linear`, and in `addmm` as Hugging Face's Conv1D does."""
-
-    def __init__(self, names: Mapping[int, str]) -> None:
+    def __init__(self, names: Collection[str], params: Params, found: Callable[[str, Tensor], None]) -> None:
         super().__init__()
-        self._names = names
-        self.found: dict[str, list[Tensor]] = {}
+        self._names = {id(params[name]): name for name in names}
+        self._found = found
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in (F.linear, torch.addmm):
-            named = dict(zip(_ARGUMENTS[func], args, strict=False)) | dict(kwargs or {})
-            name = self._names.get(id(named.get(_ARGUMENTS[func][-1])))
+        if func in _ARGUMENTS:
+            given = dict(zip(_ARGUMENTS[func], args, strict=False)) | dict(kwargs or {})
+            if func is torch.addmm:
+                given = {{"mat1": "input", "mat2": "weight"}.get(key, key): value for key, value in given.items()}
+            name = self._names.get(id(given.get("weight")))
             if name is not None:
-                self.found.setdefault(name, []).append(named[_ARGUMENTS[func][-2]].clone())
+                for rows in _rows(func, given):
+                    self._found(name, rows)
         return func(*args, **(kwargs or {}))
 
 
-#: Their arguments; the last two are the input and the weight.
-_ARGUMENTS: dict[Any, tuple[str, ...]] = {F.linear: ("input", "weight"), torch.addmm: ("input", "mat1", "mat2")}
+def _rows(func: Any, given: Mapping[str, Any]) -> Any:
+    x, weight = given["input"], given["weight"]
+    if func in (F.linear, torch.addmm):
+        return [x.reshape(1, -1, x.shape[-1])]
+    kernel = weight.shape[2:]
+
+    def each(name: str, default: int) -> Any:
+        value = given.get(name, default)
+        return value if isinstance(value, str) else (value,) * len(kernel) if isinstance(value, int) else tuple(value)
+
+    return unfolded(x, kernel, each("stride", 1), each("padding", 0), each("dilation", 1), given.get("groups", 1))
+
+
+def layers_with_inputs(model: Model, convolutions: bool) -> tuple[str, ...]:
+    """The prunable weights whose inputs can be read, in order: those of linear layers and convolutions only."""
+    names = {id(leaf): name for name, leaf in model.evaluating.named_parameters()}
+    found: set[str] = set()
+    others: set[str] = set()
+    for part in model.evaluating.modules():
+        fits = isinstance(part, nn.Linear) or is_transposed(part) or (convolutions and isinstance(part, _CONVOLUTIONS))
+        for own, leaf in part._parameters.items():
+            if id(leaf) in names:
+                (found if fits and own == "weight" else others).add(names[id(leaf)])
+    return tuple(name for name in model.prunable if name in found - others)
 
 
 def last_inputs(module: nn.Module, names: Collection[str], call: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
@@ -68,16 +93,3 @@ def last_inputs(module: nn.Module, names: Collection[str], call: Callable[[nn.Mo
     with torch.no_grad():
         call(module)
     return read
-
-
-def _multiplied(model: Model) -> set[str]:
-    """The prunable weights that belong to linear layers only."""
-    names = {id(leaf): name for name, leaf in model.evaluating.named_parameters()}
-    found: set[str] = set()
-    others: set[str] = set()
-    for part in model.evaluating.modules():
-        for own, leaf in part._parameters.items():
-            if id(leaf) in names:
-                linear = own == "weight" and (isinstance(part, nn.Linear) or is_transposed(part))
-                (found if linear else others).add(names[id(leaf)])
-    return (found - others) & set(model.prunable)

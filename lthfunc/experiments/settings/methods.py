@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lthfunc.catalog.methods import METHODS
-from lthfunc.catalog.pruning import DROP_SCHEDULES, GROWTHS
+from lthfunc.catalog.pruning import BLOCK_BUDGETS, DROP_SCHEDULES, GROWTHS
 from lthfunc.experiments.settings.setting import FIRST, PRUNING, Part, Share, Steps, setting
 
 
@@ -39,4 +39,14 @@ class Methods:
     growth: str | None = setting(
         None, f"Score by which SET and RigL grow weights: {GROWTHS.described}; or package.module:function.",
         PRUNING, ("prune",), names=GROWTHS, default="the method's",
+    )  # fmt: skip
+    blocks: tuple[str, ...] = setting(
+        (),
+        "Submodules that are pruned one after the other, such as 'layers.*'; repeatable. By default those of one class "
+        "in lists, or each layer.",
+        PRUNING, ("prune",), "PATTERN",
+    )  # fmt: skip
+    block_budgets: str | None = setting(
+        None, f"How much each block keeps: {BLOCK_BUDGETS.described}.",
+        PRUNING, ("prune",), names=BLOCK_BUDGETS, default="same",
     )  # fmt: skip
