@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lthfunc.catalog.data_sets import DATASETS, canonical, default_data_dir
@@ -16,22 +17,30 @@ from .decoding import decoding
 
 
 def show_dataset(
-    name: str, options: dict[str, str], *, skip_broken: bool, data_dir: str | None, out: str | None
+    name: str,
+    out: str | None,
+    *,
+    dataset_option: Mapping[str, str] | None = None,
+    skip_broken: bool = False,
+    tokenizer: str | None = None,
+    data_dir: str | None = None,
 ) -> None:
     """Load and describe a data set. out: the file to draw examples into. Raises UserError if it cannot be loaded."""
     name = canonical(name)
     with decoding(f"reading {name}") as observe, without_data_warnings():
-        data = load(name, data_dir, options=options, skip_broken=skip_broken, observe=observe)
+        data = load(
+            name, data_dir, options=dataset_option, skip_broken=skip_broken, tokenizer=tokenizer, observe=observe
+        )
     where = f" in {data_dir or default_data_dir()}" if name in DATASETS and DATASETS[name].home else ""
-    put(f"{name}{where}: {len(data.train.x):,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test")
+    put(f"{name}{where}: {data.examples:,} training, {len(data.val.x):,} validation, {len(data.test.x):,} test")
     put(_inputs(data))
     if data.tokens:
         for line in sample_lines(data):
             put(f"  {line!r}")
     if data.train.y.is_floating_point():
-        y = data.train.y.double()
+        y, some = data.train.y.double(), "" if data.stream is None else f" (of {len(data.train.y)} training examples)"
         mean, deviation = (", ".join(f"{v:.4g}" for v in part.tolist()) for part in (y.mean(0), y.std(0)))
-        put(f"targets: {data.classes} numbers, mean {mean}, standard deviation {deviation}")
+        put(f"targets: {data.classes} numbers, mean {mean}, standard deviation {deviation}{some}")
     else:
         screen().print(class_table(data))
     for hint in find_warnings(data):
@@ -54,6 +63,8 @@ def _inputs(data: Dataset) -> str:
     if data.tokens and not data.labels:
         return f"inputs: {kind} {shape}, tokens for an embedding"
     if data.tokens:
+        if any(len(label) > 1 for label in data.labels):
+            return f"inputs: windows of {shape} tokens, from a vocabulary of {data.classes:,}"
         return f"inputs: windows of {shape} characters, from an alphabet of {data.classes}"
     if data.parts:
         parts = ", ".join(f"{part.name or index} {part.shape}" for index, part in enumerate(data.parts))

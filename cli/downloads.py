@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from lthfunc.data.downloads import DOWNLOADS
+from lthfunc.downloads import DOWNLOADS
 
 from .console import aside, busy, say
 

@@ -147,7 +147,7 @@ def list_datasets(context: typer.Context) -> None:
         *(f"  {name}, {entry.about}" for name, entry in FILE_KINDS.items()),
         "  NAME.safetensors, a file written by lthfunc.data.save_mapped",
         "Your own: --dataset package.module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE "
-        "and returns lthfunc.data.from_tensors(...).",
+        "and returns lthfunc.data.from_tensors(...), a data set of PyTorch or a DataLoader.",
     )
 
 
@@ -161,8 +161,7 @@ def show(
     """Describe a data set: files, splits, classes, normalisation."""
     from .dataset_summary import show_dataset
 
-    options, skip_broken = given.get("dataset_option", {}), given.get("skip_broken", False)
-    show_dataset(name, options, skip_broken=skip_broken, data_dir=given.get("data_dir"), out=out)
+    show_dataset(name, out, **given)
 
 
 def recipes() -> None:

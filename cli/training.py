@@ -127,7 +127,7 @@ def _headline(prepared: PreparedPlan, command: str, folder: Path, jobs: int) -> 
     config, plan = prepared.config, prepared.plan
     data = plan.trainer.data
     yield (
-        f"{config.arch} on {config.dataset}: {len(data.train.x):,} training, {len(data.val.x):,} validation and "
+        f"{config.arch} on {config.dataset}: {data.examples:,} training, {len(data.val.x):,} validation and "
         f"{len(data.test.x):,} test examples"
     )
     seeds = f" with {config.replicates} seeds" if config.replicates > 1 else ""

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lthfunc.downloads import downloading
 from lthfunc.errors import UserError, failing_as
 from lthfunc.hardware import cache_home
 from lthfunc.tracebacks import first_line
@@ -136,7 +137,11 @@ def fetch_to_cache(option: str, url: str, wanted: Callable[[str], bool] = lambda
     target = home / version / place.name
     if not target.exists():
         (home / version).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home, prefix=".") as scratch, reaching(option, url):
+        with (
+            tempfile.TemporaryDirectory(dir=home, prefix=".") as scratch,
+            downloading(f"{url} into {home.parent}"),
+            reaching(option, url),
+        ):
             beside = Path(scratch) / place.name
             for name in names:
                 fetch(place, name, beside / name if name else beside)

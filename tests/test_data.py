@@ -12,6 +12,7 @@ import urllib.error
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ import lthfunc as lf
 from lthfunc.catalog.data_sets import DATASETS, default_data_dir
 from lthfunc.data import vision
 from lthfunc.data.digits import read_digits
+from lthfunc.downloads import DOWNLOADS
 from lthfunc.errors import UserError
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.rng import counter_key, fold_in, integers
@@ -170,7 +172,7 @@ def test_a_download_says_at_once_from_where_and_gives_a_silent_server_up(
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr("lthfunc.data.downloads._SILENT", 0.2)
+    monkeypatch.setattr("lthfunc.downloads._SILENT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, downloads_shown():  # it accepts, and sends nothing
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(vision._CLASSES["mnist"], "mirrors", [address])
@@ -179,6 +181,17 @@ def test_a_download_says_at_once_from_where_and_gives_a_silent_server_up(
     assert f"downloading mnist from {address[7:-1]} into {tmp_path}/data; a server" in terminal.getvalue()
     assert socket.getdefaulttimeout() is None
     assert not (tmp_path / "data").exists()
+
+
+def test_what_is_fetched_from_an_address_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path))
+    fsspec.filesystem("memory").pipe("/told/one.txt", b"the quick brown fox " * 20)
+    told: list[str] = []
+    with DOWNLOADS.watched(told.append):
+        for _ in range(2):
+            assert lf.data.load("text:memory://told/one.txt", options={"length": "5"}).classes == 16
+    assert told == [f"downloading memory://told/one.txt into {tmp_path}/fetched; a server that is silent for 20 s is "
+                    "given up", ""]  # fmt: skip
 
 
 def test_the_indicator_moves_on_while_a_librarys_words_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from picture_files import DEEP, H, W, colours, png, to_eight
 from PIL import Image
 
 import lthfunc as lf
+from lthfunc.downloads import DOWNLOADS
 from lthfunc.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -117,7 +118,11 @@ def test_images_of_the_hub_are_read_as_a_folders_are(hub: Callable[..., lf.Datas
     data = hub(deep, [i % 2 for i in range(12)])
     np.testing.assert_array_equal(data.test.x[3, 0].numpy(), to_eight(DEEP - 4, 16))
     strokes = [Image.fromarray(np.dstack([0 * colours(i), colours(i)[..., 0]])) for i in range(12)]
-    data = hub(strokes, [i % 2 for i in range(12)], background="black")
+    told: list[str] = []
+    with DOWNLOADS.watched(told.append):
+        data = hub(strokes, [i % 2 for i in range(12)], background="black")
+    assert told[0].startswith("downloading mine from the Hugging Face Hub; ")
+    assert told[1:] == [""]
     assert int(data.test.x.max()) == 0
     with pytest.raises(UserError, match=r"no 16-bit image of 'hf:mine' has a pixel above 1,023; .*depth=10"):
         hub([Image.fromarray(DEEP // 64)] * 12, [i % 2 for i in range(12)])

@@ -91,11 +91,12 @@ FILE_KINDS = Registry("file kinds", "--dataset", {
         example="npz:",
     ),
     "hf:NAME": Entry(
-        ".data.hub:read_hub", "images with labels of the Hugging Face Hub", pattern="hf:(?P<name>.*)", example="hf:"
+        ".data.hub:read_hub", "images with labels, or texts, of the Hugging Face Hub", pattern="hf:(?P<path>.*)",
+        example="hf:",
     ),
     "text:FILE": Entry(
-        ".data.text:read_text", "characters, for networks that say which comes next", pattern="text:(?P<path>.*)",
-        example="text:",
+        ".data.text:read_text", "characters or tokens, for networks that say which comes next",
+        pattern="text:(?P<path>.*)", example="text:",
     ),
     "planted": Entry(
         ".data.planted:read_planted", "labelled by a sparse network that pruning should find", pattern="planted(:.*)?",

@@ -8,6 +8,7 @@ from lthfunc.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lthfunc.data.data_warnings import DataWarning as DataWarning, find_warnings as find_warnings
+    from lthfunc.data.loaders import from_loader as from_loader
     from lthfunc.data.loading import load as load
     from lthfunc.data.mapped import open_mapped as open_mapped, save_mapped as save_mapped
     from lthfunc.data.planted import planted_teacher as planted_teacher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -143,19 +143,15 @@ def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[st
     """The number of classes, to which every target must belong."""
     if given is not None and labels and len(labels) != given:
         raise invalid("labels", f"{len(labels)} names", f"one for each of {given} classes")
-    if pairs[0].y.ndim == 3:  # of pixels, some of which may have no class
-        pairs = [pair._replace(y=pair.y.where(pair.y != IGNORED_PIXEL, 0)) for pair in pairs]
-    least = min(int(pair.y.min()) for pair in pairs)
-    most, count = max(int(pair.y.max()) for pair in pairs), sum(pair.y.numel() for pair in pairs)
+    ignored = IGNORED_PIXEL if pairs[0].y.ndim == 3 else None  # of pixels, some of which may have no class
+    ends = [_ends(part) for pair in pairs for _, part in _chunks(pair.y, ignored)]
+    least, most, count = min(ends)[0], max(end for _, end in ends), sum(pair.y.numel() for pair in pairs)
     classes = given or len(labels) or 1 + max(0, most)
-    for pair in pairs:
-        wrong = ((pair.y < 0) | (pair.y >= classes)).nonzero()
-        if len(wrong):
-            where = tuple(wrong[0].tolist())
-            raise UserError(
-                f"{pair.y_name}: target {int(pair.y[where])} of example {where[0]} is outside the {classes} classes, 0 "
-                f"to {classes - 1}"
-            )
+    if least < 0 or most >= classes:
+        name, number, target = _first_outside(pairs, classes, ignored)
+        raise UserError(
+            f"{name}: target {target} of example {number} is outside the {classes} classes, 0 to {classes - 1}"
+        )
     if given is None and not labels:
         if least == 1 and pairs[0].y.ndim == 1:
             raise UserError(
@@ -168,3 +164,26 @@ def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[st
                 f"from 0, or pass classes={classes}"
             )
     return classes
+
+
+def _chunks(y: Tensor, ignored: int | None) -> Iterator[tuple[int, Tensor]]:
+    """(the first example, targets) of some examples at a time, those that are ignored as class 0."""
+    size = max(1, _CHUNK // max(1, y[0].nbytes))
+    for start in range(0, len(y), size):
+        part = y[start : start + size]
+        yield start, part if ignored is None else part.where(part != ignored, 0)
+
+
+def _ends(y: Tensor) -> tuple[int, int]:
+    least, most = y.aminmax()
+    return int(least), int(most)
+
+
+def _first_outside(pairs: Sequence[NamedSplit], classes: int, ignored: int | None) -> tuple[str, int, int]:
+    """(the name of the targets, the example, its target) of the first target that is none of the classes."""
+    for pair in pairs:
+        for start, part in _chunks(pair.y, ignored):
+            wrong = ((part < 0) | (part >= classes)).nonzero()
+            if len(wrong):
+                return pair.y_name, start + int(wrong[0, 0]), int(part[tuple(wrong[0].tolist())])
+    raise AssertionError("all targets are classes")

@@ -59,7 +59,7 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
             f"inputs are {dtype_name(x.dtype)} without a scale, which are tokens for an embedding; a "
             "scale makes pixels of them"
         )
-    if y.ndim == 1:
+    if y.ndim == 1 and data.stream is None:
         trained = set(data.train.y.tolist())
         for name, split in (("val", data.val), ("test", data.test)):
             if more := sorted(set(split.y.tolist()) - trained):
@@ -67,7 +67,7 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
                 found.append(f"no training example is of {len(more)} of the classes in {name}: {some}")
     if y.is_floating_point():
         still = (data.train.y == data.train.y[:1]).flatten(1).all(0)
-        if still.any():
+        if data.stream is None and still.any():
             found.append(
                 f"target number {int(still.nonzero()[0])} is the same in every training example, so R² is undefined"
             )

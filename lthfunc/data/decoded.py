@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,16 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.catalog.data_sets import SUFFIX
 from lthfunc.data.content_checks import NamedSplit, check_pairs
 from lthfunc.data.examples import Example, read_all
 from lthfunc.data.images import Observe
-from lthfunc.data.mapped import SPLITS, writing
+from lthfunc.data.mapped import SPLITS, opened, writing
 from lthfunc.data.sources import Source
 from lthfunc.data.tensors import scale_of, split_indices
 from lthfunc.errors import UserError
 from lthfunc.hardware import usable_cores
-from lthfunc.trees.types import Scale
+from lthfunc.trees.atomic_io import safe_file_name
+from lthfunc.trees.types import Dataset, Scale
 
+#: Changes whenever examples are decoded to other tensors than before.
+_DECODING = 1
 #: Seconds of reading from which on worker processes read, and how many of them at most.
 _WORTH_WORKERS, _MOST_WORKERS = 3.0, 8
 _CHUNK = 1024
@@ -46,7 +51,28 @@ class _Part(NamedTuple):
     places: Tensor
 
 
-def decode(target: Path, sources: Mapping[str, Source], settings: DecodeSettings) -> None:
+def decoded_once(
+    folder: Path, sources: Mapping[str, Source], settings: DecodeSettings, more: str, *, keep: bool = True
+) -> Dataset:
+    """The data set of these sources, decoded to a file in a folder unless it is there.
+
+    more: a digest of what else decides how examples are read. keep: whether the file stays.
+    """
+    about = (_DECODING, *settings._replace(workers=None, observe=None), more)
+    digests = [source.digest for source in sources.values()]
+    digest = hashlib.sha256(repr((about, digests)).encode()).hexdigest()
+    target = folder / f"{safe_file_name(settings.name)}-{digest[:16]}{SUFFIX}"
+    if not target.exists():
+        _decode(target, sources, settings)
+    data = opened(target, settings.name)
+    if not keep:
+        target.unlink()
+        if data.mapped:
+            raise UserError(f"cache: {settings.name} is too large for memory, so its file must be kept")
+    return data
+
+
+def _decode(target: Path, sources: Mapping[str, Source], settings: DecodeSettings) -> None:
     """Write the file, whole or not at all."""
     first = sources["train"].first
     for name, source in sources.items():

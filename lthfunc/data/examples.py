@@ -8,22 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lthfunc.data.as_tensors import inputs_of, targets_of
-from lthfunc.data.pixels import levels_of
+from lthfunc.data.pixels import channels_last, levels_of
 from lthfunc.errors import UserError
 from lthfunc.printable import dtype_and_shape
 from lthfunc.tracebacks import call_user_function, first_line, function_name, user_location
 from lthfunc.trees.dataset_checks import describe_data
+from lthfunc.trees.global_rng import preserved_cpu_generators
 from lthfunc.trees.multi_input import InputSpec
 
 #: What makes (inputs, target) of an example that is something else.
 Pair = Callable[[Any], Any]
+#: (an example or a batch, what messages call it) -> its tensors. Raises UserError.
+Make = Callable[[Any, str], "Example"]
 #: Examples that a worker process hands over at a time.
 _CHUNK = 64
-#: The most channels of an image whose channels come last.
-_CHANNELS = 4
 
 
 class Example(NamedTuple):
@@ -49,6 +50,21 @@ def example_of(value: Any, where: str, pair: Pair | None = None) -> Example:
     inputs, parts = inputs_of(_with_batch(_image(x, where)), where)
     targets = targets_of(_with_batch(y), f"{where}: target", inputs)
     return Example(inputs[:, None] if inputs.ndim == 1 else inputs, targets, parts)
+
+
+def batch_of(value: Any, where: str, pair: Pair | None = None) -> Example:
+    """A batch of a loader. where: what messages call it. pair: for batches that are no pairs. Raises UserError."""
+    x, y = pair_of(value, where, pair)
+    inputs, parts = inputs_of(x, where)
+    found = Example(inputs[:, None] if inputs.ndim == 1 else inputs, targets_of(y, f"{where}: targets", inputs), parts)
+    if len(found.x) != len(found.y):
+        raise UserError(f"{where}: {len(found.x)} inputs but {len(found.y)} targets")
+    return found
+
+
+def collated_of(value: Any, where: str, collate: Callable[[list[Any]], Any], pair: Pair | None = None) -> Example:
+    """One example as a loader's collate_fn makes a batch of it. Raises UserError."""
+    return batch_of(collate([value]), where, pair)
 
 
 def pair_of(value: Any, where: str, pair: Pair | None) -> tuple[Any, Any]:
@@ -78,8 +94,7 @@ def _image(value: Any, where: str) -> Any:
                             "convert them to 8 bits or to floats")  # fmt: skip
         return torch.from_numpy(np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)))
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
-        first, _, last = value.shape
-        return value.transpose(2, 0, 1) if last <= _CHANNELS < first else value
+        return value.transpose(2, 0, 1) if channels_last(value.shape[0], value.shape[2]) else value
     return value
 
 
@@ -94,19 +109,32 @@ def _with_batch(value: Any) -> Any:
     return [value] if isinstance(value, (int, float, list, tuple)) else np.asarray(value)[None]
 
 
+def has_numbers(value: Any) -> bool:
+    """Whether a value is a map-style data set or a sequence, whose examples have numbers."""
+    sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    return sized and not isinstance(value, IterableDataset)  # whose class has both
+
+
+def is_read_once(value: Iterable[Any]) -> bool:
+    """Whether an iterable is an iterator, such as a generator."""
+    with preserved_cpu_generators():  # from which a loader draws a seed
+        return iter(value) is value
+
+
 class Reader:
     """Reads examples of a map-style data set by their numbers, in this or another process.
 
-    What goes wrong comes back as a line of text, which names the example. first: whose shapes the others must have.
+    What goes wrong comes back as a line of text, which names the example. make: (an example, its name) -> its tensors.
+    first: whose shapes the others must have.
     """
 
-    def __init__(self, data: Any, split: str, pair: Pair | None, first: Example | None = None) -> None:
-        self._data, self._split, self._pair, self._first = data, split, pair, first
+    def __init__(self, data: Any, split: str, make: Make, first: Example | None = None) -> None:
+        self._data, self._split, self._make, self._first = data, split, make, first
 
     def __getitem__(self, number: int) -> Example | str:
         where = f"{self._split}: example {number}"
         try:
-            found = example_of(self._data[number], where, self._pair)
+            found = self._make(self._data[number], where)
             check_alike(found, self._first, where)
         except UserError as error:
             return str(error)
@@ -164,12 +192,12 @@ def read_all(reader: Reader, numbers: Sequence[int], workers: int) -> Iterator[E
         yield good(found)
 
 
-def iterated(data: Iterable[Any], split: str, pair: Pair | None) -> Iterator[Example]:
-    """The examples of an iterable, in its order. Raises UserError."""
+def iterated(data: Iterable[Any], split: str, make: Make) -> Iterator[Example]:
+    """The examples of an iterable, or batches of them, in its order. Raises UserError."""
     first: Example | None = None
     for number, value in enumerate(_guarded(data, split)):
         where = f"{split}: example {number}"
-        found = example_of(value, where, pair)
+        found = make(value, where)
         first = first or found
         check_alike(found, first, where)
         yield found

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from lthfunc.arguments import public
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, FILE_KINDS, SUFFIX, canonical, default_data_dir
 from lthfunc.data.content_checks import checked_dataset
 from lthfunc.data.data_warnings import with_warnings
 from lthfunc.data.images import Observe
-from lthfunc.data.mapped import open_mapped
-from lthfunc.data.torch_sets import as_dataset
+from lthfunc.data.loaders import from_loader
+from lthfunc.data.mapped import SPLITS, open_mapped
+from lthfunc.data.sources import has_examples
+from lthfunc.data.torch_sets import from_dataset
 from lthfunc.errors import UserError, invalid, prefixed
 from lthfunc.plugins import called
 from lthfunc.printable import dtype_name
@@ -31,6 +35,7 @@ def load(
     *,
     options: Mapping[str, str] | None = None,
     skip_broken: bool = False,
+    tokenizer: str | Path | None = None,
     observe: Observe | None = None,
 ) -> Dataset:
     """A data set by its name: of the catalogue, of files, synthetic, or of a function of your own.
@@ -38,8 +43,9 @@ def load(
     name: of the catalogue (`lthfunc datasets`); ``folder:PATH``, ``npz:FILE``, ``hf:NAME``, ``text:FILE`` or a file of
     `save_mapped`; ``planted``; or ``package.module:function`` or ``path/to/file.py:name``. data_dir: where its files
     are, by default $LTHFUNC_DATA or the user's cache. download: whether to download what is missing. options: arguments
-    of the reader or function, as text. skip_broken: whether to leave out images that cannot be read. observe: called
-    with how many of how many images are decoded.
+    of the reader or function, as text. skip_broken: whether to leave out images that cannot be read. tokenizer:
+    of a text, a folder or file of the packages transformers or tokenizers. observe: called with how many of how many
+    examples are decoded.
 
     Images are (n, channels, height, width), targets int64. Images of 256 levels stay uint8, a quarter of the memory,
     with the `scale` that normalises them inside the step: the published constants, or the training split's own. The
@@ -56,6 +62,7 @@ def load(
     if name in DATASETS or name.endswith(SUFFIX):
         if options:
             raise invalid("--dataset-option", next(iter(options)), f"nothing with {name}")
+        _check_tokenizer(tokenizer, name)
         if name in DATASETS:
             offered: dict[str, Any] = {
                 "name": name, "entry": DATASETS[name], "folder": _folder_of(name, data_dir), "download": download,
@@ -64,18 +71,46 @@ def load(
             found: Dataset = DATASETS.make(name, offered)
             return found
         return with_warnings(_taken(open_mapped(name), name))
+    if tokenizer is not None and is_remote(str(tokenizer)):
+        tokenizer = fetch_to_cache("--tokenizer", str(tokenizer))
     kind = FILE_KINDS.find(name)
+    function = (DATASETS if kind is None else FILE_KINDS).load(name)
+    _check_tokenizer(tokenizer, name, function)
+    given_tokenizer = {} if tokenizer is None else {"tokenizer": str(tokenizer)}
     if kind is None:
-        offered = {"data_dir": str(data_dir or default_data_dir()), "observe": observe}
-        given = called("--dataset", name, DATASETS.load(name), offered, options)
+        offered = {"data_dir": str(data_dir or default_data_dir()), "observe": observe, **given_tokenizer}
+        given = called("--dataset", name, function, offered, options)
         with prefixed(f"--dataset: {name!r}"):
             made = as_dataset(name.rpartition(":")[2], given, observe)
         return with_warnings(_taken(made, name)) if made is given else _taken(made, name)
     place = name.partition(":")[2]
     if is_remote(place) and "path" in kind[1]:
         place = str(fetch_to_cache("--dataset", place))
-    offered = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe}
-    return with_warnings(_taken(called("--dataset", name, FILE_KINDS.load(name), offered, options), name))
+    offered = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe, **given_tokenizer}
+    return with_warnings(_taken(called("--dataset", name, function, offered, options), name))
+
+
+def _check_tokenizer(tokenizer: object, name: str, function: Callable[..., Any] | None = None) -> None:
+    """Raise UserError for a tokenizer that the function of a data set does not take."""
+    if tokenizer is not None and (function is None or "tokenizer" not in inspect.signature(function).parameters):
+        raise invalid("--tokenizer", tokenizer, f"nothing with {name}")
+
+
+def as_dataset(name: str, found: Any, observe: Observe | None = None) -> Any:
+    """What a user's function gave, as a Dataset, if it is a data set of examples or several of them.
+
+    Several come as (train, test), (train, val, test) or by these names. Anything else comes back as it is. Raises
+    UserError where one cannot be read.
+    """
+    splits: dict[str, Any] = {"train": found}
+    if isinstance(found, tuple) and not isinstance(found, Dataset) and 2 <= len(found) <= 3:
+        splits = dict(zip(SPLITS if len(found) == 3 else ("train", "test"), found, strict=True))
+    elif isinstance(found, Mapping) and "train" in found and found.keys() <= {*SPLITS, "validation"}:
+        splits = {"val" if part == "validation" else part: value for part, value in found.items()}
+    if any(isinstance(each, tuple) or not has_examples(each) for each in splits.values()):
+        return found
+    made = from_loader if isinstance(splits["train"], DataLoader) else from_dataset
+    return made(name, **splits, observe=observe)
 
 
 def _taken(data: Any, name: str) -> Dataset:

@@ -50,6 +50,10 @@ def save_mapped(path: str | os.PathLike[str], data: Dataset) -> None:
     if not str(path).endswith(SUFFIX):
         raise UserError(f"{path}: the name of a data set's file ends in {SUFFIX}")
     data = check_data(data)
+    if data.stream is not None:
+        raise UserError(
+            f"{path}: the training examples of {data.name} are streamed; lf.data.from_dataset stores a whole set"
+        )
     tree = {name: getattr(data, name)._asdict() for name in SPLITS}
     save_tree(path, tree, _about(data.name, data.classes, data.scale, data.labels, data.parts))
 
@@ -70,9 +74,14 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
     try:
         tensors = _mapped_tensors(Path(path))
         scale, counts = about["scale"], about.get("counts", {})
+        train, held, tested = (
+            Split(*(tensors[f"{name}/{part}"][: counts.get(name)] for part in "xy")) for name in SPLITS
+        )
         return Dataset(
-            name=f"{about['name']} ({Path(path).name})",
-            **{name: Split(*(tensors[f"{name}/{part}"][: counts.get(name)] for part in "xy")) for name in SPLITS},
+            f"{about['name']} ({Path(path).name})",
+            train,
+            held,
+            tested,
             classes=about["classes"],
             scale=Scale(float(scale["unit"]), *(tuple(map(float, scale[key])) for key in ("mean", "std")))
             if scale

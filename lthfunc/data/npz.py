@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lthfunc.data.as_tensors import targets_of, tensor_of
 from lthfunc.data.content_checks import NamedSplit, check_pairs, is_one_hot
+from lthfunc.data.pixels import channels_last
 from lthfunc.data.reader_options import check_shares, check_whole, regular
 from lthfunc.data.tensors import make_dataset, scale_of, split_indices
 from lthfunc.errors import UserError
@@ -21,8 +22,6 @@ from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Dataset
 
 _ACCEPTED = "arrays x_train, y_train, x_test, y_test (x_val, y_val), or x and y"
-#: The most channels of images: grey or RGB, with transparency or infrared.
-_CHANNELS = 4
 _TRAIN, _TEST, _VAL = ((f"x_{part}", f"y_{part}") for part in ("train", "test", "val"))
 
 
@@ -119,7 +118,7 @@ def _inputs(array: Any, name: str) -> Tensor:
     if array.dtype == np.uint8 and array.ndim in (3, 4):
         if array.ndim == 3:
             array = array[:, None]
-        elif _channels_last(*array.shape[1:]):
+        elif channels_last(array.shape[1], array.shape[3]):
             array = array.transpose(0, 3, 1, 2)
     elif array.dtype == np.uint8:
         raise UserError(f"{name} is uint8 of shape {array.shape}; images have 3 or 4 dimensions")
@@ -130,10 +129,6 @@ def _inputs(array: Any, name: str) -> Tensor:
         raise UserError(f"{name} is {array.dtype} of shape {array.shape}; inputs are uint8 images or floats{more}")
     x = tensor_of(array, name)
     return x.float() if x.is_floating_point() else x
-
-
-def _channels_last(first: int, _: int, last: int) -> bool:
-    return last <= _CHANNELS < first or (last in (1, 3) and first not in (1, 3))
 
 
 def _targets(array: Any, name: str, x: Tensor) -> Tensor:

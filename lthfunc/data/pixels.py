@@ -22,6 +22,10 @@ _SIXTEEN = ("PNG", "PPM")
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SIGN = 258, 262, 274, 339
 
 
+#: The most channels of images: grey or RGB, with transparency or infrared.
+_CHANNELS = 4
+
+
 class Levels(NamedTuple):
     """pixels: uint8 (height, width), grey, or (height, width, 3). peak: the largest stored value of deep pixels whose
     depth is that of their type, which may be more than was used; None otherwise."""
@@ -53,6 +57,11 @@ def levels_of(image: Any, depth: int | None, background: int) -> Levels:
         kind = {"F": "floating-point numbers, whose white is not known", "LAB": "in the LAB colour space"}
         raise UserError(f"has pixels {kind.get(image.mode, f'of mode {image.mode}')}; save it as 8-bit RGB or grey")
     return Levels(np.ascontiguousarray(_turned(pixels, turn)), peak)
+
+
+def channels_last(first: int, last: int) -> bool:
+    """Whether an image of such first and last dimensions has its channels last."""
+    return last <= _CHANNELS < first or (last in (1, 3) and first not in (1, 3))
 
 
 def is_gray(pixels: Array) -> bool:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import IterableDataset
 
 from lthfunc.data.digests import object_digest, tensor_digest
-from lthfunc.data.examples import Example, Pair, Reader, iterated
+from lthfunc.data.examples import Example, Make, Reader, has_numbers, is_read_once, iterated
 from lthfunc.data.images import Observe
 from lthfunc.data.spool import spooled
 from lthfunc.errors import UserError
@@ -38,23 +37,24 @@ class Source(NamedTuple):
     spool: Callable[[], Example] | None = None
 
 
-def source_of(
-    part: str, data: Any, pair: Pair | None, folder: Path, stack: ExitStack, observe: Observe | None
-) -> Source:
-    """What to read a split from. Raises UserError for what holds no examples, or other ones each time."""
+def source_of(part: str, data: Any, make: Make, folder: Path, stack: ExitStack, observe: Observe | None) -> Source:
+    """What to read a split from. make: of an example its tensors.
+
+    Raises UserError for what holds no examples, or other ones each time.
+    """
     if not has_examples(data):
         raise UserError(f"{part}: invalid value: a {describe_data(data)} (expected a data set of examples)")
-    if _is_map_style(data):
-        return _map_style(part, data, pair)
+    if has_numbers(data):
+        return _map_style(part, data, make)
 
     def spool() -> Example:
-        return stack.enter_context(spooled(iterated(data, part, pair), folder, part, observe))
+        return stack.enter_context(spooled(iterated(data, part, make), folder, part, observe))
 
-    if iter(data) is data:  # which can be read only once
+    if is_read_once(data):
         found = spool()
         return Source(_digest(found), Example(found.x[:1], found.y[:1], found.parts), spool=lambda: found)
     contents = object_digest(data)
-    twice = [_some(iterated(data, part, pair)) for _ in range(2)]
+    twice = [_some(iterated(data, part, make)) for _ in range(2)]
     _check_same(part, twice[0], twice[1])
     if not twice[0]:
         raise UserError(f"{part}: no examples")
@@ -65,22 +65,16 @@ def has_examples(value: Any) -> bool:
     """Whether a value is a data set of examples, of whatever kind."""
     array = hasattr(value, "dtype") and hasattr(value, "shape")
     plain = array or isinstance(value, (str, bytes, Mapping, Dataset))
-    return not plain and (_is_map_style(value) or hasattr(value, "__iter__"))
+    return not plain and (has_numbers(value) or hasattr(value, "__iter__"))
 
 
-def _is_map_style(value: Any) -> bool:
-    """Whether examples have numbers. An IterableDataset has a `__getitem__` too, which always raises."""
-    sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
-    return sized and not isinstance(value, IterableDataset)
-
-
-def _map_style(part: str, data: Any, pair: Pair | None) -> Source:
+def _map_style(part: str, data: Any, make: Make) -> Source:
     size = len(data)
     if not size:
         raise UserError(f"{part}: no examples")
     contents = object_digest(data)  # before it is read, which may change it
-    first = Reader(data, part, pair).one(0)
-    reader = Reader(data, part, pair, first)
+    first = Reader(data, part, make).one(0)
+    reader = Reader(data, part, make, first)
     places = sorted({round(at * (size - 1) / max(1, _PROBES - 1)) for at in range(_PROBES)})
     begun = time.perf_counter()
     probes = [reader.one(place) for place in places]
@@ -102,7 +96,7 @@ def _check_same(
             place = number if places is None else places[number]
             raise UserError(
                 f"{part}: example {place} differs each time it is read, so it cannot be decoded once; leave random "
-                "transforms to --augment"
+                "transforms to --augment, or stream training examples with lf.data.from_loader"
             )
 
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lthfunc.arguments import public
 from lthfunc.data.data_warnings import with_warnings
-from lthfunc.data.decoded import DecodeSettings, decode
+from lthfunc.data.decoded import DecodeSettings, decoded_once
 from lthfunc.data.digests import object_digest
+from lthfunc.data.examples import example_of
 from lthfunc.data.images import Observe
-from lthfunc.data.mapped import SPLITS, opened
-from lthfunc.data.sources import has_examples, source_of
+from lthfunc.data.sources import source_of
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
-from lthfunc.trees.atomic_io import safe_file_name
 from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.types import Dataset, Scale
-
-#: Changes whenever examples are decoded to other tensors than before.
-_DECODING = 1
 
 
 @public
@@ -62,32 +59,29 @@ def from_dataset(
     (32, 4, 4)
     """
     given = {"train": train, "val": val, "test": test}
-    held = {part: _held(part, value) for part, value in given.items() if isinstance(value, (int, float))}
+    held = {part: held_out(part, value) for part, value in given.items() if isinstance(value, (int, float))}
     if "train" in held:
         raise UserError(f"train: invalid value: a {describe_data(train)} (expected a data set of examples)")
-    folder = cache_home() / "data"
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        make = partial(example_of, pair=pair)
         sources = {
-            part: source_of(part, value, pair, folder, stack, observe)
+            part: source_of(part, value, make, cache_folder(), stack, observe)
             for part, value in given.items()
             if part not in held
         }
-        about = (_DECODING, name, held, classes, tuple(labels), scale, cache, object_digest(pair))
-        digest = hashlib.sha256(repr((about, [each.digest for each in sources.values()])).encode()).hexdigest()
-        target = folder / f"{safe_file_name(name)}-{digest[:16]}.safetensors"
-        if not target.exists():
-            settings = DecodeSettings(name, held, classes, tuple(labels) or _labels(train), scale, workers, observe)
-            decode(target, sources, settings)
-        data = opened(target, name)
-    if not cache:
-        target.unlink()
-        if data.mapped:
-            raise UserError(f"cache: {name} is too large for memory, so its file must be kept")
+        settings = DecodeSettings(name, held, classes, tuple(labels) or labels_of(train), scale, workers, observe)
+        data = decoded_once(cache_folder(), sources, settings, object_digest((pair, cache)), keep=bool(cache))
     return with_warnings(data)
 
 
-def _held(part: str, value: float) -> float:
+def cache_folder() -> Path:
+    """The folder of decoded data sets."""
+    folder = cache_home() / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def held_out(part: str, value: float) -> float:
     """A share or a number of examples to hold out. Raises UserError."""
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not whole and not (isinstance(value, float) and 0 < value < 1):
@@ -95,24 +89,8 @@ def _held(part: str, value: float) -> float:
     return value
 
 
-def _labels(train: Any) -> tuple[str, ...]:
+def labels_of(train: Any) -> tuple[str, ...]:
     """The names of the classes, as torchvision's data sets have them."""
     found = getattr(train, "classes", None)
     listed = isinstance(found, (list, tuple)) and found and all(isinstance(each, str) for each in found)
     return tuple(found or ()) if listed else ()
-
-
-def as_dataset(name: str, found: Any, observe: Observe | None = None) -> Any:
-    """What a user's function gave, as a Dataset, if it is a data set of examples or several of them.
-
-    Several come as (train, test), (train, val, test) or by these names. Anything else comes back as it is. Raises
-    UserError where one cannot be read.
-    """
-    splits: dict[str, Any] = {"train": found}
-    if isinstance(found, tuple) and not isinstance(found, Dataset) and 2 <= len(found) <= 3:
-        splits = dict(zip(SPLITS if len(found) == 3 else ("train", "test"), found, strict=True))
-    elif isinstance(found, Mapping) and "train" in found and found.keys() <= {*SPLITS, "validation"}:
-        splits = {"val" if part == "validation" else part: value for part, value in found.items()}
-    if any(isinstance(each, tuple) or not has_examples(each) for each in splits.values()):
-        return found
-    return from_dataset(name, **splits, observe=observe)

@@ -19,8 +19,8 @@ import torchvision
 from torch import Tensor
 
 from lthfunc.catalog.data_sets import DATA_DIR_VARIABLE, DATASETS, DataSetEntry
-from lthfunc.data.downloads import downloading
 from lthfunc.data.tensors import from_tensors
+from lthfunc.downloads import downloading
 from lthfunc.errors import UserError
 from lthfunc.trees.types import Dataset, Scale
 

@@ -74,7 +74,8 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
     """
     name = config.metric
     _check_targets(METRICS, name, data)
-    variance = Offered(variance=lambda: data.train.y.var(0, correction=0).clamp(min=1e-12))
+    y = data.train.y if data.stream is None else data.val.y  # a stream shows only its first examples
+    variance = Offered(variance=lambda: y.var(0, correction=0).clamp(min=1e-12))
     made: Metric = METRICS.make(name, variance)
     return made
 

@@ -125,6 +125,7 @@ def read_data(config: Config, observe: Observe | None = None) -> Dataset:
             config.data_dir,
             options=config.dataset_option,
             skip_broken=config.skip_broken,
+            tokenizer=config.tokenizer,
             observe=observe,
         )
 
@@ -150,12 +151,12 @@ def read_model(config: Config, data: Dataset) -> Model:
 def decide_length(config: Config, data: Dataset) -> tuple[Length, list[Decision]]:
     """Decide the length of a training, and how often it is evaluated."""
     part, decisions = filled(config.batch_size), list[Decision]()
-    most = len(data.train.x) // part
+    most = data.examples // part
     if most and config.accumulate > most:
-        at_most = f"a whole number from 1 to {most}, the batches of {part} in {len(data.train.x):,} training examples"
+        at_most = f"a whole number from 1 to {most}, the batches of {part} in {data.examples:,} training examples"
         raise invalid("--accumulate", config.accumulate, at_most)
     batch_size = part * config.accumulate
-    per_epoch = steps_per_epoch(len(data.train.x), batch_size)
+    per_epoch = steps_per_epoch(data.examples, batch_size)
     steps = config.steps
     if steps is None:
         epochs, each = filled(config.epochs), f", each of {config.accumulate} batches" if config.accumulate > 1 else ""

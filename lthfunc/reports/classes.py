@@ -21,7 +21,7 @@ class ClassRow(NamedTuple):
     """A class. training, examples: the number of training and of validation examples. right: accuracy by network."""
 
     name: str
-    training: int
+    training: int | None
     examples: int
     right: dict[str, float | None]
 
@@ -33,7 +33,8 @@ def per_class(model: Model, networks: Mapping[str, Ticket], data: Dataset) -> li
     """
     if data.val.y.is_floating_point() or data.val.y.ndim != 1:
         raise UserError("--classes: works on data sets with a class for each example")
-    seen = torch.bincount(data.train.y.cpu(), minlength=data.classes).tolist()
+    known = data.stream is None
+    seen = torch.bincount(data.train.y.cpu(), minlength=data.classes).tolist() if known else [None] * data.classes
     there = torch.bincount(data.val.y.cpu(), minlength=data.classes).tolist()
     right = {name: _right(model, ticket, data) for name, ticket in networks.items()}
     return [
@@ -51,12 +52,13 @@ def class_rows(rows: list[ClassRow]) -> Table:
     """A table with the mean over classes at its end."""
     table = plain_table("class", "training", "validation", *(f"{name} acc %" for name in rows[0].right))
     for row in rows:
-        table.add_row(row.name, f"{row.training:,}", f"{row.examples:,}", *map(_percent, row.right.values()))
+        table.add_row(row.name, _number(row.training), f"{row.examples:,}", *map(_percent, row.right.values()))
     means = []
     for name in rows[0].right:
         known = [value for row in rows if (value := row.right[name]) is not None]
         means.append(_percent(sum(known) / len(known) if known else None))
-    total = [f"{sum(getattr(row, key) for row in rows):,}" for key in ("training", "examples")]
+    training = [row.training for row in rows if row.training is not None]
+    total = [_number(sum(training) if training else None), f"{sum(row.examples for row in rows):,}"]
     table.add_row("mean over classes", *total, *means, style="bold")
     return table
 
@@ -69,6 +71,10 @@ def _right(model: Model, ticket: Ticket, data: Dataset) -> list[int]:
             outputs = prediction(apply_evaluating(model, ticket.params, ticket.buffers, scaled(x, data.scale)))
             hits += torch.bincount(y[outputs.argmax(1) == y].cpu(), minlength=data.classes)
     return [int(each) for each in hits]
+
+
+def _number(count: int | None) -> str:
+    return "–" if count is None else f"{count:,}"
 
 
 def _percent(share: float | None) -> str:

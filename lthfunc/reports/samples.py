@@ -43,7 +43,8 @@ def sample_grid(data: Dataset) -> Figure:
 
 def class_table(data: Dataset) -> Table:
     """The number of examples per class and split; the most frequent first where there are many classes."""
-    table = plain_table("class", "train", "val", "test", "share of training %")
+    train = "train" if data.stream is None else f"first {len(data.train.x)}"
+    table = plain_table("class", train, "val", "test", "share of training %")
     counts = torch.stack([
         torch.bincount(split.y.flatten().cpu(), minlength=data.classes)[: data.classes]  # pixels may have none
         for split in (data.train, data.val, data.test)

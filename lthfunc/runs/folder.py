@@ -158,7 +158,9 @@ def data_facts(data: Dataset) -> dict[str, Any]:
     """Facts about a data set: sizes of its splits, shape of an input, normalisation."""
     return {
         "name": data.name,
-        **{name: len(getattr(data, name).x) for name in ("train", "val", "test")},
+        "train": data.examples,
+        "val": len(data.val.x),
+        "test": len(data.test.x),
         "shape": list(data.shape),
         "classes": data.classes,
         "scale": None if data.scale is None else data.scale._asdict(),

@@ -44,7 +44,7 @@ def train_with_checkpoints(
     trainer = context.trainer
     phases = None
     if run.meter is not None:
-        phases = Phases(run.meter, steps_per_epoch(len(trainer.data.train.x), trainer.batch_size))
+        phases = Phases(run.meter, steps_per_epoch(trainer.data.examples, trainer.batch_size))
     beginnings = [run.workload.begin(context, task) for task in tasks]
     places = [] if run.folder is None else [training_folder(run.folder, *task.key) for task in tasks]
     found = [

@@ -173,7 +173,7 @@ def _same_plan(order: _PlanOrder, collectives: Collectives) -> tuple[Plan | None
 def _fingerprint(config: Config, plan: Plan) -> dict[str, str]:
     data = plan.trainer.data
     first = [[split.x[:_COMPARED], split.y[:_COMPARED]] for split in (data.train, data.val, data.test)]
-    sizes = str([len(split.y) for split in (data.train, data.val, data.test)])
+    sizes = str([data.examples, len(data.val.y), len(data.test.y)])
     return {
         f"data ({config.dataset})": digest_of(first) + sizes,
         f"a network ({config.arch})": digest_of(init(plan.model, config.seed)[:2]),

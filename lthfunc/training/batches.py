@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -67,5 +69,8 @@ def sample_batches(data: Dataset, batch_size: int, count: int, seed: int = 0) ->
     [torch.Size([2, 4]), torch.Size([2, 4])]
     """
     data = check_data(data)
-    size = min(batch_size, len(data.train.x))
+    size = min(batch_size, data.examples)
+    if data.stream is not None:
+        with closing(data.stream.batches(size, [seed], 0)) as found:
+            return [(scaled(x, data.scale), y) for ((x, y),) in islice(found, count)]
     return [(scaled(x, data.scale), y) for x, y in batches(data.train, size, seed, 0, count)]

@@ -8,8 +8,9 @@ addresses.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.distributed.data_parallel import rank_batch_size
 from lthfunc.training.batches import BatchOrder
+from lthfunc.trees.streams import Stream
 from lthfunc.trees.types import Batch, Split
 
 #: Bytes of inputs gathered at a time: they should stay in a CPU's last cache; a GPU has room, and fewer launches
@@ -31,8 +33,9 @@ class Prefetcher:
     """Slots for the batches of the next steps: `fill` them, then read slot 0, 1, … of `batches`.
 
     With several seeds a batch has one more dimension in front, (seeds, batch size, ...). A split that is mapped from a
-    file, or lies on another device than the training, is streamed: a thread gathers the next steps while the current
-    ones run. collectives: of several ranks, each of which gets its part of every batch.
+    file, or lies on another device than the training, is read ahead: a thread gathers the next steps while the current
+    ones run. stream: what reads the batches, of which the split holds examples alone. collectives: of several ranks,
+    each of which gets its part of every batch.
     """
 
     def __init__(
@@ -43,12 +46,15 @@ class Prefetcher:
         device: torch.device,
         *,
         mapped: bool = False,
+        stream: Stream | None = None,
         collectives: Collectives = SINGLE_RANK,
     ) -> None:
         self._split, self._device = split, device
         part = rank_batch_size(batch_size, collectives)
         self._mine = slice(collectives.rank * part, (collectives.rank + 1) * part)
-        self._orders = [BatchOrder(len(split.x), batch_size, seed) for seed in seeds]
+        self._source = None if stream is None else (stream, batch_size, seeds)
+        self._reading: Reading | None = None
+        self._orders = [BatchOrder(len(split.x), batch_size, seed) for seed in seeds if stream is None]
         lead = (part,) if len(seeds) == 1 else (len(seeds), part)
         size = split.x[:1].nbytes * part * len(seeds)
         self.slots = max(1, min(_MOST, _BYTES.get(device.type, _BYTES["cpu"]) // max(1, size)))
@@ -85,6 +91,9 @@ class Prefetcher:
 
     def fill(self, start: int, stop: int, end: int) -> None:
         """Put the batches of steps start … stop-1 into the first slots; steps up to `end` will follow."""
+        if self._source is not None:
+            self._read(start, stop)
+            return
         if self._streamed:
             if self._stream is None:
                 self._stream = _Stream(self._split, *self.slotted)
@@ -109,14 +118,36 @@ class Prefetcher:
                 room.copy_(torch.index_select(part, 0, index).view(room.shape))
 
     def close(self) -> None:
-        """End the thread of a streamed split."""
+        """End the thread or the processes that read ahead."""
         if self._stream is not None:
             self._stream.close()
+        if self._reading is not None:
+            self._reading.batches.close()
         while self._afterwards:
             self._afterwards.pop()()
 
+    def _read(self, start: int, stop: int) -> None:
+        """Read the batches of some steps, which their stream gives one after the other."""
+        assert self._source is not None
+        stream, batch_size, seeds = self._source
+        if self._reading is None:
+            self._reading = Reading(stream.batches(batch_size, seeds, start), _Staging([*self.slotted]))
+        rooms = self._reading.staging.free()
+        for slot in range(stop - start):
+            for number, batch in enumerate(next(self._reading.batches)):
+                for part, room in zip(batch, rooms, strict=True):
+                    (room[slot] if len(seeds) == 1 else room[slot, number]).copy_(part[self._mine])
+        self._reading.staging.send(stop - start)
+
     def _indices(self, start: int, stop: int) -> Tensor:
         return torch.stack([order.rows(start, stop)[:, self._mine] for order in self._orders], dim=1).flatten()
+
+
+class Reading(NamedTuple):
+    """A stream that is being read, and the memory into which it is."""
+
+    batches: Generator[list[Batch], None, None]
+    staging: _Staging
 
 
 def _slots(count: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -71,6 +71,7 @@ class TrainingSession:
             self._seeds,
             self._device,
             mapped=data.mapped,
+            stream=data.stream,
             collectives=self.trainer.work.collectives,
         )
         ready = [with_optimizer(state, self.trainer.work.optimizer) for state in states]

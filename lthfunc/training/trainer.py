@@ -90,7 +90,7 @@ def trainer_of(
     """`make_trainer`, given what its engine runs; the module's side effects are looked at here."""
     rank_batch_size(batch_size, work.collectives)
     batch_size *= parts_of_batch(work.optimizer)
-    steps_per_epoch(len(data.train.x), batch_size)  # an impossible batch size fails here, before any training
+    steps_per_epoch(data.examples, batch_size)  # an impossible batch size fails here, before any training
     work = work._replace(side_effects=side_effects_of(work.model, examples(data)))
     check_step(work, data, batch_size)
     made = make_engine(engine, work._replace(metric=averaged(work.metric)))

@@ -27,6 +27,19 @@ def preserved_python_and_numpy() -> Iterator[None]:
         np.random.set_state(other)
 
 
+def seed_cpu_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators of the CPU; call it within `preserved_cpu_generators`."""
+    seed_python_and_numpy(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def preserved_cpu_generators() -> Iterator[None]:
+    """Restore the state of the three generators at the end of the block."""
+    with preserved_python_and_numpy(), torch.random.fork_rng(devices=[]):
+        yield
+
+
 @contextmanager
 def seeded_generators(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """All global generators, PyTorch's included, seeded in the block and restored at its end."""

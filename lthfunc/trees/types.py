@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.printable import counted, dtype_and_shape
+from lthfunc.trees.streams import Stream
 
 #: Trees keyed by a module's dotted parameter names, in module order.
 Params = dict[str, Tensor]
@@ -96,6 +97,7 @@ class Dataset(NamedTuple):
     (n, outputs) for regression.
     classes: the number of outputs that a network needs. mapped: whether the tensors lie in a file that is read on
     demand. parts: the inputs, where a network takes several. labels: the names of the classes, if they have any.
+    stream: where training examples are read while they are needed, what reads them; `train` then holds some of them.
     """
 
     name: str
@@ -107,10 +109,16 @@ class Dataset(NamedTuple):
     mapped: bool = False
     parts: tuple[Any, ...] = ()
     labels: tuple[str, ...] = ()
+    stream: Stream | None = None
 
     def class_name(self, label: int) -> str:
         """The name of a class."""
         return self.labels[label] if self.labels else str(label)
+
+    @property
+    def examples(self) -> int:
+        """Training examples of an epoch."""
+        return len(self.train.x) if self.stream is None else self.stream.examples
 
     @property
     def tokens(self) -> bool:

@@ -20,6 +20,11 @@ class Data:
         {}, "Argument for the data set, such as size=32, val=0.2 or length=128; repeatable.",
         WHAT, (*TRAINERS, "transfer", "datasets show"), "NAME=VALUE", follows_data=True,
     )  # fmt: skip
+    tokenizer: str | None = setting(
+        None, "Tokens of a text: a folder that holds a tokenizer of transformers or tokenizers, or its tokenizer.json.",
+        WHAT, (*TRAINERS, "transfer", "datasets show"), "DIR", path=True, follows_data=True,
+        default="characters of text:FILE, bytes of hf:NAME",
+    )  # fmt: skip
     skip_broken: bool = setting(
         False, "Skip images that cannot be read.", WHAT, (*TRAINERS, "datasets show"), negated=False
     )

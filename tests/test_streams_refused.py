@@ -1,0 +1,98 @@
+"""What cannot be streamed, in one line that names it, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_streams import (
+    MODEL,
+    Batches,
+    Endless,
+    Lines,
+    Noisy,
+    X,
+    Y,
+    cache,  # noqa: F401
+    endless,
+    loader,
+    streamed,
+)
+from torch.utils.data import DistributedSampler, Sampler, TensorDataset, WeightedRandomSampler
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+
+
+class Restless(Sampler[int]):
+    """An order that no seed repeats."""
+
+    count = 0
+
+    def __len__(self) -> int:
+        return 22
+
+    def __iter__(self) -> Iterator[int]:
+        Restless.count += 1
+        return iter([(Restless.count + number) % 22 for number in range(22)])
+
+
+class Moving:
+    """Other batches in each reading."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.count += 1
+        yield X[:4] + self.count, Y[:4]
+
+
+class Broken(Noisy):
+    def __getitem__(self, number: int) -> Any:
+        if number == 7:
+            raise OSError("the disk is gone")
+        return super().__getitem__(number)
+
+
+def uneven(batch: list[Any]) -> Any:
+    return torch.stack([x for x, _ in batch])[:, : 2 + (len(batch) != 5)], torch.stack([y for _, y in batch])
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "a generator": (lambda: streamed(iter(loader())), "train: a _SingleProcessDataLoaderIter can be read only once"),
+    "a sampler": (lambda: streamed(loader(sampler=Restless())), "train: its Restless draws another order each time"),
+    "an endless sampler": (lambda: streamed(loader(sampler=Endless())), "train: its Endless has no length; examples=N"),
+    "a sampler of ranks": (lambda: streamed(loader(sampler=DistributedSampler(X, 2, 0))),  # type: ignore[arg-type]
+                           "train: its DistributedSampler gives each rank other examples; leave it out"),
+    "no examples": (lambda: streamed(endless, examples=0), "examples: invalid value 0 (expected a whole number above"),
+    "an iterable": (lambda: streamed(Moving()), "train: gives other batches each time it is read, so no run could be"),
+    "no length": (lambda: streamed(Batches()), "train: has no length; examples=N says how many"),
+    "an early end": (lambda: lf.train(MODEL, streamed(Batches(), examples=20), optimizer=lf.sgd(0.1), steps=4,
+                                      batch_size=5)(lf.init(MODEL)),
+                     "train: epoch 0 ended after 1 batches of 5, not 4; examples=N says how many examples"),
+    "held out of a sampler": (lambda: streamed(loader(sampler=WeightedRandomSampler([1.0] * 22, 22)), val=3),
+                              "train: its WeightedRandomSampler chooses among all examples, so none can be held out"),
+    "held out of an iterable": (lambda: streamed(loader(Lines()), val=0.5), "val: 0.5 of an iterable cannot be held"),
+    "classes": (lambda: streamed(classes=None), "classes: a stream does not show how many there are; pass classes=N"),
+    "random held out": (lambda: lf.data.from_loader("held", loader(Noisy()), classes=2), "val: example 0 differs each"),
+    "levels": (lambda: streamed(loader(TensorDataset(torch.zeros(22, 1, 2, 2).byte(), Y))), "scale: a stream does not"),
+    "an example": (lambda: streamed(loader(Broken())), "train: example 7 cannot be read (line "),
+    "a batch": (lambda: lf.train(MODEL, streamed(loader(collate_fn=uneven)), optimizer=lf.sgd(0.1), steps=4,
+                                 batch_size=5)(lf.init(MODEL)), "train: the batch of step 0 has inputs of float32"),
+    "no batches": (lambda: streamed([]), "train: no batches"),
+    "a number": (lambda: streamed(7), "train: invalid value: a int (expected a DataLoader or an iterable of batches)"),
+    "its file": (lambda: lf.data.save_mapped("x.safetensors", streamed()), "x.safetensors: the training examples of"),
+    "its size": (lambda: lf.make_trainer(MODEL, streamed(), optimizer=lf.sgd(0.1), batch_size=60),
+                 "--batch-size: invalid value 60 (expected a whole number from 1 to 22, the training examples)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_streamed_is_one_line(name: str) -> None:
+    make, words = BAD[name]
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value).startswith(words)
+    assert "\n" not in str(caught.value)
