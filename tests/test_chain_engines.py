@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
-from conftest import NormedNet
+from conftest import NormedNet, run
 from test_engines import OTHERS, same_numbers, trainer
+from test_runs import metrics, same_files
 
 import lthfunc as lf
+from lthfunc.scheduling.checkpointing import _CheckpointWriter
 from lthfunc.training.loop import fit, take_steps
 from lthfunc.trees.ops import clone
 from lthfunc.trees.types import Dataset, TrainState
@@ -57,3 +63,34 @@ def test_engines_equal_the_eager_step(few_digits: Dataset, name: str, chain: str
     average = lf.averaged(ours.state)
     for key, mask in average.masks.items():
         assert not average.params[key][~mask].any()
+
+
+class Killed(BaseException):
+    """Ends a command in this process as a signal would."""
+
+
+@pytest.mark.parametrize("engine", ["sparse", pytest.param("compile", marks=pytest.mark.long)])
+def test_a_chain_of_options_goes_on_to_the_same_bits(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within the ticket's training, between two checkpoints' times, and resumed by command."""
+    words = "prune --clip-norm 0.5 --accumulate 2 --ema 0.9 --rounds 1 --steps 8 --eval-every 8 --batch-size 30"
+    command = [*words.split(), "--checkpoint-every", 3, "--threads", 1, "--engine", engine]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(*command, "--out", whole) == 0
+    write, seen = _CheckpointWriter.write, list[int]()
+
+    def killing(self: Any, progress: Sequence[Any]) -> None:
+        write(self, progress)
+        seen.append(int(progress[0].fit.state.step))
+        if seen == [3, 6, 3]:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_CheckpointWriter, "write", killing)
+        with pytest.raises(Killed):
+            run(*command, "--out", cut)
+    assert [*cut.glob("seed0/round01/checkpoint-*")]
+    assert run("resume", cut) == 0
+    assert metrics(cut) == metrics(whole)
+    same_files(cut, whole)

@@ -157,7 +157,7 @@ def test_copies_train_apart(copied: Callable[[Any], Any]) -> None:
     optimizer.step()
     assert lf.same_bits(dict(found.sparse.state_dict()), before)
     assert not lf.same_bits(dict(other.state_dict()), before)
-    other.set_masks({name: torch.zeros_like(mask) for name, mask in other.masks.items()})
+    other.set_masks({name: torch.zeros_like(mask) for name, mask in other.masks.items()}, None)
     assert lf.count(other.masks).kept == 0
     assert lf.same_bits(found.sparse.masks, found.masks)
     other(x).sum().backward()
@@ -177,7 +177,7 @@ def test_masks_change_under_a_graph_that_is_still_there() -> None:
     grad[found.masks["0.weight"]] = part(found.sparse, "0").weight.grad
     less = {name: mask & other for (name, mask), other in
             zip(found.masks.items(), masks_of(found.dense, 0.5, seed=3).values(), strict=True)}  # fmt: skip
-    found.sparse.set_masks(less)
+    found.sparse.set_masks(less, None)
     assert torch.equal(part(found.sparse, "0").weight.grad, grad[less["0.weight"]])
     found.sparse.zero_grad()
     loss = F.cross_entropy(found.sparse(x), y)
@@ -259,7 +259,7 @@ def refused(how: str) -> Any:
         "elsewhere": lambda: sparse(ones.to("meta")),
         "no batch": lambda: sparse(torch.tensor(1.0)),
         "changes": lambda: lf.sparse_module(Odd(4, 2), {})(torch.ones(3, 4)),
-        "masks": lambda: sparse.set_masks({"0.weight": masks["7.weight"]}),
+        "masks": lambda: sparse.set_masks({"0.weight": masks["7.weight"]}, None),
         "stranger": lambda: sparse.set_masks(masks, torch.optim.SGD(net.parameters())),
         "no optimiser": lambda: sparse.set_masks(masks, net),  # type: ignore[arg-type]
         "lbfgs": lambda: (lbfgs.step(closure), sparse.set_masks(masks, lbfgs)),  # type: ignore[func-returns-value]

@@ -71,6 +71,27 @@ def test_rounds_of_epochs_rewind_the_schedule_and_resume_with_the_same_bits(tmp_
     assert nets[0].rates[::4] == [0.01 / 2**epoch for epoch in (0, 1, 2, 1, 2, 1, 2, 1, 2)]
 
 
+def test_accumulation_that_a_callback_schedules_counts_as_the_trainers(tmp_path: Path) -> None:
+    """Four batches in an epoch, by which steps are counted."""
+
+    def train(pruning: Any, scheduling: dict[int, int] | None = None, **more: Any) -> Any:
+        callbacks = [pruning, *([L.callbacks.GradientAccumulationScheduler(scheduling)] if scheduling else [])]
+        L.Trainer(max_epochs=4, callbacks=callbacks, enable_checkpointing=False, **QUIET, **more).fit(Net(), Loader())
+        return pruning.attached
+
+    def rounds(**more: Any) -> Any:
+        return lf.lightning_callback(PRUNED, rewind=lf.rewound, **more)
+
+    found = [train(rounds(epochs=2), {0: 3}), train(rounds(epochs=2), accumulate_grad_batches=3)]
+    assert lf.same_bits(*(each.ticket() for each in found))
+    assert (found[0].round, found[0].step) == (1, 4)
+    with pytest.raises(UserError, match="epochs: their steps differ, since the number of accumulated batches changes"):
+        train(rounds(epochs=2), {0: 1, 2: 4})
+    assert (train(rounds(steps=6), {0: 1, 2: 4}).round, rounds(steps=6).attached) == (1, None)
+    with pytest.raises(UserError, match=r"steps: invalid value 10 \(expected fewer than the trainer's 10\)"):
+        train(rounds(steps=10), {0: 1, 2: 4})  # two epochs of four steps, and two of one
+
+
 def test_a_plan_of_steps_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
     def train(checkpoint: str | None = None, **more: Any) -> Any:
         plan = [(0, PRUNED), (10, PRUNED), (20, PRUNED)]

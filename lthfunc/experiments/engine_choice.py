@@ -76,7 +76,7 @@ def decide_threads(config: Config, work: Work, data: Dataset) -> list[Decision]:
     if config.threads is not None:
         return []
     cores = min(torch.get_num_threads(), usable_cores())  # threads without a core would wait for each other
-    if always_sparse(config.engine, work.model, data.shape):
+    if always_sparse(config.engine, work, data.shape):
         at_once = config.jobs or trainings_at_once(config)
         reason = (
             f"{counted(at_once, 'training')} at once on {counted(cores, 'core')}; any number gives the same results"

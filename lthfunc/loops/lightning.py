@@ -12,9 +12,9 @@ from lthfunc.loops.trainer_rounds import Trained, TrainerRounds
 
 # Lightning comes as two packages, each with its own classes: that of the user's Trainer is imported already.
 if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-    from pytorch_lightning import Callback
+    from pytorch_lightning.callbacks import Callback, GradientAccumulationScheduler
 else:
-    from lightning.pytorch import Callback
+    from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 
 class LightningPruning(Callback):  # type: ignore[misc, unused-ignore]
@@ -40,11 +40,14 @@ class LightningPruning(Callback):  # type: ignore[misc, unused-ignore]
             saved = self._rounds.state_dict() or None
         schedulers = [each.scheduler for each in trainer.lr_scheduler_configs]
         steps = trainer.estimated_stepping_batches  # which also finds the length of the data
-        batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+        batches, accumulated = trainer.num_training_batches, _accumulated(trainer)
+        if trainer.max_epochs != -1 and math.isfinite(batches):  # since it knows no GradientAccumulationScheduler
+            whole = sum(math.ceil(batches / each) for each in accumulated)
+            steps = whole if trainer.max_steps == -1 else min(whole, trainer.max_steps)
         self._rounds.begin(
             Trained(
-                trainer.model, trainer.optimizers, schedulers, steps if steps >= 0 else math.inf,
-                batches if math.isinf(batches) else math.ceil(batches),
+                trainer.model, trainer.optimizers, schedulers, steps if steps >= 0 else math.inf, batches,
+                accumulated[0] if len({*accumulated}) == 1 else None,
             ),
             saved,
         )  # fmt: skip
@@ -68,3 +71,12 @@ class LightningPruning(Callback):  # type: ignore[misc, unused-ignore]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of the Trainer's checkpoint, until training begins."""
         self._saved = state_dict
+
+
+def _accumulated(trainer: Any) -> list[int]:
+    """The batches of a step of the optimiser: in each epoch, or at first and after each change in endless training."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            epochs = callback.epochs if trainer.max_epochs == -1 else range(max(1, trainer.max_epochs))
+            return [callback.get_accumulate_grad_batches(epoch) for epoch in epochs]
+    return [trainer.accumulate_grad_batches] * max(1, trainer.max_epochs)

@@ -73,13 +73,13 @@ class SparseModule(nn.Module):
         return self._survivors.masks
 
     def set_masks(
-        self, masks: Masks, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None
+        self, masks: Masks, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None
     ) -> None:
         """Hold other masks; nothing is compiled. Parameters without one in `masks` keep theirs.
 
         Values of weights that remain are kept, those of new ones are zero. optimizer: the one that trains this module,
-        or several: its moments are moved in the same way. Without it, make a new optimiser, since the moments of the
-        old one would belong to other weights. Raises UserError for masks of another network, and for an optimiser that
+        or several: its moments are moved in the same way; None if you make a new one, since the moments of the old one
+        would belong to other weights. Raises UserError for masks of another network, and for an optimiser that
         owns no parameter of this one, or whose state is not kept weight by weight, before anything is changed.
         """
         self._survivors.check("set_masks", masks)

@@ -19,17 +19,30 @@ from lthfunc.trees.rng import key
 
 
 class Trained(NamedTuple):
-    """What a trainer trains, and for how many steps of its optimiser, in all and in an epoch; inf where that is open.
+    """What a trainer trains, for how many steps of its optimiser, and how many batches an epoch has; inf where that is
+    open.
 
-    optimizers: in the order in which they step; schedulers: of their learning rates; ranks: those that train it.
+    optimizers: in the order in which they step; schedulers: of their learning rates; accumulated: batches of a step, of
+    which the last of an epoch may have fewer, or None where that changes; ranks: those that train it.
     """
 
     module: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     schedulers: Sequence[Any]
     steps: float = math.inf
-    steps_per_epoch: float = math.inf
+    batches: float = math.inf
+    accumulated: int | None = 1
     ranks: Collectives | None = None
+
+    def steps_per_epoch(self, name: str) -> int:
+        """Steps of the optimiser in an epoch. Raises UserError, which begins with a name, where that is unknown."""
+        if math.isinf(self.batches):
+            raise UserError(f"{name}: epochs: these data have no length; give steps")
+        if self.accumulated is None:
+            raise UserError(
+                f"{name}: epochs: their steps differ, since the number of accumulated batches changes; give steps"
+            )
+        return math.ceil(self.batches / self.accumulated)
 
 
 class TrainerRounds:
@@ -118,9 +131,7 @@ class TrainerRounds:
         """Raises UserError where that is unknown, or no round would follow."""
         for what, given in self._given.items():
             if given is not None:
-                each = trained.steps_per_epoch if what == "epochs" else 1
-                if math.isinf(each):
-                    raise UserError(f"{self.name}: epochs: these data have no length; give steps")
+                each = trained.steps_per_epoch(self.name) if what == "epochs" else 1
                 if given * each >= trained.steps:
                     most = f"fewer than the trainer's {trained.steps / each:g}"
                     raise invalid(f"{self.name}: {what}", given, most)

@@ -43,9 +43,11 @@ class TransformersPruning(TrainerCallback):  # type: ignore[misc, unused-ignore]
         saved = taken_from_optimizer(optimizer)
         if saved is None and state.global_step > 0:
             raise UserError(f"{where}: the checkpoint has no masks; it was saved without this callback")
-        known = has_length(train_dataloader)
-        epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps) if known else math.inf
-        trained = Trained(model, [optimizer], [lr_scheduler], state.max_steps, epoch, current_collectives())
+        trained = Trained(
+            model, [optimizer], [lr_scheduler], state.max_steps,
+            len(train_dataloader) if has_length(train_dataloader) else math.inf, args.gradient_accumulation_steps,
+            current_collectives(),
+        )  # fmt: skip
         self._rounds.begin(trained, saved)
         if self.attached is not None:
             self.attached.handles += keep_in_optimizer(optimizer, self._rounds)

@@ -28,7 +28,7 @@ from lthfunc.runs.side_file_schemas import Progress, content_of
 from lthfunc.scheduling.execute import trainings_ahead
 from lthfunc.scheduling.forecast import Pace, Seen, pace_of, seconds_left
 from lthfunc.scheduling.queue import Watcher
-from lthfunc.sparse.cost_model import relative_time
+from lthfunc.sparse.cost_model import cost_of_teachers, relative_time
 from lthfunc.training.results import Point
 from lthfunc.trees.ops import density
 
@@ -102,8 +102,11 @@ class Outlook(NamedTuple):
 def outlook_of(config: Config, plan: Plan, workers: int, records: Sequence[Record]) -> Outlook:
     """The outlook of a run with these finished trainings."""
 
+    shape, sparse = plan.trainer.data.shape, config.engine.startswith("sparse")
+    beside = cost_of_teachers(plan.trainer.work.loss, shape) if sparse else 0.0
+
     def cost(kept: Mapping[str, float]) -> float:
-        return relative_time(config.engine, plan.model, plan.trainer.data.shape, kept)
+        return relative_time(config.engine, plan.model, shape, kept, beside)
 
     steps = {name: plan.steps_of(*name[1:]) for name in trainings_ahead(config, plan, records)}
     earlier = [

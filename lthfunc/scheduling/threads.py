@@ -25,9 +25,10 @@ def can_share_a_process(config: Config, plan: Plan) -> bool:
     """Whether a run's trainings can be threads: they hardly run Python, and don't use torch's global RNG."""
     trainer = plan.trainer
     return (
-        always_sparse(config.engine, plan.model, trainer.data.shape)
+        always_sparse(config.engine, trainer.work, trainer.data.shape)
         and takes_whole_steps(trainer.work)
         and not config.compact
+        and trainer.data.stream is None  # which may be read with the global generators seeded
     )
 
 

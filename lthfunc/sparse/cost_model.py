@@ -25,6 +25,9 @@ from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.lowerings.dense import feeds_multipliers
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.loss_context import ContextLoss
+from lthfunc.training.losses import Loss
+from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params
 
@@ -46,23 +49,38 @@ class _LayerCost(NamedTuple):
     most: float
 
 
-def is_faster(model: Model, shape: tuple[int, ...], masks: Masks) -> bool:
-    """Whether a network on inputs of `shape` should run on the sparse engine, under these masks (none: dense)."""
+def is_faster(model: Model, shape: tuple[int, ...], masks: Masks, beside: float = 0.0) -> bool:
+    """Whether a network on inputs of `shape` should run on the sparse engine, under these masks (none: dense).
+
+    beside: what either engine computes besides (`cost_of_teachers`).
+    """
     sparse, dense = _times(model, shape, {name: float(mask.float().mean()) for name, mask in masks.items()})
-    return sparse < _MARGIN * dense
+    return sparse + beside < _MARGIN * (dense + beside)
 
 
-def relative_time(engine: str, model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> float:
-    """The time of a step of an engine, where layers keep these shares of their weights, over that without pruning."""
+def relative_time(
+    engine: str, model: Model, shape: tuple[int, ...], kept: Mapping[str, float], beside: float = 0.0
+) -> float:
+    """The time of a step of an engine, where layers keep these shares of their weights, over that without pruning.
+
+    beside: as of `is_faster`.
+    """
     if engine.partition("/")[0] != "sparse":
         return 1.0
 
     def time(kept: Mapping[str, float]) -> float:
-        sparse, dense = _times(model, shape, kept)
+        sparse, dense = (each + beside for each in _times(model, shape, kept))
         return sparse if engine == "sparse" or sparse < _MARGIN * dense else dense
 
     whole = time({})
     return time(kept) / whole if whole else 1.0
+
+
+def cost_of_teachers(loss: Loss, shape: tuple[int, ...]) -> float:
+    """What a loss's teachers compute in a step, in the rule's multiply-adds of an example: a forward pass of three."""
+    if not isinstance(loss, ContextLoss):
+        return 0.0
+    return sum(flops_of(each.model.evaluating, shape) for each in loss.teachers if each.params) / 2 / 3
 
 
 def _times(model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> tuple[float, float]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lthfunc.arguments import public
-from lthfunc.sparse.cost_model import is_faster
+from lthfunc.sparse.cost_model import cost_of_teachers, is_faster
 from lthfunc.sparse.engine import sparse_engine
 from lthfunc.training.engines.interface import Engine, Network, Running, Work
 from lthfunc.training.engines.table import make_engine
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Split, TrainState
 
 
-def always_sparse(engine: str, model: Model, shape: tuple[int, ...]) -> bool:
-    """Whether an engine of this name trains the network on the sparse engine at whatever density."""
-    return engine == "sparse" or (engine.startswith("sparse/") and is_faster(model, shape, {}))
+def always_sparse(engine: str, work: Work, shape: tuple[int, ...]) -> bool:
+    """Whether an engine of this name does this work on the sparse engine at whatever density."""
+    return engine == "sparse" or (engine.startswith("sparse/") and _is_faster(work, shape, {}))
+
+
+def _is_faster(work: Work, shape: tuple[int, ...], masks: Masks) -> bool:
+    return is_faster(work.model, shape, masks, cost_of_teachers(work.loss, shape))
 
 
 @public
@@ -35,7 +38,7 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
         engines = {True: sparse_engine(work), False: make_engine(dense, work)}
 
         def choose(masks: Masks, shape: tuple[int, ...]) -> Engine:
-            return engines[is_faster(work.model, shape, masks)]
+            return engines[_is_faster(work, shape, masks)]
 
         def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
             shape = tuple(prefetcher.kinds[0][0][2 if len(states) == 1 else 3 :])

@@ -55,13 +55,20 @@ class ContextLoss:
     """A loss of outputs, targets and a context, and what it asks for.
 
     features, of_teacher: the layers of the network, and of the teacher, whose outputs it takes. teacher: its own;
-    without one it takes that of the loss around it.
+    without one it takes that of the loss around it. within: the losses that it calls.
     """
 
     function: Callable[[Any, Any, LossContext], Tensor]
     features: tuple[str, ...] = ()
     of_teacher: tuple[str, ...] = ()
     teacher: Teacher | None = None
+    within: tuple[ContextLoss, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """All that are called for this loss."""
+        mine = () if self.teacher is None else (self.teacher,)
+        return (*mine, *(each for loss in self.within for each in loss.teachers))
 
     def __call__(self, outputs: Any, targets: Any, context: LossContext | None = None) -> Tensor:
         """The loss, a scalar. Raises ArgumentError where it needs a context and has none."""
@@ -177,4 +184,5 @@ def around(
     ours = dict.fromkeys([*(name for loss in inner for name in loss.features), *features])
     asked = (name for loss in inner if loss.teacher is None for name in loss.of_teacher)
     theirs = tuple(dict.fromkeys([*asked, *of_teacher]))
-    return ContextLoss(function, tuple(ours), theirs, None if teacher is None else teacher_of(teacher, theirs))
+    taught_by = None if teacher is None else teacher_of(teacher, theirs)
+    return ContextLoss(function, tuple(ours), theirs, taught_by, tuple(inner))
