@@ -75,9 +75,8 @@ def _run(config: Config, at: list[int], points: int, plot: Path | None, run: str
     from .progress import watching_tasks
     from .training import prepare_run, session
 
-    prepared = prepare_run(config)
+    prepared = prepare_run(config, lambda prepared: check_points(at, 0, prepared.plan.steps))
     config, plan = prepared.config, prepared.plan
-    check_points(at, 0, plan.steps)
     seeds = range(config.seed, config.seed + config.replicates)
     count = len(seeds) * (3 * len(set(at)) - (0 in at))
     found: dict[tuple[int, int], dict[str, Any]] = {}

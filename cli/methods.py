@@ -65,7 +65,7 @@ def methods(
     from .progress import watching_tasks
     from .results import show_suggestions
     from .running import make_folder
-    from .training import session
+    from .training import build_kernels_for, session
 
     check_ray(settings)
     check_methods(settings, asked)
@@ -81,6 +81,7 @@ def methods(
         make_folder("--save", networks)
     path = Path(out).resolve() if out else None  # the user may have named a link
     earlier = open_results(Path(out), settings) if out else []
+    build_kernels_for(settings)
     folder = None if path is None else make_checkpoint_folder(path)
     again = shlex.join(["lthfunc", *sys.argv[1:]]) if out else None
     with session(settings, again) as (stop, meter), watching_tasks(len(chosen) * settings.replicates, _line) as watcher:

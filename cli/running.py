@@ -115,8 +115,7 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     check_started_here(config, run)
     check_trust(to_mapping(config), run, trusted=trust, typed=given)
     folder = _free_folder(config, out)
-    prepared = prepare_run(config)
-    check_branch(run, found, prepared.plan, number)
+    prepared = prepare_run(config, lambda prepared: check_branch(run, found, prepared.plan, number))
     with _new_folder(folder, lambda: branch(run, found.records, folder, number, prepared)) as early:
         _run(prepared, PRUNE, folder, early, shown)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from lthfunc.scheduling.execute import check_ray, execute, jobs_of
 from lthfunc.scheduling.progress import Tracker, broadcasting, outlook_of
 from lthfunc.scheduling.queue import Execution
 from lthfunc.scheduling.ranks import agree_on_plan
+from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.tracking.trackers import check_trackers, tracking
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
@@ -38,8 +39,11 @@ from .remote_runs import named, sent_on
 from .stopping import Stop, stopping
 
 
-def prepare_run(config: Config) -> PreparedPlan:
-    """The plan of a run, after checking that everything it needs is available. Raises UserError."""
+def prepare_run(config: Config, check: Callable[[PreparedPlan], object] | None = None) -> PreparedPlan:
+    """The plan of a run, after checking that everything it needs is available. Raises UserError.
+
+    check: raises UserError for what else is wrong with a plan, before a compiler is waited for.
+    """
     check_ray(config)
     check_trackers(config)
     if config.energy:
@@ -52,7 +56,16 @@ def prepare_run(config: Config) -> PreparedPlan:
         say(f"--dataset: {hint}")
     if collectives.world_size > 1:
         agree_on_plan(prepared.config, prepared.plan)
+    if check is not None:
+        check(prepared)
+    build_kernels_for(prepared.config)
     return prepared
+
+
+def build_kernels_for(config: Config) -> None:
+    """Build what a run on the sparse engine needs, once nothing else can be wrong with it, and before it is shown."""
+    if config.engine.startswith("sparse"):
+        load_kernels()
 
 
 def train_run(

@@ -154,3 +154,22 @@ def test_a_full_disk_is_told_by_its_folder(folder: Path, monkeypatch: pytest.Mon
         f"--engine: the sparse kernels cannot be built: {folder}: No space left on device (LTHFUNC_CACHE names another "
         "folder)"
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prune --rewind step:99999",
+        "prune --score json:loads --engine sparse",
+        "prune --min-layer-weights 900 --rounds 1 --rate 0.99 --engine sparse",
+        "methods --density 0.1 --method imp-cyclic --steps 3",
+        "methods --density 0.1 --method dense --out .",
+        "connectivity --at 9999 --engine sparse",
+    ],
+)
+def test_no_compiler_is_waited_for_before_a_mistake_is_said(
+    folder: Path, calls: list[str], command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    assert calls == []

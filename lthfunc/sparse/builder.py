@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
+from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.kernels.instructions import BY_TILES, encoded
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
 
@@ -249,8 +250,10 @@ class MachineCode:
     def verified(self) -> int:
         """The number of the machine's own copy, which lives as long as this object.
 
+        The kernels are loaded now, and built where they were not yet: what only checks a network waits for no compiler.
         Raises ValueError where an instruction could read or write outside the memory that it is given.
         """
+        load_kernels()
         number: int = torch.ops.lthfunc.make_program(
             self.rows, self.lists, self.vectors, self.values, len(self.constants), self.batch
         )

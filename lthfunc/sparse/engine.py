@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
-from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
 from lthfunc.sparse.python_losses import check_features, computes_loss
@@ -36,8 +36,9 @@ def sparse_engine(work: Work) -> Engine:
     """Steps and evaluations on the surviving weights alone, on a CPU.
 
     A trainer takes it as its engine and calls it. work: the network, loss, optimiser and so on that the trainer runs.
-    Raises UserError where the kernels cannot be built, for a precision other than fp32, for a device other than the
-    CPU, and for a network with an operation that has no lowering, which it names.
+    The kernels are built before its first step, where they were not yet. Raises UserError where there is no compiler
+    for that, for a precision other than fp32, for a device other than the CPU, and for a network with an operation that
+    has no lowering, which it names.
 
     >>> import lthfunc as lf
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
@@ -50,7 +51,9 @@ def sparse_engine(work: Work) -> Engine:
     if work.collectives.world_size > 1:
         raise invalid("--engine", "sparse", "eager or compile on several ranks")
     check_features(work)
-    load_kernels()
+    reason = why_no_kernels()
+    if reason is not None:
+        raise UserError(reason)
     programs, tuners = _Programs(work), ThreadTuners()
     evaluable: set[Stored] = set()
 
