@@ -22,7 +22,8 @@ _VARIANTS = (
 )  # fmt: skip
 #: How variants are drawn; lower bounds in grey.
 _LOOKS: dict[str, tuple[Colour, Dash, str | None]] = {
-    **{name: (PALETTE[number % len(PALETTE)], "solid", MARKERS[number % len(MARKERS)])
+    **{name: (PALETTE[number % len(PALETTE)], "solid" if number < len(PALETTE) else "dash",
+              MARKERS[number % len(MARKERS)])
        for number, name in enumerate(_VARIANTS)},
     PEAK: (GREY, "dash", None), BYTES: (GREY, "dot", None),
 }  # fmt: skip
@@ -68,9 +69,10 @@ def _digits(item: Record) -> int:
 
 
 def draw(path: str, records: Sequence[Record], title: str) -> None:
-    """Write a PNG or SVG: a panel for each network, a line for each variant, and a line at 1."""
-    charts = []
-    for mine in panels_of([item for item in records if not item["unit"].startswith("ms")]).values():
+    """Write a PNG or SVG: a panel for each network and size of batch, a line for each variant, and one at 1."""
+    networks, charts = list(dict.fromkeys(item["network"] for item in records)), []
+    rates = [item for item in records if not item["unit"].startswith("ms")]
+    for mine in panels_of(sorted(rates, key=lambda item: (networks.index(item["network"]), item["batch"]))).values():
         base = base_of(mine)
         if base is not None:
             name = f"{mine[0]['network']}, batch {mine[0]['batch']}"
