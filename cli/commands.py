@@ -127,6 +127,7 @@ class LazyCommand(TyperCommand):
         command = get_command(found)
         for each in (command, *getattr(command, "commands", {}).values()):
             _name_arguments(each)
+            _hide_types(each)
         paragraphs = [" ".join(each.split()) for each in (command.help or "").split("\n\n")]
         command.help = "\n\n".join([*paragraphs, "Examples:", "\n".join(f"$ {each}" for each in about.examples)])
         return command
@@ -144,6 +145,20 @@ def _name_arguments(command: Any) -> None:
             name = each.metavar if each.nargs == 1 else f"{each.metavar}…"
             usage = name if each.required else f"[{name}]"
             each.get_usage_pieces = lambda context, usage=usage: [usage]
+
+
+def _hide_types(command: Any) -> None:
+    """Show what an option takes by its placeholder alone: no <bool> after switches and <list[str]> after arguments."""
+    made = command.get_help_option
+
+    def hidden(param: Any) -> Any:
+        if param is not None and (param.param_type_name == "argument" or param.is_flag):
+            param.display_type_rich = lambda ctx: None
+        return param
+
+    command.get_help_option = lambda context: hidden(made(context))
+    for each in command.params:
+        hidden(each)
 
 
 class GroupedCommands(TyperGroup):

@@ -43,6 +43,7 @@ def specialize(
         str,
         typer.Option(
             "--format",
+            metavar="NAME",
             help=f"auto ({FORMATS.auto}), or one of: {FORMATS.described}",
             autocompletion=FORMATS.complete,
         ),
@@ -126,6 +127,7 @@ def export(
         str,
         typer.Option(
             "--to",
+            metavar="FORMAT",
             help=f"{EXPORTS.described}; or package.module:function. \\[required]",
             autocompletion=EXPORTS.complete,
             show_default=False,

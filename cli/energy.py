@@ -104,6 +104,7 @@ def breakeven(
         str,
         typer.Option(
             "--format",
+            metavar="NAME",
             help="The ticket's program: specialised or masked.",
             autocompletion=o.names("specialised", "masked"),
         ),
@@ -118,7 +119,7 @@ def breakeven(
         bool,
         typer.Option("--evaluation", help="Count evaluations as part of the search as well."),
     ] = False,
-    unit: Annotated[str, typer.Option("--unit", help="Unit of FIXED and COST.")] = "kg CO₂eq",
+    unit: Annotated[str, typer.Option("--unit", metavar="TEXT", help="Unit of FIXED and COST.")] = "kg CO₂eq",
     plot: Annotated[
         Path | None,
         typer.Option(

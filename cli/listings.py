@@ -38,7 +38,9 @@ def archs(
         list[str] | None,
         typer.Argument(metavar="NAME", help="Networks to list, also torchvision:NAME, timm:NAME or your own."),
     ] = None,
-    dataset: Annotated[str | None, o.option("--dataset", "Count for the inputs and classes of this data set.")] = None,
+    dataset: Annotated[
+        str | None, o.option("--dataset", "Count for the inputs and classes of this data set.", "NAME")
+    ] = None,
     shape: Annotated[str, o.option("--input", "Count for inputs of this shape.", "CxHxW")] = "3x32x32",
     classes: Annotated[int, o.whole_number("--classes", "Number of outputs.")] = 10,
     json: o.Json = False,
@@ -156,7 +158,7 @@ def list_datasets(context: typer.Context) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A data set, as for --dataset.")],
     given: o.Given,
-    out: Annotated[str | None, o.option("--out", "Also draw examples, into this PNG or SVG file.")] = None,
+    out: Annotated[str | None, o.option("--out", "Also draw examples, into this PNG or SVG file.", "FILE")] = None,
 ) -> None:
     """Describe a data set: files, splits, classes, normalisation."""
     from .dataset_summary import show_dataset

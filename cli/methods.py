@@ -23,7 +23,10 @@ def methods(
     method: Annotated[
         list[str] | None,
         o.option(
-            "--method", "One of `lthfunc methods --list`; repeatable. \\[default: all]", autocompletion=COURSES.complete
+            "--method",
+            "One of `lthfunc methods --list`; repeatable. \\[default: all]",
+            "NAME",
+            autocompletion=COURSES.complete,
         ),
     ] = None,
     list_: Annotated[bool, o.option("--list", "List the methods.")] = False,

@@ -24,6 +24,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
+        metavar="NAME",
         help=f"Settings of a paper (`lthfunc recipes`): {', '.join(RECIPES)}. Other options and --config override it.",
         autocompletion=RECIPES.complete,
         rich_help_panel=WHAT,
@@ -33,6 +34,7 @@ ConfigFile = Annotated[
     str | None,
     typer.Option(
         "--config",
+        metavar="FILE",
         help="Read settings from this TOML file (layer_rate = {...}), or from a run's folder. Options typed here "
         "override it.",
         rich_help_panel=WHAT,
@@ -42,6 +44,7 @@ Out = Annotated[
     str | None,
     typer.Option(
         "--out",
+        metavar="FOLDER",
         help="Folder for the results, or an address (s3://…). It must be new or empty. "
         "\\[default: runs/NETWORK-DATASET-TIME]",
         rich_help_panel=FIRST,

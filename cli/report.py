@@ -19,7 +19,7 @@ def report(
         str | None,
         o.option("--out", "The page. \\[default: report.html in the run's folder; here for several runs]", "FILE"),
     ] = None,
-    title: Annotated[str | None, o.option("--title", "The page's heading.")] = None,
+    title: Annotated[str | None, o.option("--title", "The page's heading.", "TEXT")] = None,
     figures: Annotated[
         bool,
         o.option("--figures/--no-figures", "Also write every figure as PNG and SVG to FILE-figures/."),

@@ -34,12 +34,15 @@ def sweep(
         o.option(
             "--objective",
             "Network whose validation accuracy is maximised: the last ticket, the winning one, or dense.",
+            "NAME",
             autocompletion=o.names("last", "winning", "dense"),
         ),
     ] = "last",
     out: Annotated[
         str | None,
-        o.option("--out", "Folder for the trials; the same command resumes there. \\[default: runs/sweep-…-TIME]"),
+        o.option(
+            "--out", "Folder for the trials; the same command resumes there. \\[default: runs/sweep-…-TIME]", "FOLDER"
+        ),
     ] = None,
     sources: o.Sources,
     json: o.Json = False,

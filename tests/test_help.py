@@ -66,6 +66,7 @@ def test_the_help_of_a_command_has_its_options_and_examples_whole(
     words = {*re.split(r"[\s,]+", " ".join(lines))}
     options = {each.opts[0] for each in command.commands[name].loaded.params if not each.hidden}
     assert {each for each in options if each.startswith("-")} <= words
+    assert not [line for line in lines if re.search(r"<[a-z\[\]]+>", line)], "names of Python's types"
     usage = next(line for line in lines if line.startswith(" Usage: "))
     assert re.fullmatch(rf" Usage: .* {name} \[OPTIONS\]( \[?[A-Z]+…?\]?)*", usage)
     if name == "prune":

@@ -24,7 +24,7 @@ FIRST, WHAT, PRUNING, TRAINING, RUN = "Most used", "What", "Pruning", "Training"
 #: Commands that train networks from their initial weights.
 TRAINERS = ("prune", "train", "methods", "connectivity")
 #: Metavars of options, by the type of what they take.
-_METAVARS = {int: "N", float: "X"}
+_METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 @dataclass(frozen=True, eq=False)  # so that it can be a key
@@ -87,8 +87,8 @@ class Setting:
 
     @property
     def shown_metavar(self) -> str | None:
-        """The placeholder of its value; None for the name of its type."""
-        return self.metavar or _METAVARS.get(self.item)
+        """The placeholder of its value; None for a switch, which has none."""
+        return self.metavar or ("PATH" if self.path else _METAVARS.get(self.item))
 
     @property
     def shown_default(self) -> str | None:
