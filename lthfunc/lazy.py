@@ -98,7 +98,7 @@ def _make_help_readable(found: Any) -> None:
             _make_readable(function)
     if "_field_defaults" in vars(found):
         found._field_defaults = _Defaults(found._field_defaults)
-    if annotations := vars(found).get("__annotations__"):
+    if annotations := inspect.get_annotations(found):
         found.__annotations__ = {name: _written(each) for name, each in annotations.items()}
 
 
