@@ -41,3 +41,7 @@ def test_continuous_integration_runs_the_readmes_test_line() -> None:
 
 def test_the_example_is_that_of_the_site() -> None:
     assert blocks("docs/how-to/python.md", "python")[0] == EXAMPLE
+
+
+def test_it_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
