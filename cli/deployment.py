@@ -12,7 +12,7 @@ from lthfunc.catalog.deployment import EXPORTS, FORMATS
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import aside, put, put_json, put_words, screen
+from .console import busy, put, put_json, put_words, screen
 
 Round = Annotated[
     Any,
@@ -57,25 +57,26 @@ def specialize(
     """Find the fastest program for a trained ticket on this machine, and report its time, FLOPs, bytes and accuracy."""
     FORMATS.check(format)
     o.check_least(("--batch-size", batch_size, 1), ("--threads", threads, 1))
-    from lthfunc.deployment.accuracy import accuracy_of
-    from lthfunc.deployment.candidates import masked_module
-    from lthfunc.deployment.specialize import specialize as lf_specialize
-    from lthfunc.deployment.tuning_cache import tunings_file
-    from lthfunc.experiments.devices import choose_device
-    from lthfunc.experiments.metrics import metric_scale
-    from lthfunc.experiments.objective import metric_of_name
-    from lthfunc.runs.measurements import keep_measurement
-    from lthfunc.runs.tickets import tickets_of_run
-    from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import keep_freed_memory
-    from lthfunc.trees.ops import scaled
+    with busy("loading PyTorch"):
+        from lthfunc.deployment.accuracy import accuracy_of
+        from lthfunc.deployment.candidates import masked_module
+        from lthfunc.deployment.specialize import specialize as lf_specialize
+        from lthfunc.deployment.tuning_cache import tunings_file
+        from lthfunc.experiments.devices import choose_device
+        from lthfunc.experiments.metrics import metric_scale
+        from lthfunc.experiments.objective import metric_of_name
+        from lthfunc.runs.measurements import keep_measurement
+        from lthfunc.runs.tickets import tickets_of_run
+        from lthfunc.training.cpu_threads import using_threads
+        from lthfunc.training.malloc import keep_freed_memory
+        from lthfunc.trees.ops import scaled
 
     device = choose_device(given.get("device", "auto"))
     (found,) = tickets_of_run(Path(run), [number], seed, given.get("data_dir"), trusted=trust)
     data = found.data
     check_batch(batch_size, data)
     keep_freed_memory()
-    with using_threads(threads), aside().status("measuring" if format == "auto" else "building"):
+    with using_threads(threads), busy(_work(found, batch_size, format)):
         sample = scaled(data.test.x[:batch_size], data.scale)
         program = lf_specialize(
             found.ticket, found.model, sample, device, format=format, tunings=tunings_file(), fresh=fresh,
@@ -150,10 +151,11 @@ def export(
     if not to:  # here, since Typer's line lists no formats
         raise UserError(f"--to: missing (expected one of {', '.join(EXPORTS.known())})")
     EXPORTS.check(to)
-    from lthfunc.deployment.export.exportable import EXAMPLES, Exported, dense_sizes, exportable_of
-    from lthfunc.runs import safe_files
-    from lthfunc.runs.tickets import tickets_of_run
-    from lthfunc.trees.atomic_io import safe_file_name
+    with busy("loading PyTorch"):
+        from lthfunc.deployment.export.exportable import EXAMPLES, Exported, dense_sizes, exportable_of
+        from lthfunc.runs import safe_files
+        from lthfunc.runs.tickets import tickets_of_run
+        from lthfunc.trees.atomic_io import safe_file_name
 
     suffix = EXPORTS[to].suffix if to in EXPORTS else ""
     exporter = EXPORTS.make(to, {}, list)
@@ -169,7 +171,7 @@ def export(
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in an existing folder, which {str(path.parent)!r} is not")
     subject = exportable_of(found.model, found.ticket, found.data.shape)
-    with aside().status(f"writing {path.name}"):
+    with busy(f"writing {path.name}"):
         written = exporter(subject, path)
         others = written.beside if isinstance(written, Exported) else list(written or ())
         rows = [*dense_sizes(found.ticket), (f"{path.name} ({to})", _size(path, others))]
@@ -218,6 +220,12 @@ def headline(found: Any) -> str:
     )
 
 
+def _work(found: Any, batch_size: int, format: str) -> str:
+    """What is done meanwhile, in words."""
+    what = "building every form, then timing all in turns" if format == "auto" else f"building {format}"
+    return f"round {found.number}, batches of {batch_size}: {what}"
+
+
 def _as_json(report: Any) -> dict[str, Any]:
     cost = report.cost
     measured = report.measured
@@ -234,5 +242,6 @@ def _as_json(report: Any) -> dict[str, Any]:
         "batch_size": None if measured is None else measured.batch,
         "seconds_a_batch": None if measured is None else measured.seconds,
         "turns": None if measured is None else measured.turns,
+        "processor_share": None if measured is None else measured.processor_share,
         "program": report.name,
     }

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
+import torch
 from lthfunc_cli.main import main
 from test_execution import compiling
 
 import lthfunc as lf
 from lthfunc.deployment import autotune
 from lthfunc.deployment.specialized_module import ProgramReport, Timings
-from lthfunc.reports.program_tables import beside_line
+from lthfunc.deployment.timing import ProcessorShare
+from lthfunc.deployment.tuning_cache import TuningCache
+from lthfunc.reports.program_tables import beside_line, steadiness_line
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +80,21 @@ def test_training_compact_from_the_command_line(run: Path, tmp_path: Path, capsy
         both = [lf.load_tree(folder / "seed0" / f"round0{number}" / "masks.safetensors")[0]["masks"]
                 for folder in (run, tmp_path / "run")]  # fmt: skip
         assert lf.mask_overlap(*both) > 0.99
+
+
+def test_times_of_a_program_that_others_kept_waiting_give_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    once, asleep = ProcessorShare(), ProcessorShare()
+    once.watched(lambda n: sleep(0.01))(1)
+    assert once.share is None, "a single call may compile"
+    asleep.watched(lambda n: sleep(0.01))(2)
+    assert asleep.share is not None
+    assert asleep.share < 0.5
+    shares = iter([0.21, 0.3, 0.25, 0.2, 1.3])
+    monkeypatch.setattr(ProcessorShare, "share", property(lambda _: next(shares)))
+    monkeypatch.setattr(autotune, "in_turn", lambda runs, **_: {"dense": [1.0] * 9, "sparse": [2.0] * 9})
+    memory, runs = TuningCache(None), dict.fromkeys(("dense", "sparse"), torch.relu)
+    for ratio in (None, 2.0):
+        name, measured = autotune.fastest(runs, {name: name for name in runs}, torch.zeros(4, 1), memory)
+        assert (measured.speedup("sparse"), memory.get("sparse") is None) == (ratio, ratio is None)
+        report = ProgramReport(name, {}, {}, None, None, (1, 1), 0.0, measured)  # type: ignore[arg-type]
+        assert ("it ran for 21 % of the time" in str(steadiness_line(report))) == (ratio is None)

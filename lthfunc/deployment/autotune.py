@@ -12,7 +12,7 @@ from torch import Tensor
 from lthfunc.catalog.deployment import FORMATS
 from lthfunc.deployment.formats import MaskedLayer
 from lthfunc.deployment.specialized_module import STEADY, Timings
-from lthfunc.deployment.timing import TimedFunction, in_turn, repeated
+from lthfunc.deployment.timing import ProcessorShare, TimedFunction, in_turn, repeated
 from lthfunc.deployment.tuning_cache import TuningCache, layer_key
 
 #: A candidate must take at most this share of the dense time, and be faster in at least this share of the turns.
@@ -62,14 +62,16 @@ def fastest(
     turns = {name: found for name, found in known.items() if found is not None}
     measured = Timings(turns, len(x))
     if len(turns) < len(runs):
-        calls = {name: repeated(lambda run=run: run(x)) for name, run in runs.items()}  # type: ignore[misc]
         attempts: list[Timings] = []
-        while len(attempts) < _ATTEMPTS and (not attempts or _unsteadiness(attempts[-1]) > STEADY):
+        while len(attempts) < _ATTEMPTS and not (attempts and _is_steady(attempts[-1])):
+            watch = ProcessorShare()
+            calls = {name: watch.watched(repeated(lambda run=run: run(x))) for name, run in runs.items()}  # type: ignore[misc]
             with torch.no_grad():
                 rates = in_turn(calls, seconds=_SECONDS, repeats=_REPEATS, device=str(x.device))
-            attempts.append(Timings({name: [1 / rate for rate in found] for name, found in rates.items()}, len(x)))
-        measured = min(attempts, key=_unsteadiness)
-        if _unsteadiness(measured) <= STEADY:
+            found = {name: [1 / rate for rate in each] for name, each in rates.items()}
+            attempts.append(Timings(found, len(x), watch.share if x.device.type == "cpu" else None))
+        measured = min(attempts, key=lambda each: (each.disturbed, _unsteadiness(each)))
+        if _is_steady(measured):
             memory.put({keys[name]: found for name, found in measured.turns.items()})
     seconds, dense = measured.seconds, measured.turns["dense"]
     faster = [
@@ -77,6 +79,10 @@ def fastest(
         and seconds[name] < _MARGIN * seconds["dense"] and _share_won(measured.turns[name], dense) >= _MOST_TURNS
     ]  # fmt: skip
     return min(faster, key=lambda name: seconds[name], default="dense"), measured
+
+
+def _is_steady(measured: Timings) -> bool:
+    return not measured.disturbed and _unsteadiness(measured) <= STEADY
 
 
 def _unsteadiness(measured: Timings) -> float:

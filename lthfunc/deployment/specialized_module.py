@@ -12,16 +12,25 @@ from lthfunc.deployment.cost import Cost
 
 #: Times whose quartiles are farther apart than this share of the median are too uncertain to be compared.
 STEADY = 0.25
+#: So are those of a process that had a processor for less than this share of the time, since others ran there.
+_UNDISTURBED = 0.8
 
 
 class Timings(NamedTuple):
     """Times of programs, measured in turns.
 
     turns: seconds per batch in each turn, by candidate; "dense" is the compiled dense network. batch: its size.
+    processor_share: processor time of this process / time that went by; None where it is not known, as on a GPU.
     """
 
     turns: dict[str, list[float]]
     batch: int
+    processor_share: float | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs kept this one from running."""
+        return self.processor_share is not None and self.processor_share < _UNDISTURBED
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -39,8 +48,8 @@ class Timings(NamedTuple):
         return (third - first) / self.seconds[form]
 
     def speedup(self, form: str) -> float | None:
-        """How many times as fast as dense, by the medians; None where the times of either spread too much for that."""
-        if max(self.spread("dense"), self.spread(form)) > STEADY:
+        """How many times as fast as dense, by the medians; None where the times of either are too uncertain."""
+        if self.disturbed or max(self.spread("dense"), self.spread(form)) > STEADY:
             return None
         return self.seconds["dense"] / self.seconds[form]
 

@@ -38,6 +38,30 @@ def repeated(call: Callable[[], Any]) -> TimedFunction:
     return run
 
 
+class ProcessorShare:
+    """How much of the time timed functions were run, and not kept waiting by other programs: sums over `watched`."""
+
+    def __init__(self) -> None:
+        self._passed = self._used = 0.0
+
+    def watched(self, run: TimedFunction) -> TimedFunction:
+        """The same function; a single call is not counted, since it may compile."""
+
+        def counted(n: int) -> None:
+            passed, used = time.perf_counter(), time.process_time()
+            run(n)
+            if n > 1:
+                self._passed += time.perf_counter() - passed
+                self._used += time.process_time() - used
+
+        return counted
+
+    @property
+    def share(self) -> float | None:
+        """Processor time of all threads / time that went by; None before anything was counted."""
+        return self._used / self._passed if self._passed else None
+
+
 def synchronize(device: str) -> None:
     """Wait until the device has finished."""
     if device.startswith("cuda"):

@@ -59,20 +59,21 @@ def run_costs(
     """
     metered = [item for item in measured if item["kind"] == "energy"]
     timed = [(item, found) for item in measured if item["kind"] == "execution" and (found := timings_of(item))]
+    calm = [each for each in timed if not each[1].disturbed]
     if metered:
         item = metered[-1]
         costs = {program: {name: cost[name]["values"] for name in ("kg", "kwh", "seconds")}
                  for program, cost in item["formats"].items()}  # fmt: skip
         how = f"{item['source']}, electricity of {item['country']}"
-    elif timed:
-        item, times = timed[-1]
+    elif calm:
+        item, times = calm[-1]
         programs = {"dense": "dense", "specialised": item.get("program") or item["form"]}
         costs = {name: {"seconds": [seconds / times.batch for seconds in times.turns[program]]}
                 for name, program in programs.items() if program in times.turns}  # fmt: skip
         how = "timed by specialize"
     else:
         raise UserError(
-            f"{name}: the cost of inference was not measured; "
+            f"{name}: the cost of inference was not measured{' while the machine was idle' if timed else ''}; "
             f"measure its time with: lthfunc specialize {name}, or also its energy with: lthfunc energy {name}"
         )
     if format not in costs:

@@ -44,15 +44,19 @@ def beside_line(report: ProgramReport) -> str | None:
 
 
 def steadiness_line(report: ProgramReport) -> str | None:
-    """A warning where times vary so much that ratios are uncertain, or not shown; None where they don't."""
+    """A warning where times are so uncertain that ratios are, too, or are not shown; None where they aren't."""
     measured = report.measured
+    load = f" (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)" if hasattr(os, "getloadavg") else ""
+    again = "Measure again when the machine is idle."
+    if measured is not None and measured.disturbed:
+        share = f"{100 * (measured.processor_share or 0):.0f} % of the time"
+        return f"Other programs kept this one waiting: it ran for {share}{load}, so no ratio is shown (?). {again}"
     varied = [] if measured is None else [name for name in measured.turns if measured.spread(name) > _NOISY]
     if not varied:
         return None
-    load = f", at a load of {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     return (
-        f"Times of {', '.join(varied)} vary (quartiles more than {100 * _NOISY:.0f} % of the median apart{load}); "
-        f"above {100 * STEADY:.0f} % no ratio is shown (?). Measure again when the machine is idle."
+        f"Times of {', '.join(varied)} vary{load}: their quartiles are more than {100 * _NOISY:.0f} % of the median "
+        f"apart; above {100 * STEADY:.0f} % no ratio is shown (?). {again}"
     )
 
 

@@ -39,4 +39,4 @@ def timings_of(item: Mapping[str, Any]) -> Timings | None:
     if not item.get("seconds_a_batch") or not item.get("batch_size"):
         return None
     turns = item.get("turns") or {name: [seconds] * 2 for name, seconds in item["seconds_a_batch"].items()}
-    return Timings(turns, item["batch_size"])
+    return Timings(turns, item["batch_size"], item.get("processor_share"))

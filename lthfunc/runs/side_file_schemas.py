@@ -91,6 +91,7 @@ class _Execution(_Measured):
     program: Text | None = None
     seconds_a_batch: Annotated[dict[Text, _Time] | None, AfterValidator(_has_dense)] = None
     turns: Annotated[dict[Text, Annotated[list[_Time], MinLen(2)]] | None, AfterValidator(_has_dense)] = None
+    processor_share: Annotated[float, Ge(0)] | None = None
 
 
 class _Spread(LineSchema):
