@@ -20,9 +20,11 @@ _VARIANTS = (
     "lthfunc, sparse", "SparseProp", "lthfunc, auto", "csr", "compact", "scipy.sparse CSR", "tuned", "ONNX Runtime",
     "tuned, units", "block", "2:4",
 )  # fmt: skip
+#: Those with the colour of another one that is in the same picture.
+_DASHED = ("block", "2:4")
 #: How variants are drawn; lower bounds in grey.
 _LOOKS: dict[str, tuple[Colour, Dash, str | None]] = {
-    **{name: (PALETTE[number % len(PALETTE)], "solid" if number < len(PALETTE) else "dash",
+    **{name: (PALETTE[number % len(PALETTE)], "dash" if name in _DASHED else "solid",
               MARKERS[number % len(MARKERS)])
        for number, name in enumerate(_VARIANTS)},
     PEAK: (GREY, "dash", None), BYTES: (GREY, "dot", None),

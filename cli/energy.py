@@ -12,7 +12,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import aside, put, put_json, say, screen
+from .console import busy, put, put_json, say, screen
 from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, headline
 
 
@@ -46,16 +46,17 @@ def energy(
     o.check_least(
         ("--samples", samples, 1), ("--repeats", repeats, 2), ("--batch-size", batch_size, 1), ("--threads", threads, 1)
     )  # fmt: skip
-    from lthfunc.deployment.specialize import specialize
-    from lthfunc.deployment.tuning_cache import tunings_file
-    from lthfunc.energy.inference import metered_inference, ready_batches
-    from lthfunc.energy.meter import check_meter, metering
-    from lthfunc.experiments.devices import choose_device
-    from lthfunc.reports.energy import inference_table, measured_values
-    from lthfunc.runs.measurements import keep_measurement
-    from lthfunc.runs.tickets import tickets_of_run
-    from lthfunc.training.cpu_threads import using_threads
-    from lthfunc.training.malloc import keep_freed_memory
+    with busy("loading PyTorch"):
+        from lthfunc.deployment.specialize import specialize
+        from lthfunc.deployment.tuning_cache import tunings_file
+        from lthfunc.energy.inference import metered_inference, ready_batches
+        from lthfunc.energy.meter import check_meter, metering
+        from lthfunc.experiments.devices import choose_device
+        from lthfunc.reports.energy import inference_table, measured_values
+        from lthfunc.runs.measurements import keep_measurement
+        from lthfunc.runs.tickets import tickets_of_run
+        from lthfunc.training.cpu_threads import using_threads
+        from lthfunc.training.malloc import keep_freed_memory
 
     country = given.get("country")
     check_meter(country)
@@ -64,7 +65,7 @@ def energy(
     check_batch(batch_size, found.data)
     keep_freed_memory()
     amounts: dict[str, list[Any]] = {}
-    with using_threads(threads), aside().status("making programs") as status:
+    with using_threads(threads), busy("making programs") as update:
         batches = ready_batches(found.data, batch_size, device)
         program = specialize(found.ticket, found.model, batches[0], device, tunings=tunings_file())
         programs = {
@@ -75,7 +76,7 @@ def energy(
         with metering(device, country) as meter:
             for name, amount in metered_inference(programs, batches, samples, repeats, meter):
                 amounts.setdefault(name, []).append(amount)
-                status.update(f"{name}: {len(amounts[name])} of {repeats}")
+                update(f"{name}: {len(amounts[name])} of {repeats}")
             source = meter.source
     item = {
         "round": found.number, "seed": found.seed, "device": device, "samples": samples,

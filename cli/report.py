@@ -10,7 +10,7 @@ import typer
 from lthfunc.errors import DamagedError, UserError, invalid
 
 from . import options as o
-from .console import put, say
+from .console import busy, put, say
 
 
 def report(
@@ -32,9 +32,10 @@ def report(
         raise invalid("--out", out, "a name that ends in .html")
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    from lthfunc.reports.page.pictures import reads_of
-    from lthfunc.reports.page.run_view import run_views
-    from lthfunc.reports.page.write import figures_of, report_of, write_figures, write_page
+    with busy("loading PyTorch"):
+        from lthfunc.reports.page.pictures import reads_of
+        from lthfunc.reports.page.run_view import run_views
+        from lthfunc.reports.page.write import figures_of, report_of, write_figures, write_page
 
     from .bars import bar_of
 

@@ -79,9 +79,9 @@ def file_lines(run: Run, folder: Path) -> Iterator[str]:
     missing = [name for name, _ in files if safe_files.status(folder, folder / name) is None]
     files = [each for each in files if each[0] not in missing]
     if safe_files.status(folder, folder / OLD_TICKET) is not None:
-        files.append((OLD_TICKET, f"last round, by an older version: round {last} before training"))
+        files.append((OLD_TICKET, f"round {last} before training (older version)"))
     if run.config.replicates > 1 and files:
-        files.append(("seed*/", "the same for every seed; the files above are the first seed's"))
+        files.append(("seed*/", "the same of each seed; above: the first's"))
     files += [(name, "picture") for name in safe_files.names(folder, folder) if name.endswith(".png")]
     width = max((len(name) for name, _ in files), default=0)
     yield from (f"  {name:{width}}  {what}" for name, what in files)

@@ -68,7 +68,9 @@ def test_the_round_that_won_is_the_winning_ticket_and_the_last_one_is_not(middle
 def test_every_command_takes_the_trained_winning_ticket_and_says_so(middle: Path, capsys: Any) -> None:
     assert run("info", middle) == 0
     out = capsys.readouterr().out
-    assert f"Files in {middle}:" in out
+    files = out.partition(f"Files in {middle}:\n")[2].splitlines()
+    assert "  seed*/                              the same of each seed; above: the first's" in files
+    assert max(map(len, files)) <= 80
     assert f"{WINNING}          winning ticket: round 2 before training" in out
     assert f"{WINNING_TRAINED}  trained ticket: round 2 after training" in out
     assert f"{LAST}              last round: round 3 after training" in out
@@ -189,7 +191,7 @@ def test_runs_of_format_2_are_read_checked_and_gone_on_with(tuned: Path, tmp_pat
     assert (report.run.format, report.problems) == (2, [])
     assert run("info", old) == 0
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "ticket.safetensors last round, by an older version: round 2 before training" in said
+    assert "ticket.safetensors round 2 before training (older version)" in said
     assert said[-1] == f"Not written: {WINNING}, {WINNING_TRAINED}, {LAST}; to write them: lthfunc resume {old}"
     (trained,) = tickets_of_run(old, [None], None, None)
     assert lf.same_bits(trained.ticket, lf.load_ticket(tuned / WINNING_TRAINED)[0])
