@@ -147,11 +147,16 @@ def test_it_is_branched_and_its_tickets_move(rigl: Path) -> None:
     [
         ("--method rigll", "unknown name 'rigll'; did you mean 'rigl'"),
         ("--method rigl --score snip", "--score: invalid value 'snip' (expected random with --method rigl)"),
-        ("--method snip --update-every 5", "--update-every: requires --method early-bird, gradual, set or rigl"),
+        (
+            "--method snip --update-every 5",
+            "--update-every: requires --method early-bird, gradual, set, rigl, acdc, granet, mest or srigl",
+        ),
         ("--no-dense", "--no-dense: --method imp prunes trained networks"),
         ("--method gradual --rounds 0", "--rounds: invalid value 0 (expected at least 1 with --method gradual)"),
         ("--method set --compact", "--compact: invalid value True (expected False with --method set)"),
         ("--method rigl --steps 8 --update-every 6", "--update-every: invalid value 6 (expected at most 5"),
+        ("--method acdc --steps 30 --update-every 9", "--update-every: invalid value 9 (expected at most 8"),
+        ("--method wanda --blocks fc9", "--blocks: invalid value 'fc9'"),
         ("--method rigl --steps 1", "--steps: the training is too short for an update of masks"),
         ("--method METHOD:nothing", "--method: 'METHOD:nothing' returned a NoneType, not a Plan"),
         ("--method METHOD:dense", "changed `dense` of the plan"),

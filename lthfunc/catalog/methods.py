@@ -67,13 +67,16 @@ def _during(about: str, source: str, target: str, takes: tuple[str, ...], **more
     return _untrained(about, source, f"during_training:{target}", takes=takes, compact=False, **more)
 
 
-def _exchanging(about: str, source: str, growth: str) -> MethodEntry:
-    """One training from random masks, in which weights are dropped and others grown."""
-    takes = (*_PERIOD, *_DROPS, "growth")
-    defaults = {
-        "allocate": "erk", "growth": growth, "update_until": 0.75, "drop_fraction": 0.3, "drop_schedule": "cosine",
-    }  # fmt: skip
-    return _during(about, source, "exchanging", takes, defaults=defaults, score="random", structure="unstructured")
+def _exchanging(
+    about: str, source: str, target: str = "during_training:exchanging", *, takes: tuple[str, ...] = (),
+    defaults: Mapping[str, Any], **settings: Any,
+) -> MethodEntry:  # fmt: skip
+    """One training in which weights are dropped and others grown, from random masks unless `score` is another."""
+    usual = {"update_until": 0.75, "drop_fraction": 0.3, "drop_schedule": "cosine"}
+    settings = {"score": "random", "structure": "unstructured", "compact": False, **settings}
+    return _untrained(
+        about, source, target, takes=(*_PERIOD, *_DROPS, "growth", *takes), defaults={**usual, **defaults}, **settings
+    )
 
 
 def _trained_masks(about: str, source: str, target: str, allocate: str) -> MethodEntry:
@@ -126,8 +129,30 @@ METHODS = Registry("methods", "--method", {
         "Zhu & Gupta: pruned along a cubic during one training", "Zhu & Gupta 2017", "gradual",
         _PERIOD, score="magnitude", defaults={"update_until": 0.75},
     ),
-    "set": _exchanging("SET: drop the small, regrow at random", "Mocanu et al. 2018", "random"),
-    "rigl": _exchanging("RigL: drop the small, regrow where the gradient is large", "Evci et al. 2020", "gradient"),
+    "set": _exchanging(
+        "SET: drop the small, regrow at random", "Mocanu et al. 2018", defaults={"growth": "random", "allocate": "erk"},
+    ),
+    "rigl": _exchanging(
+        "RigL: drop the small, regrow where the gradient is large", "Evci et al. 2020",
+        defaults={"growth": "gradient", "allocate": "erk"},
+    ),
+    "acdc": _untrained(
+        "AC/DC: sparse and dense phases in turn", "Peste et al. 2021", "acdc:acdc", takes=_PERIOD, compact=False,
+        score="magnitude", defaults={"update_until": 0.85},
+    ),
+    "granet": _exchanging(
+        "GraNet: pruned along a cubic, and regrown where the gradient is large", "Liu et al. 2021", "granet:granet",
+        score="magnitude", defaults={"growth": "gradient", "drop_fraction": 0.5},
+    ),
+    "mest": _exchanging(
+        "MEST: drop by |w| and gradient, regrow at random", "Yuan et al. 2021", "mest:mest", takes=("gradient_weight",),
+        defaults={"growth": "random", "allocate": "uniform", "drop_fraction": 0.2, "gradient_weight": 0.01},
+    ),
+    "srigl": _exchanging(
+        "SRigL: RigL with as many weights for each neuron, leaving some neurons out", "Lasby et al. 2024",
+        "srigl:srigl", takes=("min_salient",), structure="per-output", exempt=(),
+        defaults={"growth": "gradient", "allocate": "erk", "min_salient": 0.3},
+    ),
     "ste": _trained_masks("straight-through: the largest weights compute, all learn", "", "straight", "erk"),
     "supermask": _trained_masks(
         "Zhou et al.: random weights, a Bernoulli mask trained", "Zhou et al. 2019, sec. 5", "supermask", "uniform",

@@ -46,26 +46,32 @@ def grow(growth_score: Scores, masks: Masks, counts: Mapping[str, Tensor | int])
 
 
 @public
-def drop_and_grow(state: TrainState, growth_score: Scores, drop_fraction: float) -> TrainState:
+def drop_and_grow(
+    state: TrainState,
+    growth_score: Scores,
+    drop_fraction: float,
+    *,
+    drop_score: Scores | None = None,
+    keep_values: bool = False,
+) -> TrainState:
     """Drop a fraction of each layer's weights by magnitude and grow as many elsewhere, which start at zero.
 
     growth_score: RigL's is |gradient| (Evci et al. 2020, alg. 1; `mean_gradient`), SET's is random (Mocanu et al. 2018;
-    `random_scores`). drop_fraction: in [0, 1] of the remaining weights; `cosine_drop_fraction` decays it. A weight that
-    was just dropped may grow again, from zero. Returns the new state: optimiser moments of surviving weights continue,
-    those of grown weights start at zero. Raises UserError for a fraction out of range.
+    `random_scores`). drop_fraction: in [0, 1] of the remaining weights; `cosine_drop_fraction` decays it. drop_score:
+    by which the lowest are dropped, instead of the magnitude. A weight that was just dropped may grow again, from zero,
+    or as it was with keep_values. Returns the new state: optimiser moments of surviving weights continue, those of
+    grown weights start at zero. Raises UserError for a fraction out of range.
 
     >>> state = lf.prune(density=0.5)(lf.init(lf.from_module(nn.Linear(4, 2))))
     >>> lf.count(lf.drop_and_grow(state, lf.random_scores(0)(state.params, state.masks), 0.5).masks)
     Count(kept=4, total=8)
     """
     masks = state.masks
-    fewer = drop(magnitude(state.params, masks), masks, drop_fraction)
+    fewer = drop(magnitude(state.params, masks) if drop_score is None else drop_score, masks, drop_fraction)
     counts = {name: masks[name].sum() - fewer[name].sum() for name in masks}
-    return state._replace(
-        params=apply_masks(state.params, fewer),
-        masks=grow(growth_score, fewer, counts),
-        opt=masked_like(state.opt, fewer),
-    )
+    new = grow(growth_score, fewer, counts)
+    stays = new if keep_values else fewer  # what was pruned before is zero anyway
+    return state._replace(params=apply_masks(state.params, stays), masks=new, opt=masked_like(state.opt, stays))
 
 
 @public

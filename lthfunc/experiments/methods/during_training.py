@@ -27,24 +27,24 @@ _SETTLED, QUEUE, LOOKS = 0.1, 5, 40
 
 def gradual(plan: Plan, update_every: int | None, update_until: float) -> Plan:
     """Prune by magnitude along Zhu & Gupta's cubic; remaining weights keep their optimiser state."""
-    end, every = _period(plan, update_every, update_until)
+    end, every = period(plan, update_every, update_until)
 
     def updates(target: float) -> MaskUpdates:
         densities = dict(cubic(target, end // 10, end, every))
 
         def change(state: TrainState, now: UpdateContext) -> TrainState:
-            return _pruned(plan, densities[now.step])(state)
+            return pruned_to(plan, densities[now.step])(state)
 
         return MaskUpdates(tuple(densities), change)
 
-    return _from_dense(plan, updates)
+    return from_dense(plan, updates)
 
 
 def exchanging(
     plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str
 ) -> Plan:
     """Drop small weights and grow as many others, again and again (SET, RigL); ERK masks at first."""
-    end, every = _period(plan, update_every, update_until)
+    end, every = period(plan, update_every, update_until)
     growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
@@ -72,7 +72,7 @@ def early_bird(plan: Plan, update_every: int | None) -> Plan:
     looks = tuple(periodic(every, plan.steps, every)[:-1])
 
     def updates(target: float) -> MaskUpdates:
-        pruning = _pruned(plan, target, keep_moments=False)
+        pruning = pruned_to(plan, target, keep_moments=False)
 
         def remember(state: TrainState, now: UpdateContext) -> tuple[Masks, ...]:
             return () if density(state.masks) < 1 else (*now.memory, pruning(state).masks)[-QUEUE:]
@@ -83,7 +83,7 @@ def early_bird(plan: Plan, update_every: int | None) -> Plan:
 
         return MaskUpdates(looks, change, remember)
 
-    return _from_dense(plan, updates)
+    return from_dense(plan, updates)
 
 
 def settled(masks: Sequence[Masks]) -> bool:
@@ -92,7 +92,7 @@ def settled(masks: Sequence[Masks]) -> bool:
     return len(masks) == QUEUE and all(mask_distance(masks[-1], other) <= most for other in masks[:-1])
 
 
-def _period(plan: Plan, update_every: int | None, update_until: float) -> tuple[int, int]:
+def period(plan: Plan, update_every: int | None, update_until: float) -> tuple[int, int]:
     """(the step from which on masks stay, the steps between two updates). Raises UserError if none fits in."""
     end = round(update_until * plan.steps)
     return end, _checked(update_every or max(1, end // _TIMES), end)
@@ -106,11 +106,12 @@ def _checked(every: int, end: int) -> int:
     return every
 
 
-def _pruned(plan: Plan, target: float, keep_moments: bool = True) -> Callable[[TrainState], TrainState]:
+def pruned_to(plan: Plan, target: float, keep_moments: bool = True) -> Callable[[TrainState], TrainState]:
+    """Pruning by magnitude, with the plan's allocation and structure."""
     return prune(density=target, score=magnitude, allocate=plan.allocate, select=plan.select, keep_moments=keep_moments)
 
 
-def _from_dense(plan: Plan, updates: Callable[[float], MaskUpdates]) -> Plan:
+def from_dense(plan: Plan, updates: Callable[[float], MaskUpdates]) -> Plan:
     """The plan with trainings that start dense. updates: of a round's density."""
     rounds = range(1, plan.rounds + 1)
     return plan._replace(

@@ -1,6 +1,9 @@
 """Which published method prunes, and the options of those that change masks during a training."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import BLOCK_BUDGETS, DROP_SCHEDULES, GROWTHS
@@ -23,22 +26,33 @@ class Methods:
     )  # fmt: skip
     update_every: Steps | None = setting(
         None, "Steps between two updates of masks that change during a training.",
-        PRUNING, ("prune",), default="1/30 of the steps with updates; 1/40 of the training for early-bird",
+        PRUNING, ("prune",),
+        default="1/30 of the steps with updates; 1/40 of the training for early-bird, 1/20 for acdc",
     )  # fmt: skip
     update_until: Share | None = setting(
-        None, "Share of the training after which masks no longer change.", PRUNING, ("prune",), default="0.75"
-    )
+        None, "Share of the training after which masks no longer change.",
+        PRUNING, ("prune",), default="0.75, or the method's",
+    )  # fmt: skip
     drop_fraction: Part | None = setting(
-        None, "Fraction of each layer's weights that SET and RigL exchange in an update at first.",
-        PRUNING, ("prune",), default="0.3",
+        None, "Fraction of each layer's weights that an update drops and grows at first.",
+        PRUNING, ("prune",), default="0.3, or the method's",
     )  # fmt: skip
     drop_schedule: str | None = setting(
         None, f"How that fraction falls until the last update: {DROP_SCHEDULES.described}.",
         PRUNING, ("prune",), names=DROP_SCHEDULES, default="cosine",
     )  # fmt: skip
     growth: str | None = setting(
-        None, f"Score by which SET and RigL grow weights: {GROWTHS.described}; or package.module:function.",
+        None, f"Score by which weights are grown: {GROWTHS.described}; or package.module:function.",
         PRUNING, ("prune",), names=GROWTHS, default="the method's",
+    )  # fmt: skip
+    gradient_weight: Annotated[float, Ge(0), Le(1e12)] | None = setting(
+        None, "What the size of the gradient counts, beside |w|, in the choice of weights that MEST drops.",
+        PRUNING, ("prune",), default="0.01",
+    )  # fmt: skip
+    min_salient: Annotated[float, Ge(0), Le(1)] | None = setting(
+        None, "Share of a neuron's weights that must be among the largest, or have one of the largest gradients; SRigL "
+        "leaves other neurons out.",
+        PRUNING, ("prune",), default="0.3",
     )  # fmt: skip
     blocks: tuple[str, ...] = setting(
         (),

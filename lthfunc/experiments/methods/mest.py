@@ -1,0 +1,33 @@
+"""MEST: drop by magnitude and gradient, grow at random, fewer in time (Yuan et al. 2021, sec. 3, its MEST+EM)."""
+
+from __future__ import annotations
+
+from lthfunc.catalog.pruning import DROP_SCHEDULES
+from lthfunc.experiments.functions import growth_of
+from lthfunc.experiments.iterative import Plan
+from lthfunc.experiments.methods.during_training import growth_score, period
+from lthfunc.sparsify.density_schedules import periodic
+from lthfunc.sparsify.drop_and_grow import drop_and_grow
+from lthfunc.sparsify.scores import checked_score
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.trees.types import TrainState
+
+
+def mest(
+    plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str,
+    gradient_weight: float,
+) -> Plan:  # fmt: skip
+    """Drop weights where |w| + λ |gradient| is smallest (eq. 1), λ being `gradient_weight`, the gradient of a batch.
+
+    Theirs exchanges in three stairs; ours by --drop-schedule.
+    """
+    end, every = period(plan, update_every, update_until)
+    growing, slopes, falling = growth_of(growth), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
+
+    def change(state: TrainState, now: UpdateContext) -> TrainState:
+        hopes = checked_score(growth_score(plan, growing, state, now))(state.params, state.masks)
+        slope = growth_score(plan, slopes, state, now)(state.params, state.masks)
+        worth = {name: state.params[name].abs() + gradient_weight * slope[name] for name in state.masks}
+        return drop_and_grow(state, hopes, falling(drop_fraction, now.step, end), drop_score=worth)
+
+    return plan._replace(updates=(MaskUpdates(tuple(periodic(every, end, every)[:-1]), change),) * plan.rounds)

@@ -1,0 +1,65 @@
+"""SRigL: RigL with the same number of weights for every neuron, which drops whole neurons (Lasby et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lthfunc.catalog.pruning import DROP_SCHEDULES
+from lthfunc.experiments.functions import growth_of
+from lthfunc.experiments.iterative import Plan
+from lthfunc.experiments.methods.during_training import growth_score, period
+from lthfunc.sparsify.allocation import number_pruned
+from lthfunc.sparsify.density_schedules import periodic
+from lthfunc.sparsify.ranking import ranks, ranks_in_rows
+from lthfunc.sparsify.scores import checked_score
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.trees.ops import apply_masks, masked_like
+from lthfunc.trees.types import TrainState
+
+
+def srigl(
+    plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str,
+    min_salient: float,
+) -> Plan:  # fmt: skip
+    """Drop the smallest weights of a layer, and grow each neuron to the same number where the gradient is large.
+
+    Neurons in which fewer than `min_salient` of these would be among the layer's largest weights or gradients are left
+    out (their sec. 3.1), but for outputs. Numbers of neurons differ by one where the layer's count demands it.
+    """
+    end, every = period(plan, update_every, update_until)
+    growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
+
+    def change(state: TrainState, now: UpdateContext) -> TrainState:
+        hopes = checked_score(growth_score(plan, growing, state, now))(state.params, state.masks)
+        share, fewer, masks = falling(drop_fraction, now.step, end), {}, {}
+        for name, mask in state.masks.items():
+            salient = 0.0 if name == plan.model.output else min_salient
+            fewer[name], masks[name] = exchanged(state.params[name].abs(), hopes[name], mask, share, salient)
+        return state._replace(
+            params=apply_masks(state.params, fewer), masks=masks, opt=masked_like(state.opt, fewer)
+        )  # fmt: skip
+
+    return plan._replace(updates=(MaskUpdates(tuple(periodic(every, end, every)[:-1]), change),) * plan.rounds)
+
+
+def exchanged(worth: Tensor, hope: Tensor, mask: Tensor, share: float, min_salient: float) -> tuple[Tensor, Tensor]:
+    """(the mask of a layer without what is dropped, with what is grown)."""
+    worth, hope, living = worth.flatten(1), hope.flatten(1), mask.flatten(1)
+    count, width = int(living.sum()), living.shape[1]
+    if not count:
+        return mask, mask
+    dropped = int(number_pruned(living.sum(), share))
+    stay = living & (ranks(worth, living) < count - dropped)
+    salient = (stay | (ranks(hope, torch.ones_like(living)) < dropped)).sum(1)
+    active = int((salient >= min_salient * count / int(living.any(1).sum())).sum())
+    active = max(active, math.ceil(count / width))  # those that remain must hold all weights
+    kept = ranks(salient, torch.ones_like(salient, dtype=torch.bool)) < active
+    living = living & kept[:, None]
+    wanted = torch.where(kept, count // active + (kept.cumsum(0) <= count % active), 0)[:, None]
+    stay = living & (ranks(worth, living) < count - dropped)
+    stay &= ranks_in_rows(worth, stay) < wanted
+    new = stay | ((ranks_in_rows(hope, ~stay) < wanted - stay.sum(1, keepdim=True)) & ~stay)
+    return stay.view(mask.shape), new.view(mask.shape)
