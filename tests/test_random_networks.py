@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(b
 
 #: Networks, by so many tests; every so-manieth is evaluated by each engine and by programs, too.
 NETWORKS, PARTS, INFERRED = 304, 16, 3
+#: Of the tests, those that always run.
+ALWAYS = 5
 #: Shares of the networks that engines run at least; what they refuse has operations that they have no rule for.
 LEAST = {
     "sparse": 0.7, "sparse inference": 0.6, "compact": 0.95, "compact inference": 0.95, "compile, interpreted": 0.95,
@@ -35,7 +37,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(
+    "part", [part if part < ALWAYS else pytest.param(part, marks=pytest.mark.long) for part in range(PARTS)]
+)
 def test_every_engine_computes_what_the_eager_one_does(part: int) -> None:
     """Run more by ``python tests/random_networks.py --networks 5000 --seed 1``."""
     mine = Tally()

@@ -144,7 +144,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranks", [4])  # fewer as threads, above
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])  # of other numbers as threads, above
 def test_dtensors_over_gloo_are_pruned_as_in_one_place(ranks: int, tmp_path: Path) -> None:
     spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
