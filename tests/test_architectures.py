@@ -23,7 +23,7 @@ NARROW = {
     "vit-tiny": {"layers": "3"},
 }
 #: Not the smallest of their family.
-LONG = ("alexnet", "resnet34", "resnet50", "densenet121", "vgg13", "vgg16", "vgg19")
+LONG = ("alexnet", "resnet34", "resnet50", "resnet56", "densenet121", "vgg11", "vgg13", "vgg16", "vgg19")
 CLASSES = 7
 
 

@@ -147,7 +147,7 @@ def test_a_first_convolutions_gradient_is_a_product(
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pooled_network_equals_the_eager_step(few_digits: Dataset) -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10))
     model = lf.from_module(net)

@@ -32,6 +32,11 @@ EVERY = [
     if "/" not in name
 ]
 OTHERS = [param for param in EVERY if param.values != ("eager",)]
+#: Where a program of Inductor's is only one more of its kind: ten seconds to compile.
+EVERY_QUICK = [
+    pytest.param(*param.values, marks=(*param.marks, pytest.mark.long) if param.values == ("compile",) else param.marks)
+    for param in EVERY
+]
 
 #: Stated tolerance: a compiler contracts multiplications and additions, and convolutions sum in another order, so
 #: results differ in the last bits, and training carries such differences on. After 30 steps they stay below this.
@@ -136,7 +141,7 @@ def test_side_by_side_is_not_compiled_where_gradients_would_be_wrong(
         fit_together(work, [lf.init(model, seed) for seed in (0, 1)], seeds=[0, 1], until=2, eval_every=2)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EVERY_QUICK)
 def test_random_layers_repeat(few_digits: Dataset, name: str) -> None:
     model = lf.from_module(DroppingNet())
     torch.manual_seed(5)
@@ -148,7 +153,7 @@ def test_random_layers_repeat(few_digits: Dataset, name: str) -> None:
     assert lf.same_bits(first, take_steps(work, lf.init(model), seed=0, until=10)[0])
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", EVERY_QUICK[1:])
 def test_augmentation_draws_the_same_in_every_engine(few_digits: Dataset, name: str) -> None:
     model = lf.from_module(NormedNet())
     results = [
@@ -172,7 +177,7 @@ def test_augmentation_draws_the_same_in_every_engine(few_digits: Dataset, name: 
     assert not lf.same_bits(plain.params, results[0].params)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", EVERY_QUICK)
 def test_stored_pixels_are_scaled_inside_the_step(few_digits: Dataset, name: str) -> None:
     """uint8 inputs with a scale train as the floats do that the scale makes of them."""
     scale = Scale(16.0, (0.3,), (0.4,))

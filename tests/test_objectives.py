@@ -81,7 +81,7 @@ def test_names_of_losses_and_metrics_follow_the_targets(digits: lf.Dataset) -> N
                     metric_of_name(decided(config, data), data)
 
 
-@pytest.mark.parametrize("engine", ["eager", "compile", "sparse"])
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compile", marks=pytest.mark.long), "sparse"])
 def test_numbers_are_learnt_on_every_engine(engine: str) -> None:
     if engine != "eager" and why_no_kernels() is not None:
         pytest.skip(str(why_no_kernels()))

@@ -134,8 +134,6 @@ def test_what_ranks_cannot_do_is_one_line(out: Path) -> None:
             ["--engine", "sparse"],
             "--engine: invalid value 'sparse' (expected auto, eager or compile on several ranks",
         ),
-        (["--device", "cuda"], "--device"),
-        (["--frobnicate"], "No such option"),
     ):
         assert expected in refused([[*SMALL, "--out", out, *options]] * 2)
 

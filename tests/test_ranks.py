@@ -179,8 +179,8 @@ def made(collectives: Collectives, arch: str) -> tuple[Model, Trainer]:
 
 
 def steps_of(arch: str, ranks: int) -> int:
-    """200; fewer where every BatchNorm layer of processes that share two cores would wait for the others."""
-    return 200 if arch == "lenet300" else 40 // ranks
+    """80; fewer where every BatchNorm layer of processes that share two cores would wait for the others."""
+    return 80 if arch == "lenet300" else 16 // ranks
 
 
 def trained(model: Model, trainer: Trainer, steps: int) -> tuple[TrainState, list[tuple[float, ...]]]:

@@ -122,7 +122,7 @@ def test_resuming_gives_what_an_uninterrupted_run_gives(finished: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path, number: signal.Signals) -> None:
     options = ["--rounds", "2", "--steps", "150", "--eval-every", "30"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

@@ -73,7 +73,7 @@ def test_replicates_side_by_side_have_the_bits_of_single_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["eager", "sparse"])
+@pytest.mark.parametrize("engine", [pytest.param("eager", marks=pytest.mark.long), "sparse"])
 def test_an_interruption_stops_every_worker_and_the_run_goes_on(tmp_path: Path, engine: str) -> None:
     folder = tmp_path / "run"
     options = ["--replicates", "2", "--jobs", "2", "--rounds", "1", "--steps", "1000000", "--eval-every", "100"]

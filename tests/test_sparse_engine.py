@@ -18,7 +18,6 @@ from lthfunc.experiments.trainings import iterative
 from lthfunc.sparse import cost_model
 from lthfunc.sparse.kernels import build
 from lthfunc.training.engines import compiled as compiled_engine
-from lthfunc.training.engines.tracing import compiled
 from lthfunc.training.loop import take_steps
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.trainer import make_trainer, measure
@@ -156,7 +155,7 @@ def test_a_whole_run_with_controls_compiles_at_most_one_step(monkeypatch: pytest
     """Whatever its densities: masks are lists, which are arguments. What always is sparse compiles nothing."""
     monkeypatch.setattr(cost_model, "has_wide_amd_cores", lambda: False)
     made: list[str] = []
-    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: (noted(made, a[0].__name__), compiled(*a))[1])
+    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: (noted(made, a[0].__name__), a[0])[1])
     settings: dict[str, Any] = {"steps": 4, "rounds": 4, "rate": 0.5, "eval_every": 2, "engine": "sparse/compile"}
     for arch, controls, trainings, expected in (("lenet300", ("reinit",), 9, 0), ("conv2", (), 5, 1)):
         made.clear()

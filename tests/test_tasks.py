@@ -78,7 +78,7 @@ def test_lion_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "lion", "muon"])
-@pytest.mark.parametrize("engine", ["eager", "compile"])
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compile", marks=pytest.mark.long)])
 def test_pruned_weights_stay_zero_under_every_optimiser(few_digits: lf.Dataset, name: str, engine: str) -> None:
     if engine == "compile" and why_no_kernels() is not None:
         pytest.skip(str(why_no_kernels()))

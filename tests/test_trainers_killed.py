@@ -15,11 +15,7 @@ import lthfunc as lf
 
 #: Of a trainer's package: the module of its tests, what trains in a folder, and what makes it resume there.
 TRAININGS = {
-    "lightning": (
-        "test_trainer_lightning",
-        "fit(folder, t.Net(), t.rounds())",
-        "fit(folder, t.Net(), t.rounds(), '3')",
-    ),
+    "lightning": ("test_trainer_lightning", "fit(folder, t.Net(), t.rounds()", ", '3')"),
     "transformers": ("test_trainer_transformers", "fit(folder, t.rounds()", ", resume=True)"),
     "accelerate": ("test_trainer_scripts", "with_accelerate(folder", ", resume=True)"),
 }

@@ -26,7 +26,7 @@ from lthfunc.sparse.kernels.compilation import (
 from lthfunc.sparse.kernels.progress import BUILDS
 from lthfunc.training.engines.toolchain import host_compiler, why_no_compiler
 
-_SANITIZE = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+_SANITIZE = ("-O0", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 #: What libraries of wheels are made for, best first, by the machine: names of -march, and flags of such a processor.
 _WHEELS: dict[str, dict[str, set[str]]] = {
     "x86_64": {
