@@ -231,6 +231,7 @@ def test_the_gain_of_a_sparse_module_is_measured(tmp_path: Path, monkeypatch: py
     assert all(rate > 0 for rate in found.values())
 
 
+@pytest.mark.long
 def test_whole_commands_are_clocked() -> None:
     with pytest.raises(UserError, match=r"--repeats: invalid value 0 \(expected a whole number of at least 1"):
         commands(["--repeats", "0"])

@@ -82,6 +82,7 @@ def test_a_worker_that_is_killed_is_replaced(local: Path, tmp_path: Path) -> Non
     same_run(local / "long", folder)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_on_ray_goes_on_here(local: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     process = started(folder, *LONG, "--executor", "ray", "--checkpoint-every", "never")

@@ -22,6 +22,7 @@ def commands(word: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines if word in line]
 
 
+@pytest.mark.long
 def test_what_torchrun_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """Both commands; the run to go on with was begun by one process."""
     begin, go_on = commands("torchrun --")

@@ -41,7 +41,7 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
 ) -> None:
     """Rounds, seeds, controls, masks and rewinding change nothing: they are data."""
     made: list[str] = []
-    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: (noted(made, a[0].__name__), compiled(*a))[1])
+    monkeypatch.setattr(compiled_engine, "compiled", lambda *a: (noted(made, a[0].__name__), a[0])[1])
     model = lf.from_module(NormedNet())
     data = few_digits._replace(val=digits.train, test=digits.train)  # more than a chunk, and some left over
     plan = Plan(model=model, trainer=trainer(model, data, "compile"), steps=12, eval_every=6, rounds=2)
@@ -223,6 +223,7 @@ def test_a_step_equals_the_eager_one_by_either_librarys_products(
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.long
 def test_wide_convolutions_step_as_the_eager_ones(few_digits: Dataset) -> None:
     """64 filters: a gradient by columns, and pooling in one walk with what its gradient needs."""
     model = lf.models.build("lenet5-wide", (1, 8, 8), 10)

@@ -33,7 +33,7 @@ def run(arguments: list[str], **env: str) -> None:
 
 
 def test_avx2() -> None:
-    files = [f"tests/test_{name}.py" for name in ("sparse_layers", "sparse_updates", "nonfinite")]
+    files = [f"tests/test_{name}.py" for name in ("sparse_layers", "sparse_updates")]
     run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files])
 
 

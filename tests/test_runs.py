@@ -151,7 +151,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path, number: s
 def test_an_interruption_keeps_the_training_under_way(tmp_path: Path) -> None:
     """SIGTERM far from any checkpoint's time: the step under way is the last, and its state is kept."""
     folder, whole = tmp_path / "a run", tmp_path / "whole"
-    options = ["--rounds", "0", "--steps", "1500", "--eval-every", "700", "--engine", "eager", "--threads", "1"]
+    options = ["--rounds", "0", "--steps", "700", "--eval-every", "300", "--engine", "eager", "--threads", "1"]
     command = [sys.executable, "-m", "lthfunc_cli", "prune", *options, "--out", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: (progress(folder) or {}).get("trainings"), process)
