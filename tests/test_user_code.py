@@ -31,7 +31,7 @@ from lthfunc.trees.ops import clone
 from lthfunc.trees.outputs import outputs_of, prediction
 from lthfunc.trees.types import Dataset, Split
 
-COUNT = int(os.environ.get("LTHFUNC_USER_CODE", "24"))
+COUNT = int(os.environ.get("LTHFUNC_USER_CODE", "30"))
 _RATE, _STEPS = 0.05, 3
 
 
