@@ -187,7 +187,7 @@ def export(
     if difference is not None:
         apart = f"differ from the masked network's by at most {difference:.1e} of the largest"
         same = "are the masked network's, bit for bit"
-        put(f"its outputs for {EXAMPLES} random inputs {apart if difference else same}")
+        put_words(f"its outputs for {EXAMPLES} random inputs {apart if difference else same}")
     if to in EXPORTS and EXPORTS[to].dense:
         sparse = " and ".join(name for name, entry in EXPORTS.items() if not entry.dense)
         line = f"{to} stores pruned weights too, so its file is no smaller for them; {sparse} leave them out"

@@ -12,7 +12,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import busy, put, put_json, say, screen
+from .console import busy, put_json, put_words, say, screen
 from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, headline
 
 
@@ -176,7 +176,7 @@ def breakeven(
         return
     screen().print(breakeven_table(found))
     if all(each.quantity == "time" for each in found):
-        put("only the time of these trainings is known; for the rest, prune or train with --energy")
+        put_words("only the time of these trainings is known; for the rest, prune or train with --energy")
 
 
 def _constants(text: str) -> tuple[float, float] | None:
