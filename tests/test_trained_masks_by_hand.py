@@ -25,6 +25,7 @@ from test_methods_by_hand import (
 from torch import nn
 
 import lthfunc as lf
+from lthfunc.errors import UserError
 from lthfunc.training.batches import batches
 from lthfunc.training.parametrize import trained_and_fixed
 from lthfunc.trees.model import apply_evaluating, apply_training
@@ -146,7 +147,53 @@ def test_the_largest_weights_compute_and_all_learn(setting: Setting) -> None:
         torch.testing.assert_close(found.ticket.params[name], weight.detach())
 
 
-@pytest.mark.parametrize("name", ["ste", "supermask", "edge-popup"])
+@pytest.mark.parametrize("more", [None, 0.35])
+def test_top_kast_by_hand(setting: Setting, more: float | None) -> None:
+    """Jayakumar et al. 2020: a fifth of each layer computes, two fifths (or more) learn, and the others stay."""
+    data = setting.trainer.data
+    params = {name: nn.Parameter(leaf.clone()) for name, leaf in dense_of(setting).params.items()}
+
+    def largest(share: float) -> Masks:
+        tops = {
+            name: params[name].detach().abs().flatten().topk(round(share * params[name].numel())) for name in LAYERS
+        }
+        flat = {name: torch.zeros(params[name].numel(), dtype=torch.bool) for name in LAYERS}
+        return {name: flat[name].index_fill(0, tops[name].indices, True).view_as(params[name]) for name in LAYERS}
+
+    def computing() -> Params:
+        masks = largest(DENSITY)
+        return {name: (leaf.detach() * masks.get(name, 1)).requires_grad_() for name, leaf in params.items()}
+
+    optimizer = torch.optim.SGD(params.values(), RATE, momentum=0.9, weight_decay=0.01)
+    best, chosen = math.inf, computing()
+    for step in range(STEPS + 1):
+        if step % EVERY == 0 and (loss := quality(computing(), data.val).loss) < best:
+            best, chosen = loss, computing()
+        if step < STEPS:
+            ((x, y),) = batches(data.train, BATCH, SEED, step, step + 1)
+            network, computes, learns = computing(), largest(DENSITY), largest(more or 2 * DENSITY)
+            F.cross_entropy(outputs(network, x), y).backward()
+            before = {name: leaf.detach().clone() for name, leaf in params.items()}
+            for name, leaf in params.items():
+                leaf.grad = gradient_of(network[name])
+                if name in LAYERS:
+                    only = learns[name] & ~computes[name]
+                    leaf.grad = leaf.grad * learns[name] + 1e-4 * before[name] * (computes[name] + only / DENSITY)
+            optimizer.step()
+            for name in LAYERS:
+                params[name].data[~learns[name]] = before[name][~learns[name]]
+    found = setting.outcome("top-kast", weight_decay=0.01, backward_density=more)
+    for name, mask in largest(DENSITY).items():
+        assert torch.equal(found.masks[name], mask)  # at the end
+    for name, weight in chosen.items():
+        torch.testing.assert_close(found.ticket.params[name], weight.detach())
+    with pytest.raises(
+        UserError, match=r"--backward-density: invalid value 0\.1 \(expected at least the density, 0\.2"
+    ):
+        setting.plan("top-kast", backward_density=0.1)
+
+
+@pytest.mark.parametrize("name", ["ste", "supermask", "edge-popup", "top-kast"])
 def test_parts_of_a_batch_are_counted_once(setting: Setting, name: str) -> None:
     through = setting.plan(name, accumulate=2).through
     assert [each.trainer.batch_size for each in through] == [setting.plan(name).trainer.batch_size * 2]

@@ -154,6 +154,10 @@ METHODS = Registry("methods", "--method", {
         defaults={"growth": "gradient", "allocate": "erk", "min_salient": 0.3},
     ),
     "ste": _trained_masks("straight-through: the largest weights compute, all learn", "", "straight", "erk"),
+    "top-kast": _untrained(
+        "Top-KAST: the largest weights compute, more of them learn", "Jayakumar et al. 2020", "top_kast:top_kast",
+        takes=("backward_density",), score="magnitude", allocate="uniform", structure="unstructured", compact=False,
+    ),
     "supermask": _trained_masks(
         "Zhou et al.: random weights, a Bernoulli mask trained", "Zhou et al. 2019, sec. 5", "supermask", "uniform",
     ),

@@ -60,6 +60,11 @@ def parametrized(
     )
 
 
+def trained_name(name: str) -> str:
+    """What a parametrized model calls a trained tensor."""
+    return _safe(_TRAINED, name)
+
+
 def trained_part(params: Params, names: Mapping[str, object]) -> Params:
     """The trained tensors among a parametrized model's params, by the original model's names."""
     return {name: params[_safe(_TRAINED, name)] for name in names}

@@ -44,7 +44,7 @@ def straight(plan: Plan) -> Plan:
     names = plan.model.prunable
 
     def of_density(density: float) -> TrainedMasks:
-        full = _full(plan)
+        full = unpruned(plan)
         keep = erk()({}, full, 1 - density)
         counts = whole_numbers(keep)
 
@@ -59,9 +59,9 @@ def straight(plan: Plan) -> Plan:
             masks = unstructured(magnitude(trained, full), full, keep)
             return apply_masks(trained, masks), masks
 
-        return _trained(plan, "ste", draw, weights, weights, found)
+        return trained_masks(plan, "ste", draw, weights, weights, found)
 
-    return _through(plan, of_density)
+    return through(plan, of_density)
 
 
 def supermask(plan: Plan) -> Plan:
@@ -73,7 +73,7 @@ def supermask(plan: Plan) -> Plan:
     """
 
     def of_density(density: float) -> TrainedMasks:
-        full = _full(plan)
+        full = unpruned(plan)
         keep = uniform(1)({}, full, 1 - density)
         odds = float(torch.logit(torch.tensor(density, dtype=torch.float64)))
 
@@ -94,9 +94,9 @@ def supermask(plan: Plan) -> Plan:
         def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
             return likeliest(trained, fixed), unstructured(trained, full, keep)
 
-        return _trained(plan, "supermask", draw, sampled, likeliest, found, adam(ODDS_LR))
+        return trained_masks(plan, "supermask", draw, sampled, likeliest, found, adam(ODDS_LR))
 
-    return _through(plan, of_density)
+    return through(plan, of_density)
 
 
 def rescaled(mask: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def edge_popup(plan: Plan) -> Plan:
     names = plan.model.prunable
 
     def of_density(density: float) -> TrainedMasks:
-        full = _full(plan)
+        full = unpruned(plan)
         keep = uniform(1)({}, full, 1 - density)
         counts = whole_numbers(keep)
 
@@ -132,9 +132,9 @@ def edge_popup(plan: Plan) -> Plan:
             masks = unstructured(magnitude(trained, full), full, keep)
             return apply_masks(fixed, masks), masks
 
-        return _trained(plan, "edge-popup", draw, weights, weights, found)
+        return trained_masks(plan, "edge-popup", draw, weights, weights, found)
 
-    return _through(plan, of_density)
+    return through(plan, of_density)
 
 
 def popped(scores: Tensor, keep: int) -> Tensor:
@@ -143,7 +143,8 @@ def popped(scores: Tensor, keep: int) -> Tensor:
     return straight_through(top_k_mask(sizes, keep), sizes)
 
 
-def _full(plan: Plan) -> Masks:
+def unpruned(plan: Plan) -> Masks:
+    """The masks of the whole network."""
     params, device = dict(plan.model.training.named_parameters()), plan.trainer.data.train.y.device
     return {name: torch.ones(params[name].shape, dtype=torch.bool, device=device) for name in plan.model.prunable}
 
@@ -164,13 +165,13 @@ def rescaled_deviation(weight: Tensor, density: float) -> float:
     return float((2 / (fan_in * density)) ** 0.5)
 
 
-def _through(plan: Plan, of_density: Callable[[float], TrainedMasks]) -> Plan:
+def through(plan: Plan, of_density: Callable[[float], TrainedMasks]) -> Plan:
     """The plan with trainings of masks, which start from the dense network."""
-    through = tuple(of_density(plan.density_of(number)) for number in range(1, plan.rounds + 1))
-    return plan._replace(densities=(1.0,) * plan.rounds, through=through)
+    each = tuple(of_density(plan.density_of(number)) for number in range(1, plan.rounds + 1))
+    return plan._replace(densities=(1.0,) * plan.rounds, through=each)
 
 
-def _trained(
+def trained_masks(
     plan: Plan,
     name: str,
     draw: Drawn,

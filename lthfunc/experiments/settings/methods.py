@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import BLOCK_BUDGETS, DROP_SCHEDULES, GROWTHS
@@ -53,6 +53,10 @@ class Methods:
         None, "Share of a neuron's weights that must be among the largest, or have one of the largest gradients; SRigL "
         "leaves other neurons out.",
         PRUNING, ("prune",), default="0.3",
+    )  # fmt: skip
+    backward_density: Annotated[float, Gt(0), Le(1)] | None = setting(
+        None, "Density of the weights that Top-KAST trains, of which the largest compute.",
+        PRUNING, ("prune",), default="twice the density",
     )  # fmt: skip
     blocks: tuple[str, ...] = setting(
         (),
