@@ -42,7 +42,9 @@ class LayerPruning(NamedTuple):
 
 @public
 def wanda_pruning(select: Select | None = None) -> LayerPruning:
-    """Prune layers by `wanda`'s score. select: which weights stay, by default equally many of each output.
+    """Prune layers by `wanda`'s score.
+
+    select: which weights stay, by default equally many of each output. Returns what `prune_sequentially` takes.
 
     >>> lf.wanda_pruning(lf.n_of_m(2, 4)).diagonal
     True
@@ -56,7 +58,9 @@ def wanda_pruning(select: Select | None = None) -> LayerPruning:
 
 @public
 def sparsegpt_pruning(choose: BlockSelect = best_of_block, *, block: int = 128, damping: float = 0.01) -> LayerPruning:
-    """Prune layers by `sparsegpt`, which these arguments are for.
+    """Prune layers by `sparsegpt`.
+
+    choose, block, damping: as it takes them. Returns what `prune_sequentially` takes.
 
     >>> lf.sparsegpt_pruning(block=64).diagonal
     False
