@@ -85,6 +85,8 @@ def named(arch: str) -> tuple[lf.Model, tuple[int, ...]]:
 def test_outputs_are_those_of_the_masked_network(arch: str, density: float, selecting: bool) -> None:
     """float64 to 1e-10 of the largest output, float32 to 1e-5; by functions of trees and as a plain module."""
     model, shape = named(arch)
+    if arch == "resnet18" and selecting != (density == 0.5):
+        pytest.skip("ResNet-18 takes as long as all others; each density is tried in one way")
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         ticket = broken(model, density, seed=3, dtype=dtype)
         x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -133,7 +133,7 @@ def test_something_is_left_out_and_moves(few_digits: Dataset) -> None:
     torch.testing.assert_close(after.params["fc1.weight"].flatten()[positions["fc1.weight"]], before * 0.99**3)
 
 
-@pytest.mark.parametrize("engine", ["compile", "sparse"])
+@pytest.mark.parametrize("engine", [pytest.param("compile", marks=pytest.mark.long), "sparse"])
 def test_every_engine_trains_compact(few_digits: Dataset, engine: str) -> None:
     if kernels.why_no_kernels() is not None:
         pytest.skip(str(kernels.why_no_kernels()))

@@ -72,6 +72,7 @@ def test_each_command_runs(
         __import__(module)
         monkeypatch.setattr(f"{module}._QUICK_SECONDS", 0.02, raising=False)
         monkeypatch.setattr(f"{module}._QUICK_REPEATS", 1, raising=False)
+        monkeypatch.setattr("lthfunc.training.engines.compiled.compiled", lambda function, example, name: function)
     if "folder:photos" in words:
         take_photographs(place / "photos")
         monkeypatch.setenv("LTHFUNC_CACHE", str(place / "cache"))
