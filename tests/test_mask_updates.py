@@ -12,6 +12,7 @@ from torch import nn
 
 import lthfunc as lf
 from lthfunc.errors import ArgumentError, UserError
+from lthfunc.sparse import sparse_or_dense
 from lthfunc.training.loop import fit_together
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, masks_digest
 from lthfunc.training.results import Checkpointer, Stopped
@@ -37,20 +38,26 @@ def remember(state: TrainState, now: UpdateContext) -> tuple[Masks, ...]:
 UPDATES = MaskUpdates((2, 4, 7), change, remember)
 
 
-def a_trainer(optimizer: lf.Optimizer | None = None) -> lf.Trainer:
-    return lf.make_trainer(MODEL, data(), optimizer=optimizer or lf.adam(0.02), batch_size=5)
+def a_trainer(engine: Any = "eager") -> lf.Trainer:
+    return lf.make_trainer(MODEL, data(), optimizer=lf.adam(0.02), batch_size=5, engine=engine)
 
 
 def start(seed: int = SEED) -> TrainState:
     return lf.prune(density=0.5, score=lf.random_scores(1))(lf.init(MODEL, seed))
 
 
-def trained(**more: Any) -> lf.Fit:
-    return lf.fit(a_trainer(), start(), seed=SEED, until=STEPS, eval_every=EVERY, updates=UPDATES, **more)
+def trained(trainer: lf.Trainer | None = None, **more: Any) -> lf.Fit:
+    return lf.fit(trainer or a_trainer(), start(), seed=SEED, until=STEPS, eval_every=EVERY, updates=UPDATES, **more)
 
 
-def test_a_fit_with_updates_is_the_loop_by_hand() -> None:
-    trainer, state = a_trainer(), start()
+ENGINES: dict[str, Any] = {"eager": "eager", "sparse": lf.sparse_engine, "by density": lf.sparse_or("eager")}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_fit_with_updates_is_the_loop_by_hand(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, an engine begins anew after each update. By density, the last update leaves the eager engine."""
+    monkeypatch.setattr(sparse_or_dense, "is_faster", lambda model, shape, masks, *more: lf.density(masks) < 0.4)
+    trainer, state = a_trainer(ENGINES[engine]), start()
     best, at = float("inf"), 0
     before = state.masks
     seen = []
@@ -62,7 +69,7 @@ def test_a_fit_with_updates_is_the_loop_by_hand() -> None:
             after = change(state, UpdateContext(SEED, step, step == 7))
             seen.append((step, before, after.masks))
             state, before, best = after, after.masks, float("inf")
-    found = trained()
+    found = trained(trainer)
     assert lf.same_bits(found.state, state)
     assert [point.step for point in found.curve] == [0, 5, 10, 12]
     assert found.best.point.step == at  # chosen after the last update

@@ -15,7 +15,7 @@ from torch.nn.utils import prune as reference
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparsify.allocation import fraction_to
-from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.ranking import best, ranks
 from lthfunc.trees import ops
 from lthfunc.trees.types import Masks, Params, TrainState
 
@@ -57,7 +57,7 @@ def positions(masks: Masks) -> set[tuple[str, int]]:
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_ranks_are_pythons_sort(dtype: torch.dtype, data: st.DataObject) -> None:
-    """By life, then score, then place; zeros are equal, whatever their sign."""
+    """By life, then score, then place; zeros are equal, whatever their sign. The best are the first of them."""
     numbers = (
         [-math.inf, -3.5, -1e-40, -0.0, 0.0, 1e-40, 0.25, 7.0, math.inf] if dtype.is_floating_point else [-9, 0, 4]
     )
@@ -66,6 +66,11 @@ def test_ranks_are_pythons_sort(dtype: torch.dtype, data: st.DataObject) -> None
     alive = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), dtype=torch.bool)
     best_first = sorted(range(size), key=lambda i: (not alive[i], -scores[i].item(), i))
     assert ranks(scores, alive).tolist() == [best_first.index(i) for i in range(size)]
+    for count in (-1, 0, 1, size // 2, size):
+        wanted = {i for i in best_first[: max(0, count)] if alive[i]}
+        found = best(scores, alive, count)
+        assert set(found.nonzero().flatten().tolist()) == wanted
+        assert torch.equal(found, best(scores.view(1, -1), alive.view(1, -1), torch.tensor(count))[0])
 
 
 @settings(max_examples=200, deadline=None)

@@ -168,9 +168,11 @@ class Builder:
 
     def table(self, values: Tensor) -> int:
         """Store a list; returns where it begins. Called when addresses are known."""
-        if values.numel() and int(values.max()) >= 2**31:
-            raise OverflowError("a list reaches further than 32 bits count")
-        self.lists.append(values.to(torch.int32))
+        if values.dtype != torch.int32:
+            if values.numel() and int(values.max()) >= 2**31:
+                raise OverflowError("a list reaches further than 32 bits count")
+            values = values.to(torch.int32)
+        self.lists.append(values)
         self.list_entries += values.numel()
         return self.list_entries - values.numel()
 

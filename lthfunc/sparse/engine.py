@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
+from lthfunc.sparse.exchange import exchanged
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
@@ -20,11 +23,13 @@ from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
 from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
+from lthfunc.sparsify.scores import Scores
 from lthfunc.training.accumulation import parts_of_batch
-from lthfunc.training.engines.interface import Engine, Network, Running, Tick, Work
+from lthfunc.training.engines.interface import Engine, Network, OnSurvivors, Running, Tick, Work
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.losses import cross_entropy
 from lthfunc.training.prefetch import Prefetcher
+from lthfunc.training.results import Exchanged
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Masks, Split, TrainState
 
@@ -72,12 +77,24 @@ def sparse_engine(work: Work) -> Engine:
             evaluable.add(stored)
         return loops[0] if len(loops) == 1 else _Several(loops)
 
+    def change(running: Running, states: Sequence[TrainState], prefetcher: Prefetcher) -> bool:
+        if not isinstance(running, _Loop | _Several):
+            return False
+        loops = running.loops if isinstance(running, _Several) else [running]
+        for loop, state in zip(loops, states, strict=True):
+            loop.change_to(state)
+        return True
+
     evaluator = Evaluator(work, tuners)
 
     def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
         return [evaluator.quality(network, split) for network in networks]
 
-    return Engine("sparse", begin, measure)
+    def on_survivors(running: Running) -> Sequence[OnSurvivors]:
+        loops = running.loops if isinstance(running, _Several) else [running]
+        return [loop for loop in loops if isinstance(loop, _Loop) and loop.updates_alone]
+
+    return Engine("sparse", begin, measure, change=change, on_survivors=on_survivors)
 
 
 def takes_whole_steps(work: Work) -> bool:
@@ -95,10 +112,12 @@ class _Programs(threading.local):
         self._work = work
         self._last: tuple[Masks, object, Program] | None = None
 
-    def program(self, state: TrainState, batch: int, stored: Stored) -> Program:
-        """For networks under this state's masks."""
+    def program(
+        self, state: TrainState, batch: int, stored: Stored, positions: Mapping[str, Tensor] | None = None
+    ) -> Program:
+        """For networks under this state's masks. positions: where their survivors lie, if that is known."""
         work = self._work
-        if self._last is not None:
+        if self._last is not None and positions is None:
             masks, given, program = self._last
             same = all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
             if same and given == (batch, stored):
@@ -107,8 +126,9 @@ class _Programs(threading.local):
         epilogue = Epilogue(loss, True, update or ())
         graph = captured(work.model, stored.shape, training=True)
         program = program_of(
-            graph, state.params, state.buffers, state.masks, batch=batch, stored=stored, epilogue=epilogue
-        )
+            graph, state.params, state.buffers, state.masks, batch=batch, stored=stored, epilogue=epilogue,
+            positions=positions,
+        )  # fmt: skip
         self._last = {name: mask.clone() for name, mask in state.masks.items()}, (batch, stored), program
         return program
 
@@ -119,24 +139,57 @@ class _Loop:
     def __init__(
         self, work: Work, programs: _Programs, tuners: ThreadTuners, state: TrainState, seed: int, slots: Batch
     ) -> None:
-        self._work, self._state, self._slots = work, state, slots
-        x, _ = slots
-        self._step, self._taken = int(state.step), 0
+        self._work, self._programs, self._slots, self._seed = work, programs, slots, seed
         self._draw, self._parts = key(seed, "dropout") % 2**32, parts_of_batch(work.optimizer)
-        optimizer, changed = work.optimizer, work.augment is not None
-        shape = tuple(x.shape[2:])  # augmented inputs come scaled
-        stored = Stored(shape, torch.float32) if changed else Stored(shape, x.dtype, work.scale)
-        program = programs.program(state, x.shape[1] // self._parts, stored)
-        self._workspace = workspace = Workspace(program, state.params, state.buffers)
-        self._numbers = machine_numbers(optimizer)
-        if self._numbers is not None:
-            load_optimizer(workspace, self._numbers, state.opt)
+        x, _ = slots
+        self._batch, shape = x.shape[1] // self._parts, tuple(x.shape[2:])
+        # Augmented inputs come scaled.
+        self._stored = Stored(shape, x.dtype, work.scale) if work.augment is None else Stored(shape, torch.float32)
+        self._numbers = machine_numbers(work.optimizer)
         self._whole = takes_whole_steps(work)
-        self._python = PythonSteps(work, workspace, state, seed, self._draw, updates=self._numbers is None)
         self.draws = not self._whole
         self._steps_a_call = 1.0
         # Python's share of a step may depend on the number of threads, the machine's does not.
         self._tuner = tuners.of(torch.get_num_threads() if self._whole else 1)
+        self.change_to(state)
+
+    def change_to(self, state: TrainState) -> None:
+        """Go on from a state of this network, whatever its masks."""
+        self._step, self._taken = int(state.step), 0
+        program = self._programs.program(state, self._batch, self._stored)
+        workspace = Workspace(program, state.params, state.buffers)
+        if self._numbers is not None:
+            load_optimizer(workspace, self._numbers, state.opt)
+        self._take_up(workspace, state)
+
+    def _take_up(self, workspace: Workspace, state: TrainState) -> None:
+        self._workspace, self._state = workspace, state
+        self._python = PythonSteps(self._work, workspace, state, self._seed, self._draw, updates=self._numbers is None)
+
+    @property
+    def updates_alone(self) -> bool:
+        """Whether the machine has all of the optimiser's state."""
+        return self._numbers is not None
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return self._workspace.is_finite()
+
+    def network(self) -> TrainState:
+        """The dense state without that of the optimiser."""
+        return self._bare(self._workspace, self._state, self._step, self._taken)
+
+    def exchange(self, growth_score: Scores, drop_fraction: float) -> Exchanged:
+        """Go on after `drop_and_grow`."""
+        found = exchanged(self._workspace, self._state.masks, growth_score, drop_fraction)
+        state = self._state._replace(masks=found.masks)
+        program = self._programs.program(state, self._batch, self._stored, found.positions)
+        self._take_up(self._workspace.moved(program, found.sources), state)
+        return found.masks, found.layers
+
+    def kept(self) -> Callable[[], TrainState]:
+        """The public state of now, which can be asked for later."""
+        return partial(self._public, self._workspace.still(), self._state, self._step, self._taken)
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step on each of the slots 0 … steps-1, or on fewer if `tick` stops it; returns how many."""
@@ -172,26 +225,29 @@ class _Loop:
 
     def states(self) -> list[TrainState]:
         """The public state: dense leaves, zeros where weights were pruned."""
-        workspace, state = self._workspace, self._state
-        buffers = workspace.buffers(state.buffers, self._taken * self._parts)
-        if self._numbers is not None:
-            opt = optimizer_after(workspace, self._numbers, state.opt, buffers, self._taken)
-        else:
-            opt = self._python.opt()
-        step = torch.full_like(state.step, self._step)
-        return [TrainState(workspace.dense(workspace.values), buffers, state.masks, opt, step)]
+        return [self._public(self._workspace, self._state, self._step, self._taken)]
+
+    def _public(self, workspace: Workspace, state: TrainState, step: int, taken: int) -> TrainState:
+        bare = self._bare(workspace, state, step, taken)
+        if self._numbers is None:
+            return bare._replace(opt=self._python.opt())
+        return bare._replace(opt=optimizer_after(workspace, self._numbers, state.opt, bare.buffers, taken))
+
+    def _bare(self, workspace: Workspace, state: TrainState, step: int, taken: int) -> TrainState:
+        buffers, number = workspace.buffers(state.buffers, taken * self._parts), torch.full_like(state.step, step)
+        return TrainState(workspace.dense(workspace.values), buffers, state.masks, (), number)
 
 
 class _Several:
     """Networks in turn, one after the other: on a CPU nothing is gained by mixing them."""
 
     def __init__(self, loops: Sequence[_Loop]) -> None:
-        self._loops = loops
+        self.loops = loops
         self.draws = loops[0].draws
 
     def take(self, steps: int, tick: Tick | None) -> int:
         """Take one step of each network on each of the slots 0 … steps-1, or on as many as the first takes."""
-        first, *others = self._loops
+        first, *others = self.loops
         taken = first.take(steps, tick)
         for loop in others:
             loop.take(taken, None)
@@ -199,13 +255,13 @@ class _Several:
 
     def losses(self) -> list[float]:
         """The sum of each network's losses."""
-        return [loss for loop in self._loops for loss in loop.losses()]
+        return [loss for loop in self.loops for loss in loop.losses()]
 
     def count_from(self, losses: Sequence[float]) -> None:
         """Let the sums of losses go on from here."""
-        for loop, loss in zip(self._loops, losses, strict=True):
+        for loop, loss in zip(self.loops, losses, strict=True):
             loop.count_from([loss])
 
     def states(self) -> list[TrainState]:
         """The public states."""
-        return [state for loop in self._loops for state in loop.states()]
+        return [state for loop in self.loops for state in loop.states()]

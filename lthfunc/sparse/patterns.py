@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES
+
 
 class Entries(NamedTuple):
     """The survivors that a product's rows read, in the order of the leaf.
@@ -39,11 +42,14 @@ class Blocks(NamedTuple):
 class Lists(NamedTuple):
     """The lists of a product's rows, row after row, and in a row block after block.
 
-    starts: int64 (rows * blocks + 1,); inputs: int64 (entries,); which: int64 (entries,), or None for 0, 1, 2 …
+    starts: int64 (rows * blocks + 1,); offsets: int64 (entries,), in bytes; which: int64 (entries,), or None for
+    0, 1, 2 … Or all of them int32.
     """
 
+    rows: int
+    blocks: int
     starts: Tensor
-    inputs: Tensor
+    offsets: Tensor
     which: Tensor | None
 
 
@@ -53,11 +59,37 @@ def lists_of(entries: Entries, blocks: Blocks | None) -> Lists:
     key = entries.rows if blocks is None else entries.rows * each + blocks.number
     lengths = torch.bincount(key, minlength=entries.outputs * each)
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    if entries.which is None:  # a leaf's own order is that of its rows, and of its inputs in each
-        return Lists(starts, entries.inputs, None)
-    order = torch.argsort(entries.inputs, stable=True)
-    order = order[torch.argsort(key[order], stable=True)]
-    return Lists(starts, entries.inputs[order], entries.which[order])
+    inputs, which = entries.inputs, entries.which
+    if which is not None:  # otherwise a leaf's own order is that of its rows, and of its inputs in each
+        order = torch.argsort(inputs, stable=True)
+        order = order[torch.argsort(key[order], stable=True)]
+        inputs, which = inputs[order], which[order]
+    return Lists(entries.outputs, each, starts, inputs * VECTOR_BYTES, which)
+
+
+def matrix_lists(
+    positions: Tensor, shape: tuple[int, ...], addresses: Tensor, bytes_each: int, *, transposed: bool
+) -> Lists:
+    """`lists_of` a matrix's survivors, or of those of its transpose, by the kernels.
+
+    positions: int64 (survivors,), rising, in the flattened matrix. addresses: int64, vectors to each column's input, or
+    to each row's; bytes_each: what one takes.
+    """
+    rows, columns = shape
+    lists, read = (columns, rows) if transposed else (rows, columns)
+    size = block_size(read, bytes_each, len(positions) / max(1, read * lists))
+    blocks, count = -(-read // size), len(positions)
+    starts, offsets, which = (
+        torch.empty(length, dtype=torch.int32) for length in (lists * blocks + 1, count, count if transposed else 0)
+    )
+    if count:
+        load_kernels()
+        torch.ops.lthfunc.matrix_lists(
+            positions, rows, columns, transposed, addresses, size, starts, offsets, which if transposed else None
+        )
+    else:  # as where it is only looked at whether a network can be lowered, for which no kernels are built
+        starts.zero_()
+    return Lists(lists, blocks, starts, offsets, which if transposed else None)
 
 
 #: Bytes of inputs that a block may span, so that it stays in a first-level cache of 32 kB beside lists and sums.

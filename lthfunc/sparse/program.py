@@ -67,15 +67,17 @@ class Program(NamedTuple):
 
 
 def program_of(
-    graph: Captured, params: Params, buffers: Buffers, masks: Masks, *, batch: int, stored: Stored, epilogue: Epilogue
-) -> Program:
+    graph: Captured, params: Params, buffers: Buffers, masks: Masks, *, batch: int, stored: Stored, epilogue: Epilogue,
+    positions: Mapping[str, Tensor] | None = None,
+) -> Program:  # fmt: skip
     """Write the program of a network for batches of up to `batch` examples that are stored so.
 
-    Raises UserError, with the operation and its line in the network, where there is no lowering.
+    positions: where the survivors of masked leaves lie, if that is known, as `Program` has them. Raises UserError, with
+    the operation and its line in the network, where there is no lowering.
     """
     b = Builder(batch, epilogue.gradients)
     for leaf, value in params.items():
-        _add_leaf(b, leaf, value, masks)
+        _add_leaf(b, leaf, value, masks.get(leaf), (positions or {}).get(leaf))
     for buffer, value in buffers.items():
         if value.is_floating_point():
             b.statistics[buffer] = b.numbers([0.0] * value.numel())
@@ -93,21 +95,21 @@ def program_of(
             b.read(read)
         operation.emit(operation)
     forward, backward, update, averages = _finish(b, output, epilogue, statistics)
-    positions = {leaf: weights.positions for leaf, weights in b.weights.items()}
+    found = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
-        finished(b), forward, backward, update, averages, epilogue.gradients, batch, b.leaves, positions,
+        finished(b), forward, backward, update, averages, epilogue.gradients, batch, b.leaves, found,
         tuple(counters), dict(b.statistics), output.shape,
     )  # fmt: skip
 
 
-def _add_leaf(b: Builder, name: str, value: Tensor, masks: Mapping[str, Tensor]) -> None:
+def _add_leaf(b: Builder, name: str, value: Tensor, mask: Tensor | None, positions: Tensor | None) -> None:
     first = sum(leaf.size for leaf in b.leaves.values())
     if value.dtype != torch.float32:
         raise UserError(f"--engine: sparse computes in float32; {name} is {value.dtype}")
     count = value.numel()
     if value.ndim > 1:
-        mask = masks.get(name)
-        positions = torch.arange(count) if mask is None else mask.flatten().nonzero().flatten()
+        if positions is None:
+            positions = torch.arange(count) if mask is None else mask.flatten().nonzero().flatten()
         b.weights[name] = Weights(tuple(value.shape), positions)
         count = len(positions)
     b.leaves[name] = Leaf(first, count)

@@ -40,15 +40,21 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
         def choose(masks: Masks, shape: tuple[int, ...]) -> Engine:
             return engines[_is_faster(work, shape, masks)]
 
+        def engine_of(states: Sequence[TrainState], prefetcher: Prefetcher) -> Engine:
+            return choose(states[0].masks, tuple(prefetcher.kinds[0][0][2 if len(states) == 1 else 3 :]))
+
         def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
-            shape = tuple(prefetcher.kinds[0][0][2 if len(states) == 1 else 3 :])
-            return choose(states[0].masks, shape).begin(states, seeds, prefetcher)
+            return engine_of(states, prefetcher).begin(states, seeds, prefetcher)
+
+        def change(running: Running, states: Sequence[TrainState], prefetcher: Prefetcher) -> bool:
+            # Masks may decide for the other engine, which does not know the loop.
+            return engine_of(states, prefetcher).change(running, states, prefetcher)
 
         def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
             # What is zero counts as pruned: masks are not known here, and nothing else matters to a forward pass.
             masks = {name: networks[0].params[name] != 0 for name in work.model.prunable}
             return choose(masks, tuple(split.x.shape[1:])).measure(networks, split)
 
-        return Engine(f"sparse/{dense}", begin, measure, engines[False].forget)
+        return Engine(f"sparse/{dense}", begin, measure, engines[False].forget, change, engines[True].on_survivors)
 
     return make

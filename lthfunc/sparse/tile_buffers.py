@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -69,11 +70,8 @@ class TileBuffer:
         return self.channels * self.height * self.width
 
     def addresses(self) -> Tensor:
-        """int64 (features,): vectors from `first` to each feature, in the order of a flattened value."""
-        channels = torch.arange(self.channels) * self.channel
-        rows = torch.arange(self.height) * self.row
-        positions = channels[:, None, None] + rows[:, None] + torch.arange(self.width)
-        return positions.flatten()
+        """int64 (features,): vectors from `first` to each feature, in the order of a flattened value; to be read."""
+        return _addresses(self.layout)
 
     def columns(self, prefix: str) -> dict[str, int]:
         """The columns that describe it in an instruction, but for its size."""
@@ -83,6 +81,14 @@ class TileBuffer:
             f"{prefix}_channel": self.channel,
             f"{prefix}_row": self.row,
         }
+
+
+@functools.lru_cache(maxsize=64)  # a program asks for each several times, and so do those of later masks
+def _addresses(layout: tuple[int, int, int, int]) -> Tensor:
+    buffer = TileBuffer(*layout)
+    channels = torch.arange(buffer.channels) * buffer.channel
+    rows = torch.arange(buffer.height) * buffer.row
+    return (channels[:, None, None] + rows[:, None] + torch.arange(buffer.width)).flatten()
 
 
 class SameLayout(TileBuffer):

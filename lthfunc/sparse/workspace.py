@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.sparse.packing import columns, packed_like, unpacked_like
@@ -28,9 +30,7 @@ class Workspace:
         self._sizes = {name: buffer.numel() for name, buffer in buffers.items()}
         self.constants = code.constants.clone()
         self.load(params, buffers)
-        self.gradients = torch.zeros_like(self.values) if program.gradients else _NOTHING
-        # Zeros, since halos and tiles that are not full are read and never written.
-        self.activations = torch.zeros(16 * max(1, code.vectors), dtype=torch.float32)
+        self._make_room()
         self.outputs = torch.zeros(program.batch, *program.outputs)
         self.totals = torch.zeros(2, dtype=torch.float64)
         #: What an optimiser keeps from step to step: rows of a number for each value. Its clock (6,) is powers of
@@ -38,6 +38,42 @@ class Workspace:
         self.kept = torch.zeros(0, len(self.values))
         self.clock = torch.zeros(0, dtype=torch.float64)
         self.schedule = torch.zeros(0)
+
+    def _make_room(self) -> None:
+        """For what a step computes."""
+        self.gradients = torch.zeros_like(self.values) if self.program.gradients else _NOTHING
+        # Zeros, since halos and tiles that are not full are read and never written.
+        self.activations = torch.zeros(16 * max(1, self.program.code.vectors), dtype=torch.float32)
+
+    def moved(self, program: Program, sources: Tensor) -> Workspace:
+        """The workspace of another program, of the same network under other masks, that goes on from this one.
+
+        sources: int64 (values,), for each of its values the number of the value that it is here, or -1: it is zero, and
+        so is what an optimiser keeps of it.
+        """
+        last = len(self.values)  # a zero is put there
+        places = torch.where(sources < 0, last, sources)
+        other = copy.copy(self)
+        other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
+        other.values, other.kept = (
+            F.pad(numbers, (0, 1)).index_select(-1, places) for numbers in (self.values, self.kept)
+        )
+        other._apart = None
+        other._make_room()
+        return other
+
+    def still(self) -> Workspace:
+        """A copy of what `dense`, `buffers` and an optimiser's state are read from, for as long as this one runs on."""
+        other = copy.copy(self)
+        for name in ("values", "kept", "constants", "clock"):
+            setattr(other, name, getattr(self, name).clone())
+        return other
+
+    def is_finite(self) -> bool:
+        """Whether all numbers of the network, of its optimiser's state and the sums of losses are finite."""
+        statistics = [self.constants[at : at + self._sizes[name]] for name, at in self.program.statistics.items()]
+        parts = [self.values, self.kept, self.totals, *statistics, *self.averages.values()]
+        return bool(torch.stack([(part * 0).sum().double() for part in parts]).sum() == 0)
 
     def load(self, params: Params, buffers: Buffers) -> None:
         """Take the values of a network with these survivors."""

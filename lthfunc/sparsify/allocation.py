@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.ranking import best
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.ops import Count, count
 from lthfunc.trees.patterns import check_patterns
@@ -50,7 +50,7 @@ def globally(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
 def counts_of_best(scores: Scores, masks: Masks, budget: Tensor | int) -> KeepCounts:
     """How many of the `budget` best of all remaining weights each layer holds."""
     alive = torch.cat([mask.flatten() for mask in masks.values()])
-    chosen = (ranks(torch.cat([scores[name].flatten() for name in masks]), alive) < budget) & alive
+    chosen = best(torch.cat([scores[name].flatten() for name in masks]), alive, budget)
     sizes = [mask.numel() for mask in masks.values()]
     return {name: part.sum() for name, part in zip(masks, torch.split(chosen, sizes), strict=True)}
 

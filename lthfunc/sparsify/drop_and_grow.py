@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.sparsify.allocation import number_pruned
-from lthfunc.sparsify.ranking import ranks
+from lthfunc.sparsify.ranking import best
 from lthfunc.sparsify.scores import Scores, magnitude
 from lthfunc.trees.ops import apply_masks, masked_like
 from lthfunc.trees.types import Masks, TrainState
@@ -27,7 +27,7 @@ def drop(scores: Scores, masks: Masks, drop_fraction: float) -> Masks:
 
     def fewer(name: str, mask: Tensor) -> Tensor:
         living = mask.sum()
-        return (ranks(scores[name], mask) < living - number_pruned(living, drop_fraction)) & mask
+        return best(scores[name], mask, living - number_pruned(living, drop_fraction))
 
     return {name: fewer(name, mask) for name, mask in masks.items()}
 
@@ -42,7 +42,7 @@ def grow(growth_score: Scores, masks: Masks, counts: Mapping[str, Tensor | int])
     >>> lf.grow({"w": torch.tensor([9.0, 1.0, 2.0, 3.0])}, masks, {"w": 2})
     {'w': tensor([ True, False,  True,  True])}
     """
-    return {name: mask | ((ranks(growth_score[name], ~mask) < counts[name]) & ~mask) for name, mask in masks.items()}
+    return {name: mask | best(growth_score[name], ~mask, counts[name]) for name, mask in masks.items()}
 
 
 @public

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,33 @@ def ranks(scores: Tensor, alive: Tensor) -> Tensor:
     """
     best_first = torch.argsort(_falling(scores.flatten()), stable=True)
     return _ranks(best_first[None], alive.flatten()[None]).view(scores.shape)
+
+
+def best(scores: Tensor, alive: Tensor, count: Tensor | int) -> Tensor:
+    """The `count` best of the live entries by `ranks`, all of them where there are fewer: bool, the shape of `scores`.
+
+    On a CPU the last one chosen is found without sorting, in time that is linear in the number of live entries.
+    """
+    if not _is_in_memory(scores) or not _is_in_memory(alive):
+        return (ranks(scores, alive) < count) & alive
+    living, wanted = alive.flatten(), int(count)
+    keys = _falling(scores.flatten().masked_select(living))
+    if wanted >= len(keys):
+        return alive.clone()
+    if wanted <= 0:
+        return torch.zeros_like(alive)
+    last = np.partition(keys.numpy(), wanted - 1)[wanted - 1]
+    chosen = keys <= last
+    if int(chosen.sum()) > wanted:  # of those equal to the last, the first ones
+        ties = keys == last
+        sure = chosen & ~ties
+        chosen = sure | (ties & (ties.cumsum(0) <= wanted - int(sure.sum())))
+    return torch.zeros_like(living).masked_scatter_(living, chosen).view(alive.shape)
+
+
+def _is_in_memory(leaf: Tensor) -> bool:
+    """Whether a tensor's numbers can be looked at at once: not on a GPU, under vmap or in a trace."""
+    return type(leaf) is Tensor and leaf.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(leaf)
 
 
 def ranks_in_rows(scores: Tensor, alive: Tensor) -> Tensor:

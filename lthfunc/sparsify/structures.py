@@ -17,7 +17,7 @@ from torch import Tensor
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.allocation import KeepCounts
-from lthfunc.sparsify.ranking import ranks, ranks_in_rows
+from lthfunc.sparsify.ranking import best, ranks, ranks_in_rows
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.patterns import check_patterns
 from lthfunc.trees.types import Masks
@@ -38,7 +38,7 @@ def unstructured(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
     >>> lf.unstructured(scores, masks, {"w": torch.tensor(1)})
     {'w': tensor([ True, False, False])}
     """
-    return {name: (ranks(scores[name], mask) < keep[name].to(mask.device)) & mask for name, mask in masks.items()}
+    return {name: best(scores[name], mask, keep[name].to(mask.device)) for name, mask in masks.items()}
 
 
 @public
@@ -67,7 +67,7 @@ def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
                 f"structure: {n}:{m} holds at most {int(allowed.sum()):,} of the {mask.numel():,} weights of {name}, "
                 f"but {int(keep):,} are to be kept; choose a density of {n / m:g} or less, the same in all layers"
             )
-        return from_matrix((ranks(matrix, allowed) < keep) & allowed, mask.shape)
+        return from_matrix(best(matrix, allowed, keep), mask.shape)
 
     return _each(select, exempt)
 
@@ -95,7 +95,7 @@ def blocks(rows: int, columns: int, exempt: Sequence[str] = ()) -> Select:
         tiles = _tiled(torch.where(living, matrix.double(), 0), rows, columns)
         alive = _tiled(living, rows, columns).flatten(2).any(2)
         count = torch.round(keep.double() / (rows * columns)).long()
-        chosen = (ranks(tiles.flatten(2).sum(2), alive) < count) & alive
+        chosen = best(tiles.flatten(2).sum(2), alive, count)
         wide = chosen.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         return from_matrix(wide & living, mask.shape)
 
@@ -147,7 +147,7 @@ def per_output(exempt: Sequence[str] = ()) -> Select:
         order = ranks_in_rows(scores.flatten(1), living)
         # The best weight of each row first, then the second best of each row, and so on.
         turn = order * len(order) + torch.arange(len(order), device=order.device)[:, None]
-        return ((ranks(-turn, living) < keep) & living).view(mask.shape)
+        return best(-turn, living, keep).view(mask.shape)
 
     return _each(select, exempt)
 

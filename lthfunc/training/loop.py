@@ -133,9 +133,15 @@ def fit_together(
             change = following(updates, fits, until)
             step = look if change is None else min(look, change)
             training.to(step, fits)
+            if updates is not None and step == change != look and updates.exchange and training.keeps_survivors:
+                phase("preparation", step)
+                exchanged = updates.on_survivors(training, fits, step, until)
+                if exchanged is not None:
+                    fits = exchanged
+                    continue
             now = training.now()
             if not all(are_finite(*now)):
-                now = recover_from_nonfinite(training, snapshot, seeds, step, fits)
+                now = recover_from_nonfinite(training, snapshot(), seeds, step, fits)
             fits = unfinished_fits(fits, *now)
             if step == look:
                 losses = training.mark(*now)

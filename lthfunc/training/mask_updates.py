@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.tracebacks import is_library_function
-from lthfunc.training.results import Fit, LayerChange, MaskChange
+from lthfunc.training.results import Exchanged, Fit, LayerChange, MaskChange, Scoring
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import apply_masks, as_numbers, leaf_difference, masked_like
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Masks, TrainState
+from lthfunc.trees.types import Masks, Params, TrainState
 
 
 class UpdateContext(NamedTuple):
@@ -40,7 +41,9 @@ class MaskUpdates(NamedTuple):
     steps: increasing; those before a training's start, or from its end on, are left out. change: (state, UpdateContext)
     -> the state to continue from, at the same step; pruned weights must be zero, and moments of its `opt` continue.
     remember: (state, UpdateContext) -> masks to keep until the next update, called before `change`. Both are pure;
-    random layers and the global generators draw the same numbers in every run.
+    random layers and the global generators draw the same numbers in every run. exchange: (state without optimiser
+    state, UpdateContext) -> (growth scores, drop fraction), if `change` is `drop_and_grow` of these: an engine that
+    keeps survivors alone then moves only what changes, to the same bits.
 
     >>> def shrink(state, now):
     ...     return lf.prune(fraction=0.5, keep_moments=True)(state)
@@ -51,6 +54,7 @@ class MaskUpdates(NamedTuple):
     steps: tuple[int, ...]
     change: Callable[[TrainState, UpdateContext], TrainState]
     remember: Callable[[TrainState, UpdateContext], tuple[Masks, ...]] = _nothing
+    exchange: Callable[[TrainState, UpdateContext], tuple[Params, float]] | None = None
 
     def following(self, fit: Fit, until: int) -> int | None:
         """The step of a fit's next update before step `until`; None if there is none."""
@@ -60,12 +64,52 @@ class MaskUpdates(NamedTuple):
     def applied(self, fit: Fit, seed: int, until: int) -> Fit:
         """The fit after its update at its current step. Raises UserError if a user's function returns another state."""
         state = fit.state
-        now = UpdateContext(seed, int(state.step), not any(int(state.step) < step < until for step in self.steps))
-        with seeded_generators(key(seed, "mask-update", now.step), state.step.device):
+        now = self._context(seed, int(state.step), until)
+        with _seeded(now, state):
             now = now._replace(memory=self.remember(state, now._replace(memory=fit.memory)))
             after = _checked(self.change, state, now)
         change = MaskChange(now.step, layer_changes(state.masks, after.masks), masks_digest(after.masks))
         return fit._replace(state=after, changes=(*fit.changes, change), memory=now.memory)
+
+    def on_survivors(self, training: Exchanging, fits: Sequence[Fit], step: int, until: int) -> list[Fit] | None:
+        """The fits after an update at this step without their dense states, which `training` holds; None if it can't.
+
+        Their `state` and `since` are those of before.
+        """
+        scoring = self.exchange
+        if scoring is None:
+            return None
+
+        def scores_of(state: TrainState, seed: int) -> tuple[Params, float]:
+            now = self._context(seed, step, until)
+            with _seeded(now, state):
+                return scoring(state, now)
+
+        found = training.exchange(scores_of)
+        if found is None:
+            return None
+        changes = [MaskChange(step, layers, masks_digest(masks)) for masks, layers in found]
+        return [fit._replace(changes=(*fit.changes, change)) for fit, change in zip(fits, changes, strict=True)]
+
+    def _context(self, seed: int, step: int, until: int) -> UpdateContext:
+        return UpdateContext(seed, step, not any(step < other < until for other in self.steps))
+
+
+class Exchanging(Protocol):
+    """A training that may exchange weights where it keeps them (`TrainingSession`)."""
+
+    def exchange(self, scoring: Scoring) -> list[Exchanged] | None:
+        """What each state's masks are now; None, with nothing done, where it can't."""
+
+
+def scores_fit(scores: Params, masks: Masks) -> bool:
+    """Whether there is a score of type float32 for each weight."""
+    kinds = {name: (leaf.shape, leaf.dtype) for name, leaf in scores.items()}
+    return kinds == {name: (mask.shape, torch.float32) for name, mask in masks.items()}
+
+
+def _seeded(now: UpdateContext, state: TrainState) -> AbstractContextManager[None]:
+    return seeded_generators(key(now.seed, "mask-update", now.step), state.step.device)
 
 
 def _checked(

@@ -64,6 +64,12 @@ class MaskChange(NamedTuple):
         return sum(each.dropped + each.grown for each in self.layers.values())
 
 
+#: (dense state without optimiser state, its seed) -> (growth scores, drop fraction), as `drop_and_grow` takes them.
+Scoring = Callable[[TrainState, int], tuple[Params, float]]
+#: The new masks, and what changed in each layer.
+Exchanged = tuple[Masks, dict[str, LayerChange]]
+
+
 class Fit(NamedTuple):
     """A training: its state, the best network so far, and the learning curve.
 

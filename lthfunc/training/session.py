@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.training.chain import is_library_optimizer
 from lthfunc.training.engines.interface import Running, Tick, Work
+from lthfunc.training.mask_updates import scores_fit
 from lthfunc.training.optimizer_states import schedule_in
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.results import Checkpointer, Fit, Observers, SinceLastPoint, Stopped
+from lthfunc.training.results import Checkpointer, Exchanged, Fit, Observers, Scoring, SinceLastPoint, Stopped
 from lthfunc.training.schedules import all_end_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, training_context
@@ -30,6 +31,10 @@ class TrainingSession:
     """States in training; a context manager, since a streamed prefetcher has a thread."""
 
     running: Running
+    #: Gives the states at the last mark or change, and what each had done since its last mark.
+    snapshot: Callable[[], Snapshot]
+    _steps: list[int]
+    _random: Tensor | None
 
     def __init__(
         self,
@@ -58,29 +63,20 @@ class TrainingSession:
         drawing: whether this is called within `drawing`, whose random numbers then continue.
         """
         self.close()
-        known = [each for each in since if each is not None]
-        self._step = int(states[0].step)
-        if self._step < 0:
-            raise UserError(f"state.step: invalid value {self._step} (expected a step of at least 0)")
-        self._steps = [each.steps for each in known] or [0] * len(states)
-        self._random = known[0].random if known and not drawing else None
-        data = self.trainer.data
-        self._prefetcher = Prefetcher(
-            data.train,
-            self.trainer.batch_size,
-            self._seeds,
-            self._device,
-            mapped=data.mapped,
-            stream=data.stream,
-            collectives=self.trainer.work.collectives,
-        )
-        ready = [with_optimizer(state, self.trainer.work.optimizer) for state in states]
-        _check_rates(ready, self._end)
+        step = int(states[0].step)
+        if step < 0:
+            raise UserError(f"state.step: invalid value {step} (expected a step of at least 0)")
+        trainer, data = self.trainer, self.trainer.data
+        self._prefetcher = prefetcher = Prefetcher(
+            data.train, trainer.batch_size, self._seeds, self._device, mapped=data.mapped,
+            stream=data.stream, collectives=trainer.work.collectives,
+        )  # fmt: skip
+        ready = self._ready(states)
         with training_context(self.trainer):
-            self.running = self.trainer.engine.begin(ready, self._seeds, self._prefetcher)
-            if known:
-                self.running.count_from([each.loss for each in known])
-        self.snapshot: Snapshot = (ready, known)
+            self.running = self.trainer.engine.begin(ready, self._seeds, prefetcher)
+            self._continue(ready, since)
+        if drawing:
+            self._random = None
 
     def to(self, stop: int, fits: Sequence[Fit] = ()) -> None:
         """Train to step `stop`. fits: in which a checkpointer saves the states. Raises Stopped."""
@@ -120,7 +116,7 @@ class TrainingSession:
         """Count anew from the current step; returns the mean losses up to here (NaN over no step)."""
         self.running.count_from([0.0] * len(states))
         self._steps = [0] * len(states)
-        self.snapshot = (states, [])
+        self.snapshot = lambda: (states, [])
         return [each.loss / each.steps if each.steps else math.nan for each in since]
 
     @contextmanager
@@ -144,8 +140,59 @@ class TrainingSession:
 
     def change_to(self, states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> None:
         """Continue from other states at the current step, from which on random layers draw new numbers."""
-        generator = torch.Generator(self._device).manual_seed(self._draw_key())
-        self.restart(states, [each._replace(random=generator.get_state()) for each in since])
+        assert self._prefetcher is not None
+        random = torch.Generator(self._device).manual_seed(self._draw_key()).get_state()
+        since, ready = [each._replace(random=random) for each in since], self._ready(states)
+        with training_context(self.trainer):
+            if self.trainer.engine.change(self.running, ready, self._prefetcher):
+                self._continue(ready, since)
+                return
+        self.restart(ready, since)
+
+    def _ready(self, states: Sequence[TrainState]) -> list[TrainState]:
+        """The states with an optimiser. Raises UserError where steps would change nothing."""
+        ready = [with_optimizer(state, self.trainer.work.optimizer) for state in states]
+        _check_rates(ready, self._end)
+        return ready
+
+    def _continue(self, ready: list[TrainState], since: Sequence[SinceLastPoint | None]) -> None:
+        """Note where the running loop now stands."""
+        known = [each for each in since if each is not None]
+        self._step = int(ready[0].step)
+        self._steps = [each.steps for each in known] or [0] * len(ready)
+        self._random = known[0].random if known else None
+        self.running.count_from([each.loss for each in known] or [0.0] * len(ready))
+        self.snapshot = lambda: (ready, known)
+
+    @property
+    def keeps_survivors(self) -> bool:
+        """Whether the running loop keeps survivors alone."""
+        return bool(self.trainer.engine.on_survivors(self.running))
+
+    def exchange(self, scoring: Scoring) -> list[Exchanged] | None:
+        """Drop and grow on the survivors that the running loop keeps, and continue as `change_to` does.
+
+        Returns what each state's masks are now; None, with nothing done, where the loop keeps no survivors alone, where
+        something is not finite, and where scores are not float32.
+        """
+        networks, losses = self.trainer.engine.on_survivors(self.running), self.running.losses()
+        if not networks or not all(map(math.isfinite, losses)) or not all(each.is_finite() for each in networks):
+            return None
+        states = [network.network() for network in networks]
+        given = [scoring(state, seed) for state, seed in zip(states, self._seeds, strict=True)]
+        if not all(scores_fit(scores, state.masks) for (scores, _), state in zip(given, states, strict=True)):
+            return None
+        with training_context(self.trainer):
+            found = [network.exchange(*each) for network, each in zip(networks, given, strict=True)]
+        kept, draw, steps = [each.kept() for each in networks], self._draw_key(), self._steps
+
+        def snapshot() -> Snapshot:
+            random = torch.Generator(self._device).manual_seed(draw).get_state()
+            since = [SinceLastPoint(loss, count, random) for loss, count in zip(losses, steps, strict=True)]
+            return [each() for each in kept], since
+
+        self.snapshot = snapshot
+        return found
 
     def close(self) -> None:
         """End the thread of a streamed prefetcher."""

@@ -11,9 +11,10 @@ from lthfunc.experiments.iterative import Plan
 from lthfunc.sparsify.density_schedules import cubic, periodic
 from lthfunc.sparsify.drop_and_grow import drop_and_grow
 from lthfunc.sparsify.mask_comparison import mask_distance
-from lthfunc.sparsify.scores import Score, checked_score, magnitude
+from lthfunc.sparsify.scores import Score, Scores, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.training.trainer import Trainer
 from lthfunc.trees.ops import density
 from lthfunc.trees.types import Masks, TrainState
 
@@ -45,19 +46,33 @@ def exchanging(
 ) -> Plan:
     """Drop small weights and grow as many others, again and again (SET, RigL); ERK masks at first."""
     end, every = period(plan, update_every, update_until)
-    growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
+    falling = DROP_SCHEDULES.load(drop_schedule)
+    steps = tuple(periodic(every, end, every)[:-1])
+    updates = exchanges(plan.trainer, steps, growth_of(growth), lambda step: falling(drop_fraction, step, end))
+    return plan._replace(updates=(updates,) * plan.rounds)
+
+
+def exchanges(
+    trainer: Trainer, steps: tuple[int, ...], growing: Callable[[ScoreContext], Score], share: Callable[[int], float]
+) -> MaskUpdates:
+    """Updates that drop small weights and grow others. share: of each layer's weights, by the step."""
+
+    def exchange(state: TrainState, now: UpdateContext) -> tuple[Scores, float]:
+        score = checked_score(growth_score(trainer, growing, state, now))
+        return score(state.params, state.masks), share(now.step)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        scores = checked_score(growth_score(plan, growing, state, now))(state.params, state.masks)
-        return drop_and_grow(state, scores, falling(drop_fraction, now.step, end))
+        return drop_and_grow(state, *exchange(state, now))
 
-    return plan._replace(updates=(MaskUpdates(tuple(periodic(every, end, every)[:-1]), change),) * plan.rounds)
+    return MaskUpdates(steps, change, exchange=exchange)
 
 
-def growth_score(plan: Plan, growing: Callable[[ScoreContext], Score], state: TrainState, now: UpdateContext) -> Score:
+def growth_score(
+    trainer: Trainer, growing: Callable[[ScoreContext], Score], state: TrainState, now: UpdateContext
+) -> Score:
     """The score of the weights to grow after a step."""
-    trainer = plan.trainer
-    about = (plan.model, trainer.data, trainer.batch_size, 0.0, now.seed, now.step, state, state, trainer.work.loss)
+    work = trainer.work
+    about = (work.model, trainer.data, trainer.batch_size, 0.0, now.seed, now.step, state, state, work.loss)
     return growing(ScoreContext(*about))
 
 

@@ -28,7 +28,7 @@ def granet(
         densities = dict(cubic(target, 0, end, every)[1:])
 
         def change(state: TrainState, now: UpdateContext) -> TrainState:
-            scores = checked_score(growth_score(plan, growing, state, now))(state.params, state.masks)
+            scores = checked_score(growth_score(plan.trainer, growing, state, now))(state.params, state.masks)
             pruned = pruned_to(plan, densities[now.step])(state)
             return drop_and_grow(pruned, scores, falling(drop_fraction, now.step, end), keep_values=True)
 

@@ -25,8 +25,8 @@ def mest(
     growing, slopes, falling = growth_of(growth), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        hopes = checked_score(growth_score(plan, growing, state, now))(state.params, state.masks)
-        slope = growth_score(plan, slopes, state, now)(state.params, state.masks)
+        hopes = checked_score(growth_score(plan.trainer, growing, state, now))(state.params, state.masks)
+        slope = growth_score(plan.trainer, slopes, state, now)(state.params, state.masks)
         worth = {name: state.params[name].abs() + gradient_weight * slope[name] for name in state.masks}
         return drop_and_grow(state, hopes, falling(drop_fraction, now.step, end), drop_score=worth)
 

@@ -33,7 +33,7 @@ def srigl(
     growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        hopes = checked_score(growth_score(plan, growing, state, now))(state.params, state.masks)
+        hopes = checked_score(growth_score(plan.trainer, growing, state, now))(state.params, state.masks)
         share, fewer, masks = falling(drop_fraction, now.step, end), {}, {}
         for name, mask in state.masks.items():
             salient = 0.0 if name == plan.model.output else min_salient

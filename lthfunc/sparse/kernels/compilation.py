@@ -21,7 +21,9 @@ FLAGS = (
     "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas",
 )  # fmt: skip
 #: Files that are compiled by themselves, the longest first; all others, which are short, are compiled as one.
-_ALONE = ("sparse_gradients", "sparse_products", "dense_convolutions", "bindings", "dense_products")
+_ALONE = (
+    "sparse_gradients", "sparse_products", "dense_convolutions", "bindings", "survivor_bindings", "dense_products",
+)  # fmt: skip
 
 
 class CompilerError(Exception):

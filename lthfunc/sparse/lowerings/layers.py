@@ -12,7 +12,7 @@ from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, lowers, pair
 from lthfunc.sparse.lowerings.product import EntriesOf, Product, ProductLowering
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, StridedRegion, flat, plain
-from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
+from lthfunc.sparse.patterns import Blocks, Entries, Lists, blocks_of, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 
 #: What two rows of pooled outputs may read together: a little more than a first-level cache.
@@ -36,25 +36,18 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     across = min(b.tiles, _TILES_AT_ONCE)
     product = ProductLowering(b, weight, bias, across, positions=1)
 
-    def split(positions: Tensor) -> tuple[Tensor, Tensor]:
-        return positions // shape[1], positions % shape[1]
-
     def emit(operation: Operation) -> None:
         source = operation.inputs[0].buffer
 
-        def forward(positions: Tensor) -> tuple[Entries, Blocks | None]:
-            rows, inputs = split(positions)
-            entries = Entries(shape[0], rows, source.addresses()[inputs])
-            return entries, blocks_of(inputs, shape[1], shape[0], across * VECTOR_BYTES)
+        def reading(read: TileBuffer, into: TileBuffer, *, transposed: bool) -> Product:
+            def lists_of(positions: Tensor) -> Lists:
+                each = across * VECTOR_BYTES
+                return matrix_lists(positions, shape, read.addresses(), each, transposed=transposed)
 
-        def backward(positions: Tensor) -> tuple[Entries, Blocks | None]:
-            rows, inputs = split(positions)
-            which = torch.arange(len(positions))
-            entries = Entries(shape[1], inputs, out.buffer.addresses()[rows], which)
-            return entries, blocks_of(rows, shape[0], shape[1], across * VECTOR_BYTES)
+            return Product(flat(read), flat(into), lists_of=lists_of)
 
-        back = Product(backward, flat(out.buffer), flat(source))
-        product.emit(operation, Product(forward, flat(source), flat(out.buffer)), [back])
+        back = reading(out.buffer, source, transposed=True)
+        product.emit(operation, reading(source, out.buffer, transposed=False), [back])
 
     b.operations.append(Operation([view.value], out, emit, accepts=product.accepts))
     return View(out, flat=True)
@@ -137,14 +130,14 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             return Entries(outs, row, inputs), blocks_of(channel, ins, outs, kernel[0] * width * VECTOR_BYTES)
 
         back = [
-            Product(backward(phase), plain(out.buffer), StridedRegion(
+            Product(plain(out.buffer), StridedRegion(
                 source, (-phase[0], -phase[1]), stride,
                 tuple(-(-(size - first) // step) for size, first, step in zip(size_in, phase, stride, strict=True)),
-            ), inside)
+            ), backward(phase), inside)
             for phase in phases
         ]  # fmt: skip
         padded = StridedRegion(source, padding, stride, (down.out, right.out))
-        product.emit(operation, Product(forward, padded, plain(out.buffer)), back)
+        product.emit(operation, Product(padded, plain(out.buffer), forward), back)
 
     b.operations.append(Operation([view.value], out, emit, accepts=product.accepts))
     return View(out)

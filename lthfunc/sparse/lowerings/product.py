@@ -13,23 +13,30 @@ from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import Param, claim
 from lthfunc.sparse.lowerings.strides import StridedRegion, moved, plain
-from lthfunc.sparse.patterns import Blocks, Entries, lists_of
-from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
+from lthfunc.sparse.patterns import Blocks, Entries, Lists, lists_of
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
 #: From weights, by where they lie in the flattened leaf, to what a product's rows read.
 EntriesOf = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
 
 
 class Product(NamedTuple):
-    """A product of a layer, or of its gradient: what its rows read, where that lies, and where the product goes.
+    """A product of a layer, or of its gradient: where what its rows read lies, where it goes, and which that is.
 
-    inside: the share of its work that lists do, leaving out the image's outside.
+    entries_of: of a convolution; lists_of: of a linear layer, whose lists are made at once. inside: the share of its
+    work that lists do, leaving out the image's outside.
     """
 
-    entries_of: EntriesOf
     region_in: StridedRegion
     region_out: StridedRegion
+    entries_of: EntriesOf | None = None
     inside: float = 1.0
+    lists_of: Callable[[Tensor], Lists] | None = None
+
+    def entries(self, positions: Tensor) -> tuple[Entries, Blocks | None]:
+        """What a convolution's rows read."""
+        assert self.entries_of is not None
+        return self.entries_of(positions)
 
 
 class ProductLowering:
@@ -92,7 +99,7 @@ class ProductLowering:
     def emit(self, operation: Operation, forward: Product, back: list[Product]) -> None:
         """The layer's product, and what those of its gradient, `back`, need."""
         (self.x,), self.out, fused = operation.inputs, operation.out, operation.fused
-        self.forward, (_, region_in, region_out, _) = forward, forward
+        self.forward, (region_in, region_out, *_) = forward, forward
         self.b.hold(fused[FusedStep.MAXIMA].out.buffer if FusedStep.MAXIMA in fused else self.out.buffer)
         self.back = [(each, self._transposed(each)) for each in back]
         if self.is_dense:
@@ -119,10 +126,9 @@ class ProductLowering:
             }  # fmt: skip
             if self.is_dense:
                 return self.dense.convolution(self._reads(), region_in, region, **columns)
-            made, blocks = forward.entries_of(self._positions)
-            lists = self._lists(made, None if maxima is not None else blocks)
+            rows, lists = self._lists(forward, in_blocks=maxima is None)
             self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
-            return self._products(made, region_in, region, lists | columns)
+            return self._products(rows, region_in, region, lists | columns)
 
         self.b.emit(late)
         self.b.backward.append(self.gradients)
@@ -130,7 +136,7 @@ class ProductLowering:
     def _reads(self) -> dict[str, int]:
         """What each row of a dense convolution reads, and each of its gradients."""
         if not self.reads:
-            self.reads = self.dense.reads(self.forward.entries_of(torch.arange(self.dense.ins))[0].inputs)
+            self.reads = self.dense.reads(self.forward.entries(torch.arange(self.dense.ins))[0].inputs)
         return self.reads
 
     def _transposed(self, back: Product) -> TransposedWeights | None:
@@ -146,28 +152,32 @@ class ProductLowering:
         """What the transpose's first row reads, and the weights for it, by where they lie in the flattened leaf."""
         step = self.dense.ins // self.x.buffer.channels
         positions = (torch.arange(self.dense.outs)[:, None] * self.dense.ins + torch.arange(step)).flatten()
-        made, _ = back.entries_of(positions)
+        made, _ = back.entries(positions)
         assert made.which is not None
         # In the order of memory, which is the reverse of the weights': the other way round, a processor guesses badly
         # what will be read next, and takes up to twice as long.
         order = torch.argsort(made.inputs)
         return made.inputs[order], positions[made.which[order]]
 
-    def _products(
-        self, made: Entries, region_in: StridedRegion, region_out: StridedRegion, columns: dict[str, int]
-    ) -> Any:
-        return "products", BY_ROWS if self.across else BY_TILES, made.outputs, {
+    def _products(self, rows: int, region_in: StridedRegion, region_out: StridedRegion, columns: dict[str, int]) -> Any:
+        return "products", BY_ROWS if self.across else BY_TILES, rows, {
             **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns,
         }  # fmt: skip
 
-    def _lists(self, entries: Entries, blocks: Blocks | None) -> dict[str, int]:
-        lists = lists_of(entries, blocks)
+    def _lists(self, product: Product, *, in_blocks: bool = True) -> tuple[int, dict[str, int]]:
+        """(how many rows have lists, the columns that describe them)."""
+        blocks = None
+        if product.lists_of is not None:
+            lists = product.lists_of(self._positions)
+        else:
+            made, blocks = product.entries(self._positions)
+            blocks = blocks if in_blocks else None
+            lists = lists_of(made, blocks)
         limits = None if blocks is None else blocks.limits
-        return {
-            "starts": self.b.table(lists.starts), "offsets": self.b.table(lists.inputs * VECTOR_BYTES),
-            "which": -1 if lists.which is None else self.b.table(lists.which),
-            "blocks": 1 if blocks is None else blocks.total,
+        return lists.rows, {
+            "starts": self.b.table(lists.starts), "offsets": self.b.table(lists.offsets),
+            "which": -1 if lists.which is None else self.b.table(lists.which), "blocks": lists.blocks,
             "limits": -1 if limits is None else self.b.table(limits.flatten()),
             "kernel_y": 0 if blocks is None else blocks.kernel_y,
             "kernel_x": 0 if blocks is None else blocks.kernel_x,
@@ -184,7 +194,7 @@ class ProductLowering:
         self.b.release(self.out)
 
     def _weight_gradients(self, grad: TileBuffer) -> None:
-        _, region_in, region_out, _ = self.forward
+        region_in, region_out, *_ = self.forward
         if self.across and self.gradients_dense:
             self.dense.gradients(self.x.buffer, grad, lambda: self.row_out, self._bias_at)
             return
@@ -218,7 +228,7 @@ class ProductLowering:
             }  # fmt: skip
             if transposed is not None:
                 return transposed.convolution(self.dense.reads(self._first_row(back)[0]), region_grad, into, **columns)
-            made, blocks = back.entries_of(self._positions)
-            return self._products(made, region_grad, into, self._lists(made, blocks) | columns)
+            rows, lists = self._lists(back)
+            return self._products(rows, region_grad, into, lists | columns)
 
         self.b.emit(late)

@@ -10,6 +10,7 @@ import torch
 
 from lthfunc.training.evaluation import Evaluation, chunk_for, chunk_on_gpu
 from lthfunc.training.prefetch import Prefetcher
+from lthfunc.training.results import Exchanged
 from lthfunc.training.steps import Work as Work
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
@@ -74,15 +75,35 @@ class Running(Protocol):
         """The public states: memory of their own, bool masks, the layout that `init` gives."""
 
 
+class OnSurvivors(Protocol):
+    """A network of a loop under way, of which the loop keeps the surviving weights alone."""
+
+    def is_finite(self) -> bool:
+        """Whether all its numbers are finite."""
+
+    def network(self) -> TrainState:
+        """The dense state without that of the optimiser."""
+
+    def exchange(self, growth_score: Params, drop_fraction: float) -> Exchanged:
+        """Go on after `drop_and_grow`. growth_score: float32. Returns the new masks, and what changed."""
+
+    def kept(self) -> Callable[[], TrainState]:
+        """The public state of now, which can be asked for later."""
+
+
 class Engine(NamedTuple):
     """A way to run the pure step. Add another in a file of its own and a line in `table.py`.
 
     begin: (states with an optimiser, their seeds, prefetcher) -> a running loop; the states are left as they are.
     measure: (networks, split) -> the quality of each. Several states run side by side as one vmapped program. forget:
-    gives up memory that is kept for the next training.
+    gives up memory that is kept for the next training. change: (a running loop, other states of its networks at its
+    step, its prefetcher) -> whether the loop goes on from them; if not, another one has to be begun. on_survivors: a
+    running loop -> its networks, if it keeps survivors alone; nothing otherwise.
     """
 
     name: str
     begin: Callable[[Sequence[TrainState], Sequence[int], Prefetcher], Running]
     measure: Callable[[Sequence[Network], Split], list[Evaluation]]
     forget: Callable[[], None] = lambda: None
+    change: Callable[[Running, Sequence[TrainState], Prefetcher], bool] = lambda running, states, prefetcher: False
+    on_survivors: Callable[[Running], Sequence[OnSurvivors]] = lambda running: ()

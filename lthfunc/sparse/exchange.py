@@ -1,0 +1,56 @@
+"""Drop and grow on survivors alone: `lthfunc.sparsify.drop_and_grow`, to the same bits, at the cost of what changes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.workspace import Workspace
+from lthfunc.sparsify.scores import Scores
+from lthfunc.training.results import LayerChange
+from lthfunc.trees.types import Masks
+
+
+class Exchange(NamedTuple):
+    """What survives an exchange, as many weights in each layer as before.
+
+    positions: as `Program` has them. sources: as `Workspace.moved` takes them.
+    """
+
+    masks: Masks
+    positions: dict[str, Tensor]
+    sources: Tensor
+    layers: dict[str, LayerChange]
+
+
+def exchanged(workspace: Workspace, masks: Masks, growth_score: Scores, drop_fraction: float) -> Exchange:
+    """Drop a share of each layer's weights, those of the least magnitude, and grow as many where scores are highest.
+
+    growth_score: float32, without NaN.
+    """
+    program = workspace.program
+    found, positions, layers = dict(masks), dict(program.positions), dict[str, LayerChange]()
+    sources = torch.arange(len(workspace.values))
+    for name, mask in masks.items():
+        leaf, before = program.leaves[name], program.positions[name]
+        values = workspace.values[leaf.first : leaf.first + leaf.size]
+        moved = round(leaf.size * drop_fraction)
+        kept = _largest(values.abs(), before[:0], leaf.size - moved)
+        remaining = before.index_select(0, kept)
+        grown = _largest(growth_score[name].flatten(), remaining, moved)
+        positions[name], numbers = torch.empty_like(before), torch.empty_like(before)
+        torch.ops.lthfunc.merge_places(remaining, kept, grown, positions[name], numbers)
+        sources[leaf.first : leaf.first + leaf.size] = torch.where(numbers < 0, -1, numbers + leaf.first)
+        again = int(mask.flatten().index_select(0, grown).sum())  # dropped and grown
+        layers[name] = LayerChange(leaf.size, moved - again, moved - again)
+        found[name] = torch.zeros_like(mask).view(-1).index_fill_(0, positions[name], True).view(mask.shape)
+    return Exchange(found, positions, sources, layers)
+
+
+def _largest(scores: Tensor, taken: Tensor, count: int) -> Tensor:
+    """The places of the largest scores, but those taken: int64 (count,), rising; of equal scores the first."""
+    found = torch.empty(count, dtype=torch.int64)
+    torch.ops.lthfunc.largest(scores, taken, found)
+    return found

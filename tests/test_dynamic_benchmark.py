@@ -1,0 +1,37 @@
+"""The benchmark of trainings whose masks change runs and writes what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lthfunc_cli.main import main
+
+
+def test_trainings_with_changing_masks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.dynamic.DENSE_ENGINE", "eager")  # nothing to compile
+    monkeypatch.setattr("benchmarks.dynamic.peak_rate", lambda device: 1e11)
+    measured = tmp_path / "dynamic.json"
+    options = ["--network", "lenet300", "--density", "0.05", "--steps", "5", "--every", "2", "--repeats", "2"]
+    assert main(["benchmark", "dynamic", *options, "--json", str(measured)]) == 0
+    found = {(each["variant"], each["density"]): each for each in json.loads(measured.read_text())["records"]}
+    assert len(found) == 7
+    assert {("lthfunc, compile", 1.0), ("lthfunc, sparse, RigL", 0.05), ("PyTorch, masks, RigL", 0.05)} < {*found}
+    assert all(each["median"] > 0 for each in found.values())
+    assert found["lthfunc, sparse, SET", 0.05]["repeats"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--network", "nothing"], "--network: unknown name 'nothing'"),
+        (["--density", "1.5"], "--density: invalid value 1.5"),
+        (["--every", "0"], "--every: invalid value 0"),
+        (["--steps", "100"], "--steps: invalid value 100"),
+    ],
+)
+def test_what_it_cannot_measure_is_refused(options: list[str], words: str, capsys: Any) -> None:
+    assert main(["benchmark", "dynamic", *options]) == 2
+    assert words in capsys.readouterr().err

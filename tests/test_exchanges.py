@@ -1,0 +1,142 @@
+"""Weights that are exchanged on the survivors that the sparse engine keeps: the bits of dense trees; its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.experiments.functions import growth_of
+from lthfunc.experiments.methods.during_training import exchanges
+from lthfunc.sparse.kernels import build
+from lthfunc.sparse.patterns import Entries, blocks_of, lists_of, matrix_lists
+from lthfunc.sparsify.ranking import ranks
+from lthfunc.training.loop import fit_together
+from lthfunc.training.mask_updates import MaskUpdates
+from lthfunc.training.session import TrainingSession
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+NET = nn.Sequential(
+    nn.Conv2d(2, 5, 3, stride=2, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2),
+    nn.Linear(45, 20), nn.ReLU(), nn.Linear(20, 3),
+)  # fmt: skip
+MODEL = lf.from_module(NET)
+OPTIMIZERS = {
+    "momentum": lf.sgd(0.05, momentum=0.9),
+    "adamw": lf.adamw(0.01, weight_decay=0.1, decays=lf.is_matrix),
+    "everything": lf.chain(lf.accumulate(2), lf.clip_by_global_norm(1.0), lf.adam(0.01), lf.ema(0.8)),
+}
+CHANGED = (2, 5, 6, 9)
+
+
+def images(bad: int | None = None) -> lf.Dataset:
+    x = torch.randn(60, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    if bad is not None:
+        x[bad] = 3e38  # which overflows
+    y = torch.arange(60) % 3
+    return lf.data.from_tensors("images", (x[:40], y[:40]), (x[40:], y[40:]), val=8)
+
+
+def updates_of(trainer: lf.Trainer, growth: str) -> MaskUpdates:
+    return exchanges(trainer, CHANGED, growth_of(growth), lambda step: 0.4 - step / 50)
+
+
+def ticket(seed: int) -> lf.TrainState:
+    return lf.prune(density=0.4, score=lf.random_scores(seed))(lf.init(MODEL, seed))
+
+
+def fits(trainer: lf.Trainer, updates: MaskUpdates, seeds: tuple[int, ...] = (0, 1)) -> list[lf.Fit]:
+    starts = [ticket(seed) for seed in seeds]
+    return fit_together(trainer, starts, seeds=list(seeds), until=12, eval_every=6, updates=updates)
+
+
+def same(ours: lf.Fit, theirs: lf.Fit) -> bool:
+    facts = [(each.changes, each.curve[1:], each.best.point) for each in (ours, theirs)]
+    return facts[0] == facts[1] and lf.same_bits((ours.state, ours.best[1:]), (theirs.state, theirs.best[1:]))
+
+
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_exchanges_on_survivors_have_the_bits_of_dense_trees(
+    optimizer: str, growth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = OPTIMIZERS[optimizer]
+    trainer = lf.make_trainer(MODEL, images(), optimizer=made, batch_size=8, engine=lf.sparse_engine)
+    updates = updates_of(trainer, growth)
+    theirs = fits(trainer, updates._replace(exchange=None))
+    dense: list[int] = []
+    change_to = TrainingSession.change_to
+
+    def counted(session: TrainingSession, states: Any, since: Any) -> None:
+        dense.append(int(states[0].step))
+        change_to(session, states, since)
+
+    monkeypatch.setattr(TrainingSession, "change_to", counted)
+    for mine, other in zip(fits(trainer, updates), theirs, strict=True):
+        assert same(mine, other)
+        assert [each.step for each in mine.changes] == list(CHANGED)
+        assert all(each.exchanged > 0 for each in mine.changes)
+    assert dense == [6]  # where the network is evaluated anyway
+
+
+def test_a_step_that_is_not_finite_is_left_out_after_an_exchange_too() -> None:
+    """Steps are repeated from the network as it was right after the exchange."""
+    given: dict[str, Any] = {"optimizer": lf.adam(0.01), "batch_size": 8, "on_nonfinite": "skip"}
+    found = []
+    for bad in (8, 24):  # of an example that is seen three times, at different steps
+        trainer = lf.make_trainer(MODEL, images(bad), engine=lf.sparse_engine, **given)
+        updates = updates_of(trainer, "random")
+        found.append([fits(trainer, each, (3,))[0] for each in (updates, updates._replace(exchange=None))])
+    assert all(same(*pair) for pair in found)
+
+
+def drawn(size: int, seed: int, values: int) -> tuple[Tensor, Tensor]:
+    """(scores with many ties, places that are taken)."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-values, values, (size,), generator=generator) / 7
+    return scores, (torch.rand(size, generator=generator) < 0.3).nonzero().flatten()
+
+
+@pytest.mark.parametrize("size", [1, 7, 300])
+@pytest.mark.parametrize("values", [1, 3, 10_000])
+def test_the_largest_are_those_of_the_ranks(size: int, values: int) -> None:
+    build.load_kernels()
+    scores, taken = drawn(size, values, values)
+    free = torch.ones(size, dtype=torch.bool).index_fill_(0, taken, False)
+    for count in {0, 1, size // 3, int(free.sum())}:
+        if count <= free.sum():
+            found = torch.empty(count, dtype=torch.int64)
+            torch.ops.lthfunc.largest(scores, taken, found)
+            assert torch.equal(found, ((ranks(scores, free) < count) & free).nonzero().flatten())
+    for wrong, places, count in (
+        ("more scores wanted", taken, size + 1), ("must rise", torch.tensor([size]), 0 if size == 1 else 1),
+        ("must rise", torch.tensor([0, 0]), 1 if size > 2 else 0),
+    ):  # fmt: skip
+        if count:
+            with pytest.raises(ValueError, match=wrong):
+                torch.ops.lthfunc.largest(scores, places, torch.empty(count, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("rows", "columns", "density"), [(30, 700, 0.3), (700, 30, 0.9), (5, 4, 0.0), (1, 9, 1.0)])
+def test_lists_of_a_matrix_are_those_of_its_entries(rows: int, columns: int, density: float, transposed: bool) -> None:
+    build.load_kernels()
+    positions = (torch.rand(rows * columns, generator=torch.Generator().manual_seed(1)) < density).nonzero().flatten()
+    row, column = positions // columns, positions % columns
+    lists, read, whose = (columns, column, row) if transposed else (rows, row, column)
+    addresses = torch.arange(rows if transposed else columns) * 3 + 1
+    which = torch.arange(len(positions)) if transposed else None
+    blocks = blocks_of(whose, len(addresses), lists, 256)
+    expected = lists_of(Entries(lists, read, addresses[whose], which), blocks)
+    found = matrix_lists(positions, (rows, columns), addresses, 256, transposed=transposed)
+    assert found[:2] == expected[:2]
+    for ours, theirs in zip(found[2:], expected[2:], strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or theirs is None or ours.tolist() == theirs.tolist()
+    if len(positions) > 1:
+        with pytest.raises(ValueError, match="places must rise"):
+            matrix_lists(positions.flip(0), (rows, columns), addresses, 256, transposed=transposed)
