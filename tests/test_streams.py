@@ -125,6 +125,9 @@ def test_processes_change_nothing_and_draws_are_of_the_place_in_the_batch() -> N
     order = MapStream(loader(), None).order(3, 0)
     assert sorted(order) == list(range(22))
     assert torch.equal(torch.cat([y for ((_, y),) in alone[:7]]), Y[order[:21]])
+    noise = torch.stack([(x - X[order[3 * step : 3 * step + 3]]) for step, ((x, _),) in enumerate(alone[:7])])
+    for one, other in ((noise[:, 0], noise[:, 1]), (noise[0], noise[1])):  # places in a batch, and steps
+        assert bool(((one - other).abs().amax(-1) > 1e-5).all())
 
 
 def test_samplers_choose_as_they_do_in_their_loader() -> None:
