@@ -265,3 +265,13 @@ def test_mapped_inputs_are_not_read_for_the_check() -> None:
     assert checked_dataset(data._replace(mapped=True)).mapped
     with pytest.raises(UserError, match="not finite"):
         checked_dataset(data)
+
+
+def test_a_target_that_is_no_class_is_found_whichever_part_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lthfunc.data.content_checks._CHUNK", 64)  # two rows of pixels at a time
+    x, y = torch.zeros(7, 1, 2, 2, dtype=torch.uint8), torch.full((7, 2, 2), 255)
+    y[3], y[5, 1, 1] = 2, 4
+    given: dict[str, Any] = {"val": 1, "scale": lf.Scale(255, (0.0,), (1.0,))}
+    assert lf.data.from_tensors("pixels", (x, y), (x, y), classes=5, **given).classes == 5
+    with pytest.raises(UserError, match=r"^train: target 4 of example 5 is outside the 4 classes, 0 to 3$"):
+        lf.data.from_tensors("pixels", (x, y), (x, y), classes=4, **given)
