@@ -45,7 +45,7 @@ class Methods:
         None, f"Score by which weights are grown: {GROWTHS.described}; or package.module:function.",
         PRUNING, ("prune",), names=GROWTHS, default="the method's",
     )  # fmt: skip
-    gradient_weight: Annotated[float, Ge(0), Le(1e12)] | None = setting(
+    gradient_weight: Annotated[float, Ge(0)] | None = setting(
         None, "What the size of the gradient counts, beside |w|, in the choice of weights that MEST drops.",
         PRUNING, ("prune",), default="0.01",
     )  # fmt: skip
