@@ -53,12 +53,14 @@ std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 ta
   };
   collect(guess(scores, size, count));
   if (static_cast<i64>(candidates.size()) < count) collect(-std::numeric_limits<float>::infinity());
-  const auto end = candidates.begin() + count;
-  if (end != candidates.end()) std::nth_element(candidates.begin(), end, candidates.end());
+  // The last one that is wanted decides, so that places stay in order.
+  std::vector<Candidate> ordered(candidates);
+  const auto last = ordered.begin() + (count - 1);
+  std::nth_element(ordered.begin(), last, ordered.end());
   std::vector<i64> found;
   found.reserve(static_cast<std::size_t>(count));
-  for (auto each = candidates.begin(); each != end; ++each) found.push_back(each->second);
-  std::sort(found.begin(), found.end());
+  for (const Candidate& each : candidates)
+    if (each <= *last) found.push_back(each.second);
   return found;
 }
 
