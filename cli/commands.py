@@ -73,7 +73,7 @@ COMMANDS = {
             "lthfunc transfer runs/RUN --dataset fashionmnist --control reinit",
         )),
         "methods": Command("methods:methods", "Compare published methods of pruning", (
-            "lthfunc methods --list", "lthfunc methods --density 0.05 --replicates 3 --out methods.jsonl",
+            "lthfunc methods --list", "lthfunc methods --density 0.05 --replicates 3 --out methods",
         )),
         "connectivity": Command("connectivity:connectivity", "Find the step from which training is stable", (
             "lthfunc connectivity --at 0 --at 100", "lthfunc connectivity --run runs/RUN --plot stable.png",

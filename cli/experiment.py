@@ -106,10 +106,12 @@ def merged(command: str, sources: o.Sources) -> Config:
         from_file = {name: value for name, value in from_file.items() if name not in replaced}
     if recipe is not None:
         from_file = {**recipes.left_of(recipe, {**from_file, **given}), **from_file}
-    if command == "train":
+    if command in ("train", "methods"):
         # A file written by `prune` can be used as well; its pruning does not apply.
-        pruning = {name for name, each in SETTINGS.items() if {"prune", "train"} & {*each.commands} == {"prune"}}
-        from_file = {name: value for name, value in from_file.items() if name not in pruning} | {"rounds": 0}
+        pruning = {name for name, each in SETTINGS.items() if {"prune", command} & {*each.commands} == {"prune"}}
+        from_file = {name: value for name, value in from_file.items() if name not in pruning}
+    if command == "train":
+        from_file["rounds"] = 0
     try:
         return from_mapping(_with_teacher({**from_file, **given}, trust=trust))
     except UserError as error:

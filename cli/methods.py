@@ -1,20 +1,30 @@
-"""``lthfunc methods``: published methods at one density, in one table."""
+"""``lthfunc methods``: published methods at some densities, each a run, in one table and one picture."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lthfunc.catalog.courses import COURSES
 from lthfunc.catalog.methods import METHODS
-from lthfunc.errors import invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.metrics import metric_scale
+from lthfunc.experiments.resolve import listed
+from lthfunc.printable import counted
 
 from . import options as o
-from .console import put, put_json, put_words, say, screen
-from .experiment import settings_of
+from .console import busy, say
+from .experiment import merged, settings_of
+
+if TYPE_CHECKING:
+    from lthfunc.experiments.config import Config
+    from lthfunc.experiments.plan import PreparedPlan
+    from lthfunc.experiments.records import Record
+    from lthfunc.experiments.studies import StudyPlans, StudyRun
+    from lthfunc.scheduling.studies import RunUnderWay
 
 
 @o.with_settings("methods")
@@ -23,26 +33,33 @@ def methods(
     method: Annotated[
         list[str] | None,
         o.option(
-            "--method",
-            "One of `lthfunc methods --list`; repeatable. \\[default: all]",
-            "NAME",
-            autocompletion=COURSES.complete,
+            "--method", "One of `lthfunc methods --list`; repeatable. \\[default: all]", "NAME",
+            autocompletion=METHODS.complete,
         ),
     ] = None,
     list_: Annotated[bool, o.option("--list", "List the methods.")] = False,
     sources: o.Sources,
     out: Annotated[
-        str | None, o.option("--out", "Write results here (.jsonl); the same command then resumes.", "FILE")
+        str | None,
+        o.option(
+            "--out", "Folder for the runs, one for each method; the same command, also with more methods or seeds, "
+            "resumes there. \\[default: runs/methods-…-TIME]",
+        ),
     ] = None,
-    save: Annotated[
-        str | None, o.option("--save", "Save the trained network and masks of every method to this folder.", "FOLDER")
+    baseline: Annotated[
+        str | None,
+        o.option(
+            "--baseline", "The method that the others are tested against. \\[default: imp, or else the best]",
+            "METHOD",
+        ),
     ] = None,
     plot: o.Plot = None,
     json: o.Json = False,
-) -> None:
-    """Prune and train a network by each published method, and compare them in one table.
+) -> None:  # fmt: skip
+    """Prune and train a network by each published method, and compare them at one density or several.
 
-    All reach one density, the share of the weights that remain.
+    Each method is a run in a folder of its own, as of `lthfunc prune --method`. Density: the share of the weights that
+    remain.
     """
     if list_:
         from .listings import listing
@@ -51,72 +68,134 @@ def methods(
         known = [(name, METHODS.about(name), sources_of.get(name, "")) for name in METHODS.known()]
         listing(("name", "what it is", "source"), known, spare=("source",))
         return
-    asked = tuple(method or ())
-    if len(set(asked)) < len(asked):
-        raise invalid("--method", ", ".join(asked), "each method once")
-    settings = settings_of("methods", sources)
-    from lthfunc.energy.meter import check_meter
+    settings_of("methods", sources)  # checked
+    shared = merged("methods", sources)
+    asked, densities = _asked(method or []), _densities(shared)
+    with busy("loading PyTorch"):
+        from lthfunc.energy.meter import check_meter
+        from lthfunc.experiments.studies import meaningful_runs
+        from lthfunc.scheduling.execute import check_ray
+
+    runs, left = meaningful_runs(shared, asked, densities)
+    check_ray(shared)
+    if shared.energy:
+        check_meter(shared.country)
+    folder = _folder(shared, out)
+    plans, runs, later = _prepared(runs, folder, asked=bool(asked))
+    left = {name: why for name, why in (left | later).items() if name not in {each.method for each in runs}}
+    if left:
+        say("; ".join(f"{name} is left out: {why}" for name, why in left.items()))
+    from .study_results import checked_baseline, show_study
+
+    baseline = checked_baseline(baseline, [each.method for each in runs])
+    records = _run(runs, plans, folder, out)
+    show_study(shared, runs, plans, records, baseline, folder, plot, wants_json=json)
+
+
+def _asked(methods: list[str]) -> list[str]:
+    """The methods that were asked for. Raises UserError for one that is unknown, or asked for twice."""
+    for each in methods:
+        METHODS.check(each)
+    if len({*methods}) < len(methods):
+        raise invalid("--method", ", ".join(methods), "each method once")
+    return methods
+
+
+def _densities(shared: Config) -> list[float]:
+    """The densities at which methods are compared, falling. Raises UserError without any."""
+    if shared.densities is not None:
+        return listed(shared.densities)
+    if shared.density is None:
+        raise UserError("--density: is required, or --densities, at which methods are compared, e.g. --density 0.05")
+    return [shared.density]
+
+
+def _folder(shared: Config, out: str | None) -> Path:
+    """The folder that was named, or one after the network, the data set and the time. Raises UserError for a file."""
+    from lthfunc.runs.studies import check_study_folder
+    from lthfunc.trees.atomic_io import safe_file_name
+
+    if out is not None and Path(out).is_file():
+        raise invalid("--out", out, "a folder, not a file")
+    name = safe_file_name(f"methods-{shared.arch}-{shared.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = Path(out) if out else Path("runs") / name
+    check_study_folder(folder)
+    return folder
+
+
+def _prepared(runs: list[StudyRun], folder: Path, *, asked: bool) -> tuple[StudyPlans, list[StudyRun], dict[str, str]]:
+    """(the plans of all runs, the runs that can be, why others can't). Raises UserError if one was asked for."""
+    from lthfunc.data.data_warnings import find_warnings
     from lthfunc.experiments.config import to_mapping
-    from lthfunc.experiments.courses.prepare import check_methods, method_context, methods_for
+    from lthfunc.experiments.studies import StudyPlans, decided_alike, runs_that_can_be
     from lthfunc.experiments.trust import remember_code
-    from lthfunc.reports.methods import method_picture, method_rows, method_table, most_accurate
-    from lthfunc.runs.method_results import make_checkpoint_folder, open_results
-    from lthfunc.scheduling.execute import check_ray
-    from lthfunc.scheduling.methods import COMPARED, compare
+    from lthfunc.runs.studies import settings_there
+
+    from .decoding import decoding
+
+    first = runs[0].config
+    with decoding(f"preparing {counted(len(runs), 'run')}: {first.arch} on {first.dataset}") as observe:
+        alike, like = decided_alike([each.config for each in runs], observe)
+        configs = {
+            each.name: settings_there(folder / each.name, each.config, new)
+            for each, new in zip(runs, alike, strict=True)
+        }
+        plans = StudyPlans(configs, like)
+        able, left = runs_that_can_be(runs, plans, asked=asked)
+    remember_code(to_mapping(first))
+    for hint in find_warnings(like.plan.trainer.data):
+        say(f"--dataset: {hint}")
+    return plans, able, left
+
+
+def _run(runs: list[StudyRun], plans: StudyPlans, folder: Path, out: str | None) -> dict[str, list[Record]]:
+    """Run what is missing of all runs; returns their records."""
+    from lthfunc.runs.lock import locked
+    from lthfunc.scheduling.progress import AllWatchers
     from lthfunc.scheduling.queue import Execution
+    from lthfunc.scheduling.studies import execute_study, jobs_of_study, study_workload, trainings_left
 
     from .progress import watching_tasks
-    from .results import show_suggestions
+    from .remote_runs import named, sent_on
     from .running import make_folder
     from .training import build_kernels_for, session
 
-    check_ray(settings)
-    check_methods(settings, asked)
-    if settings.energy:
-        check_meter(settings.country)
-    settings, context = method_context(settings)
-    remember_code(to_mapping(settings))
-    chosen, note = methods_for(context, asked)
-    if note is not None:
-        say(note)
-    networks = Path(save) if save else None
-    if networks is not None:
-        make_folder("--save", networks)
-    path = Path(out).resolve() if out else None  # the user may have named a link
-    earlier = open_results(Path(out), settings) if out else []
-    build_kernels_for(settings)
-    folder = None if path is None else make_checkpoint_folder(path)
-    again = shlex.join(["lthfunc", *sys.argv[1:]]) if out else None
-    with session(settings, again) as (stop, meter), watching_tasks(len(chosen) * settings.replicates, _line) as watcher:
-        resume = again or "lthfunc methods --out FILE"
-        run = Execution(settings, context, folder, stop, watcher, COMPARED, meter, resume)
-        records = compare(run, chosen, earlier, path, networks)
-    rows = method_rows(records, context.steps)
-    left = f"{100 * context.density:g} % of the weights"
-    title = f"{settings.arch} on {settings.dataset}, {left}, {context.steps:,} steps"
-    if plot:
-        from lthfunc.reports.matplotlib_figures import printed, save as save_picture
+    words = ["lthfunc", *sys.argv[1:]]
+    again = shlex.join(words if out else [*words, "--out", str(folder)])
+    for each in runs:
+        build_kernels_for(each.config)
+    make_folder("--out", folder)
+    with ExitStack() as stack:
+        stack.enter_context(locked(folder))
+        begun = {each.name: _begun(stack, folder / each.name, plans.prepared(each.name)) for each in runs}
+        config, missing = runs[0].config, trainings_left(begun)
+        say(f"{counted(missing, 'training')} of {counted(len(runs), 'run')}; results in {named(folder)}")
+        stop, meter = stack.enter_context(session(config, again))
+        bar = stack.enter_context(watching_tasks(missing, _line))
+        watcher = AllWatchers([bar, *sent_on(folder)])
+        workload = study_workload({each.name: each.config for each in runs})
+        run = Execution(config, plans, folder, stop, watcher, workload, meter, again)
+        return execute_study(run, begun, jobs_of_study(config, begun))
 
-        save_picture(printed(method_picture(rows, title)), plot)
-    if json:
-        put_json({"config": to_mapping(settings), "steps": context.steps, "results": records})
-        return
-    screen().print(f"{title} each", highlight=False)
-    console = screen()
-    console.print(method_table(rows, console.width))
-    put_words("trainings: steps of all its trainings / those of one training", style="dim")
-    put()
-    put_words(most_accurate(rows))
-    more = [] if settings.replicates > 1 else ["--replicates 3"]
-    more += [] if plot else ["--plot methods.png"]
-    found = [("lthfunc methods --list", "what each of the methods is")]
-    if more:
-        command = " ".join([shlex.join(["lthfunc", *sys.argv[1:]]), *more])
-        seeds, picture = ("with three seeds" if settings.replicates == 1 else ""), ("" if plot else "as a picture")
-        found.insert(0, (command, f"the same {' and '.join(filter(None, [seeds, picture]))}"))
-    show_suggestions(found)
+
+def _begun(stack: ExitStack, folder: Path, prepared: PreparedPlan) -> RunUnderWay:
+    """Lock a run of the study, and begin or recover it."""
+    from lthfunc.runs.folder import PRUNE, create
+    from lthfunc.runs.lock import locked
+    from lthfunc.runs.studies import continued_run
+    from lthfunc.scheduling.studies import RunUnderWay
+
+    from .running import make_folder
+
+    config, plan = prepared.config, prepared.plan
+    make_folder("--out", folder)
+    stack.enter_context(locked(folder))
+    records, said = continued_run(folder, config, lambda: create(folder, config, PRUNE, data=plan.trainer.data))
+    for line in said:
+        say(f"damaged: {folder.name}: {line}")
+    return RunUnderWay(config, plan, records)
 
 
 def _line(task: Any, item: dict[str, Any]) -> str:
     figures = f"test {metric_scale(item['metric']).text(item['test_accuracy'])}, {item['seconds']:.1f} s"
-    return f"{item['method']} seed {item['seed']}: {figures}"
+    return f"{task.description}: density {100 * item['density']:.3g} %, {figures}"

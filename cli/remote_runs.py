@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Options whose addresses are not those of runs.
 _OTHERS = {"--config", *(setting.option for setting in SETTINGS.values())}
 #: Commands that write a folder; the others write a file.
-_RUNS = ("prune", "train", "resume", "branch", "transfer", "sweep")
+_RUNS = ("prune", "train", "resume", "branch", "transfer", "sweep", "methods")
 #: The runs that this process works on: their folders and mirrors.
 _OPEN: dict[Path, Mirror] = {}
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.methods import method_entry
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import SETTINGS, Config, first_round, replaced_by, to_mapping
 from lthfunc.experiments.iterative import Task
@@ -79,6 +79,7 @@ def resume_run(run: str, changed: Given, trust: bool, *, shown: Shown, typed: Co
     """
     folder = Path(run)
     with _locked_run(folder, changed, trust, typed) as found:
+        _check_seeds(found, changed)
         prepared = prepare_run(found.continued(changed))
         config, about = prepared.config, found.about
         if changed:
@@ -89,6 +90,15 @@ def resume_run(run: str, changed: Given, trust: bool, *, shown: Shown, typed: Co
             source = Path(about["source"])
             tasks = transfers(source, whole_run(source).records, prepared.plan, config)
         _run(prepared, about["command"], folder, found.records, shown, tasks)
+
+
+def _check_seeds(run: Run, changed: Given) -> None:
+    """Raise UserError if seeds are to be taken away, or added to a run that continues another one."""
+    count, before = changed.get("replicates"), run.config.replicates
+    if count is not None and count < before:
+        raise invalid("--replicates", count, f"at least {before}, the seeds that the run has")
+    if count not in (None, before) and ("source" in run.about or run.about.get("branched") is not None):
+        raise invalid("--replicates", count, f"{before}, as the run continues another one's trainings")
 
 
 def trial_run(config: Config, folder: Path, again: str) -> None:
@@ -108,7 +118,7 @@ def branch_run(run: Path, number: int, given: Given, out: str | None, trust: boo
     found = whole_run(run)
     # The run's rate stays, unless a rate or another number of rounds replaces its densities.
     by_name: dict[str, Any] = {"densities": None} if "rate" in given or "rounds" in given else {}
-    parts = METHODS[found.config.method].settings if found.config.method in METHODS else {}
+    parts = method_entry(found.config.method).settings
     if not first_round(found.config) and not parts.keys().isdisjoint(given):  # it is another method from here on
         by_name |= {"method": "imp"}
     config = _changed(found.config, {"density": None, **by_name}, given)

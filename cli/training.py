@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.methods import METHODS, method_entry
 from lthfunc.catalog.pruning import ALLOCATIONS
 from lthfunc.data.data_warnings import find_warnings
 from lthfunc.distributed.collectives import current_collectives
@@ -160,7 +160,7 @@ def _rounds(config: Config, command: str) -> str:
     if command == TRAIN or not rounds:
         return dense
     controls = f", and controls: {', '.join(config.control)}" if config.control else ""
-    if config.method in METHODS and METHODS[config.method].at_init:
+    if method_entry(config.method).at_init:
         about = f"{config.method} ({METHODS.about(config.method)}){_until(config, rounds)}"
         return f"{dense}, then {about}{controls}" if config.dense else f"{about}{controls}"
     per_round = f"{100 * config.rate:g} % of the remaining weights" if config.densities is None else "weights"

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 from conftest import DroppingNet, NormedNet, shorter
+from method_plans import outcome, plan_for
 from pretended import Machine, accelerator, pretended
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.catalog.courses import COURSES
+from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import ALLOCATIONS, CONTROLS, REWINDINGS, SCORES
 from lthfunc.deployment import compiled, formats
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.courses.context import MethodContext
 from lthfunc.experiments.functions import ScoreContext, allocation_of, score_of, structure_of
 from lthfunc.experiments.iterative import Plan, Task
 from lthfunc.experiments.rewinding_and_controls import start_of
@@ -106,15 +106,11 @@ def masks_of(device: str, **how: Any) -> Masks:
 
 
 def method(device: str, name: str) -> Any:
-    data = digits(device)
-
-    def work(model: lf.Model, optimizer: lf.Optimizer) -> Trainer:
-        return make_trainer(model, data, optimizer=optimizer, batch_size=40)
-
-    plain = work(MLP, lf.adam(1e-3))
-    setting = MethodContext(MLP, plain, work, plain, 8, 4, 1, 0.1, device, synflow_rounds=5)
-    outcome = COURSES.load(name)(setting, 1)
-    return outcome.ticket if name != "supermask" else lf.layer_counts(outcome.ticket.masks)  # which draws
+    how = {"optimizer": "adam", "lr": 1e-3, "batch_size": 40, "density": 0.1}
+    once = METHODS[name].at_init or name == "one-shot"
+    how |= ({"synflow_rounds": 5} if name == "synflow" else {}) | ({} if once else {"rounds": 1})
+    ended = outcome(plan_for(name, MLP, digits(device), steps=8, eval_every=4, **how), 1, device)
+    return ended.ticket if name != "supermask" else lf.layer_counts(ended.masks)  # which draws
 
 
 def experiment(device: str, rewind: str, controls: Sequence[str] = ()) -> Any:

@@ -42,9 +42,9 @@ class Outcome(NamedTuple):
         return self.ticket.masks
 
 
-def outcome(plan: Plan, seed: int) -> Outcome:
+def outcome(plan: Plan, seed: int, device: str = "cpu") -> Outcome:
     """Run a plan with one seed."""
-    rounds = list(lf.iterative(plan, seed))
+    rounds = list(lf.iterative(plan, seed, device=device))
     last = rounds[-1]
     steps = sum(each.fit.curve[-1].step - each.fit.curve[0].step for each in rounds)
     ticket = Ticket(last.fit.best.params, last.fit.best.buffers, last.fit.state.masks)

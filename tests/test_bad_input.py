@@ -92,7 +92,7 @@ def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         raise Accepted
 
     monkeypatch.setattr(running, "_run", stop)
-    monkeypatch.setattr("lthfunc.scheduling.methods.compare", stop)
+    monkeypatch.setattr("lthfunc_cli.methods._run", stop)
     monkeypatch.setattr("lthfunc.scheduling.execute.results_of", stop)
     monkeypatch.setattr("lthfunc.deployment.specialize.specialize", stop)
     monkeypatch.setattr("benchmarks.training.run", stop)

@@ -213,39 +213,6 @@ def test_units_take_with_them_what_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_comparison_goes_on_and_is_the_same_in_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    base = "methods --density 0.1 --rounds 2 --steps 8 --engine eager --method imp --method rigl --method snip"
-    assert (
-        main(
-            [
-                *base.split(),
-                *["--replicates", "1", "--jobs", "1", "--out", "a.jsonl", "--plot", "a.png", "--save", "nets"],
-            ]
-        )
-        == 0
-    )
-    assert Path("a.png").stat().st_size > 10_000
-    ticket, about = lf.load_ticket("nets/rigl-seed0.safetensors")
-    assert (about["method"], lf.count(ticket.masks).kept) == ("rigl", about["kept"])
-    text = Path("a.jsonl").read_text()
-    Path("a.jsonl").write_text(text[: text.rindex("{")] + '{"kind": "res')  # cut off while the last one was written
-    capsys.readouterr()
-    assert main([*base.split(), *["--replicates", "2", "--jobs", "2", "--out", "a.jsonl", "--json"]]) == 0
-    results = json.loads(capsys.readouterr().out)["results"]
-    assert [(item["method"], item["seed"]) for item in results] == [
-        (method, seed) for method in ("imp", "rigl", "snip") for seed in (0, 1)
-    ]
-    assert main([*base.split(), *["--replicates", "2", "--jobs", "1", "--json"]]) == 0
-    again = json.loads(capsys.readouterr().out)["results"]
-    assert [{**item, "seconds": 0} for item in again] == [{**item, "seconds": 0} for item in results]
-    assert main([*base.replace("0.1", "0.2").split(), *["--replicates", "1", "--out", "a.jsonl"]]) == 2
-    assert "'a.jsonl' has other results: density is 0.1 there, but 0.2 here" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("drawn")
 def test_connectivity_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     plot = tmp_path / "barriers.png"
     assert main(f"connectivity --at 0 --at 10 --steps 30 --engine eager --json --plot {plot}".split()) == 0

@@ -16,7 +16,7 @@ from test_winner import line
 
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.records import Record, Spread, summarize
-from lthfunc.reports.methods import MethodRow, method_table
+from lthfunc.reports.methods import MethodPoint, method_table
 from lthfunc.reports.run_comparison import ComparedRun, compared, comparison_table
 from lthfunc.reports.tables import has_layers, layer_table, plain_table, result_table
 
@@ -75,7 +75,11 @@ def test_tables_that_are_too_wide_are_turned(width: int) -> None:
     narrow = plain_table("a", "b")
     narrow.add_row("1", "2")
     assert printed(narrow, width) == ["a  b", "1  2"]
-    methods = [MethodRow("iterative-random-balanced", 3, 5, 0.05, Spread(0.9, 0.01), 1.0, 12.3, ("fc1",), 0.001)]
+    seeds = {0: 0.89, 1: 0.9, 2: 0.91}
+    methods = [
+        MethodPoint(name, 0.05, 5, 0.05, seeds, Spread(0.9, 0.01), 1.0, 12.3, ("fc1",), 0.001)
+        for name in ("iterative-random-balanced",)
+    ]
     text = "\n".join(printed(method_table(methods, width), width))
     assert "90.00 ± 1.00" in text
     assert ("empty: fc1" in " ".join(text.split())) == (width == 140)

@@ -17,11 +17,13 @@ from torch import nn
 import lthfunc as lf
 from lthfunc.deployment.accuracy import accuracy_of
 from lthfunc.errors import UserError
+from lthfunc.experiments.metrics import metric_scale
 from lthfunc.experiments.records import Spread
 from lthfunc.experiments.winner import Choice, choose
+from lthfunc.reports.charts import Bars
 from lthfunc.reports.connectivity import barrier_charts, barrier_rows, barrier_table
 from lthfunc.reports.curves import accuracy_chart, curve_charts
-from lthfunc.reports.methods import method_picture, method_rows, most_accurate
+from lthfunc.reports.methods import MethodPoint, method_picture, most_accurate, ranked
 from lthfunc.reports.sweeps import best_of, trial_pictures
 from lthfunc.reports.verdict import normalisation_hint, verdict
 from lthfunc.runs.sweep_results import Trial, as_values
@@ -108,20 +110,16 @@ def test_pictures_and_comparisons_take_the_lower_perplexity_for_better() -> None
     assert curve.y == "validation perplexity"
     assert curve.y_range is not None
     assert curve.y_range[0] < 9 < 12 < curve.y_range[1] <= 42
-    shared = {
-        "seed": 0,
-        "kept": 1,
-        "density": 0.1,
-        "steps": 10,
-        "seconds": 1.0,
-        "collapsed": [],
-        "metric": "perplexity",
-    }
-    methods = {"snip": 9.0, "grasp": 8.0}
-    rows = method_rows([{**shared, "method": name, "test_accuracy": value} for name, value in methods.items()], 10)
-    assert [row.method for row in rows] == ["grasp", "snip"]
-    assert most_accurate(rows).startswith("The best perplexity on the test set: grasp, 8.00, with one seed")
-    assert (method_picture(rows, "").x, method_picture(rows, "").groups[0][1]) == ("test perplexity", [8.0, 9.0])
+    methods = [
+        MethodPoint(name, 0.1, 1, 0.1, {0: value}, Spread(value, 0.0), 1.0, 1.0, scale=metric_scale("perplexity"))
+        for name, value in {"snip": 9.0, "grasp": 8.0}.items()
+    ]
+    assert ranked(methods) == ["grasp", "snip"]
+    (words,) = most_accurate(methods)
+    assert words.startswith("The best perplexity on the test set: grasp, 8.00, with one seed")
+    picture = method_picture(methods, "")
+    assert isinstance(picture, Bars)
+    assert (picture.x, picture.groups[0][1]) == ("test perplexity", [8.0, 9.0])
     trials = [Trial(number, {"lr": 0.1 * number}, Spread(value, 0.0), Spread(value, 0.0), 0.5, 1.0, None, "perplexity")
               for number, value in enumerate((9.0, 7.0, 8.0), 1)]  # fmt: skip
     assert best_of(trials) is trials[1]

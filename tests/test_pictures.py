@@ -184,6 +184,7 @@ def test_ticks_of_a_logarithmic_axis_have_equally_many_decimals(ticks: list[floa
 def test_ticks_of_a_linear_axis_have_equally_many_decimals_and_captions_start_at_the_title() -> None:
     assert [linear_tick_text(value, [98.5, 99.0, 99.5]) for value in (99.0, 99.5)] == ["99.0", "99.5"]
     assert [linear_tick_text(value, [0, 5e4, 1e5]) for value in (0, 5e4)] == ["0", "50k"]
+    assert tick_texts([2e8, 2e9, 5e12]) == ["200M", "2G", "5T"]
     made: Any = printed(accuracy_chart({"": records()}))
     made.draw_without_rendering()
     under, title = made.axes[0]._left_title, made._suptitle

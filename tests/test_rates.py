@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 import lthfunc as lf
-from lthfunc.catalog.courses import COURSES
+from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.training import SCHEDULES
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.courses.prepare import method_context, methods_for
 from lthfunc.experiments.objective import schedule_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
+from lthfunc.experiments.studies import StudyPlans, decided_alike, meaningful_runs, runs_that_can_be
 from lthfunc.training.schedules import Schedule, rate_at
 
 LR, STEPS, FINAL = 0.5, 40, 0.02
@@ -122,34 +122,32 @@ def test_last_lr_is_refused_before_training_where_it_is_nothing(name: str) -> No
     prepare(named(**settings, lr_final=0.001))
 
 
+def left_out(asked: list[str], **settings: object) -> tuple[list[str], dict[str, str]]:
+    """(the methods that a study has, why it has no others)."""
+    shared = from_mapping({"rounds": 2, "engine": "eager", "batch_size": 40, **settings})
+    runs, left = meaningful_runs(shared, asked, [0.1])
+    configs, like = decided_alike([each.config for each in runs])
+    plans = StudyPlans({each.name: config for each, config in zip(runs, configs, strict=True)}, like)
+    able, later = runs_that_can_be(runs, plans, asked=bool(asked))
+    return [each.method for each in able], {**left, **later}
+
+
 def test_trainings_with_fewer_steps_than_cycles_are_compared_without_them() -> None:
-    setting = method_context(named(density=0.1, rounds=2, engine="eager", steps=3, batch_size=20))[1]
-    chosen, note = methods_for(setting, [])
-    assert "imp-cyclic" not in chosen
-    assert "imp-cyclic needs a step for each of its 4 --cycles, but a training has 3" in (note or "")
-    assert methods_for(setting, ["imp"]) == (("imp",), None)
-    for call in (lambda: methods_for(setting, ["imp-cyclic"]), lambda: COURSES.load("imp-cyclic")(setting, 0)):
-        with pytest.raises(UserError, match="imp-cyclic needs a step"):
-            call()
+    names, left = left_out([], steps=3)
+    assert set(METHODS) - {*names} == {*left}
+    assert {"imp-tuned", "imp-cyclic"} <= {*left}
+    assert {"imp", "set", "snip", "ste"} <= {*names}
+    assert "expected at least 4 steps with --schedule cyclic" in left["imp-cyclic"]
+    assert left_out(["imp"], steps=3) == (["imp"], {})
+    with pytest.raises(UserError, match=r"expected at least 4 steps with .* \[imp-cyclic\]$"):
+        left_out(["imp", "imp-cyclic"], steps=3)
 
 
 def test_fine_tuning_needs_a_rate_that_falls() -> None:
     """Under a constant rate it is no method of its own, at a rate of 0 none at all."""
-
-    def of(**settings: object) -> tuple[Any, Any]:
-        return methods_for(method_context(named(density=0.1, rounds=2, engine="eager", **settings))[1], settings_asked)
-
     for settings, words in (({}, "needs a decreasing --schedule"), ({"schedule": "cosine"}, "which is about 0")):
-        settings_asked: list[str] = []
-        chosen, note = of(**settings)
-        assert list(chosen) == [name for name in COURSES if name != "imp-tuned"]
-        assert words in (note or "")
-        settings_asked = ["snip"]
-        assert of(**settings) == (("snip",), None)
-        settings_asked = ["snip", "imp-tuned"]
-        with pytest.raises(UserError, match=f"--method: imp-tuned .*{words}"):
-            of(**settings)
+        names, left = left_out(["imp"], steps=8, **settings)
+        assert (names, left) == (["imp"], {})
         with pytest.raises(UserError, match=words):
-            COURSES.load("imp-tuned")(method_context(named(density=0.1, rounds=2, engine="eager", **settings))[1], 0)
-    settings_asked = []
-    assert of(schedule="cosine", lr_final=0.01) == (tuple(COURSES), None)
+            left_out(["imp", "imp-tuned"], steps=8, **settings)
+    assert left_out(["imp-tuned"], steps=8, schedule="cosine", lr_final=1e-4) == (["imp-tuned"], {})

@@ -218,9 +218,7 @@ def test_runs_are_opened_by_one_module_alone() -> None:
 
 #: Files that are no run's: (file, part of its line).
 OTHERS = [
-    ("lthfunc/runs/method_results.py", "save_ticket"),  # a folder of the user's own
-    ("lthfunc/runs/method_results.py", "folder.mkdir"),  # beside the file that the user named
-    ("lthfunc/runs/method_results.py", "folder.rglob"),
+    ("lthfunc/scheduling/ray.py", "run_of(place).mkdir"),  # of a worker's own
     ("lthfunc/runs/environment.py", "digest.update"),  # the library's own files
     ("lthfunc/runs/environment.py", "folder.rglob"),
     ("lthfunc/runs/mirror.py", "self._home"),  # of this program's own, beside the run

@@ -22,6 +22,7 @@ from lthfunc.training.session import TrainingSession
 SMALL = ["--rounds", "1", "--steps", "6", "--eval-every", "3", "--engine", "eager", "--threads", "1"]
 #: The module of the settings themselves, whose functions only look at them.
 OWN = "lthfunc.experiments.config"
+RESOLVED, PLANNED = "lthfunc.experiments.resolve.resolved", "lthfunc.experiments.plan.prepare"
 
 
 class FirstStep(BaseException):
@@ -42,7 +43,10 @@ def package_of(module: str) -> str:
 
 
 def walked(words: list[str]) -> tuple[Counter[str], Counter[str]]:
-    """(how often each function was given the settings by another package, how often each file was read)."""
+    """(how often each function was given the settings by another package, how often each file was read).
+
+    The functions that decide settings and plan a run are counted wherever they are called.
+    """
     doors, files = Counter[str](), Counter[str]()
     seen, read = set[FrameType](), safe_files.read
 
@@ -51,12 +55,13 @@ def walked(words: list[str]) -> tuple[Counter[str], Counter[str]]:
         if event != "call" or not module.startswith("lthfunc.") or module == OWN or frame in seen:
             return  # a generator that goes on is in the same frame
         seen.add(frame)
-        if package_of(module) == package_of(module_of(frame.f_back)):
-            return
         code = frame.f_code
-        given = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+        name = f"{module}.{code.co_name}"
+        if name not in (RESOLVED, PLANNED) and package_of(module) == package_of(module_of(frame.f_back)):
+            return
+        given = [frame.f_locals.get(each) for each in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
         if any(isinstance(each, Config) for each in given):
-            doors[f"{module}.{code.co_name}"] += 1
+            doors[name] += 1
 
     def reading(root: Path, path: Path, most: int | None = None) -> bytes:
         files[path.name] += 1
@@ -106,13 +111,15 @@ def an_interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_settings_are_decided_once_and_files_read_once(
     command: list[str], interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A function of another package that takes the settings is called once; a branch resolves the run's and its own."""
+    """A function of another package that takes the settings is called once.
+
+    A branch resolves the run's and its own, a study the shared ones and each method's.
+    """
     monkeypatch.chdir(tmp_path)
     doors, files = walked([str(interrupted) if word == "RUN" else word for word in command])
-    resolved, planned = "lthfunc.experiments.resolve.resolved", "lthfunc.experiments.plan.prepare"
-    assert doors[resolved] == (2 if command[0] == "branch" else 1)
-    assert doors[planned] == 1
-    assert [name for name, count in doors.items() if count > 1 and name != resolved] == []
+    assert doors[RESOLVED] == (2 if command[0] in ("branch", "methods") else 1)
+    assert doors[PLANNED] == 1
+    assert [name for name, count in doors.items() if count > 1 and name != RESOLVED] == []
     texts = {name: files[name] for name in (METRICS, CONFIG, ENVIRONMENT, MEASURED) if files[name]}
     assert set(texts.values()) <= {1}, texts
     assert (METRICS in texts) == ("RUN" in command)

@@ -186,3 +186,8 @@ METHODS = Registry("methods", "--method", {
         **_RANDOM_LR,
     ),
 }, own_takes=True)  # fmt: skip
+
+
+def method_entry(name: str) -> MethodEntry:
+    """What is known of a method; of a function of one's own, nothing."""
+    return METHODS.get(name, MethodEntry("", ""))

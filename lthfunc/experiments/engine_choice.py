@@ -52,7 +52,7 @@ def decide_engine(config: Config, steps: int, work: Work, data: Dataset) -> list
     if engine_for(total) == "eager":
         same = "what earlier runs compiled does not count, so that equal commands give equal bits"
         return [Decision("engine", "eager", f"{counted}; {same}")]
-    missing, not_sparse = why_not(config.device), _why_not_sparse(config, work, data)
+    missing, not_sparse = why_not(config.device), why_not_sparse_engine(config, work, data)
     if not_sparse is None:  # also without a compiler, where the installed package brings kernels
         dense = "compile" if missing is None else "eager"
         slower = _python_updates(config, work)
@@ -102,7 +102,7 @@ def engine_of(config: Config, model: Model, data: Dataset) -> Making:
     return compact_engine(config.engine, selecting=not config.engine.startswith("sparse"))
 
 
-def _why_not_sparse(config: Config, work: Work, data: Dataset) -> str | None:
+def why_not_sparse_engine(config: Config, work: Work, data: Dataset) -> str | None:
     """Why `auto` leaves the sparse engine out; None where it may be used."""
     if work.collectives.world_size > 1:
         return "the sparse engine doesn't support several ranks"

@@ -26,7 +26,7 @@ from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count, density as current_density, full_masks
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
-from lthfunc.trees.types import Masks, Ticket, TrainState
+from lthfunc.trees.types import Ticket, TrainState
 
 TICKET = "ticket"
 #: (trained network, RoundContext, density) -> the pruned network.
@@ -148,16 +148,10 @@ class Round(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """An unfinished training. anchor: the dense training's, once it has passed it; None before, and for all others.
-
-    For a method also: the number of its stage, its steps so far minus those of the state, and masks to compare.
-    """
+    """An unfinished training. anchor: the dense training's, once it has passed it; None before, and for all others."""
 
     fit: Fit
     anchor: TrainState | None = None
-    stage: int = 0
-    offset: int = 0
-    recent: tuple[Masks, ...] = ()
 
 
 class Done(NamedTuple):

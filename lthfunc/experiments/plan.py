@@ -79,17 +79,26 @@ class Length(NamedTuple):
     eval_every: int
 
 
-def prepare(config: Config, observe: Observe | None = None, collectives: Collectives = SINGLE_RANK) -> PreparedPlan:
+def prepare(
+    config: Config,
+    observe: Observe | None = None,
+    collectives: Collectives = SINGLE_RANK,
+    like: PreparedPlan | None = None,
+) -> PreparedPlan:
     """Check everything that can be wrong with a resolved configuration, load the data, and build the plan.
 
     observe: called with the number of decoded images and their total. collectives: of the ranks that train together.
-    Raises UserError.
+    like: a plan of the same network on the same data and device, which the new one shares. Raises UserError.
     """
     _check_code_and_weights(config)
     decisions = decide_device(config, collectives)
     config = applied(config, decisions)
-    data = data_to_device(read_data(config, observe), config.device, data_room(config.device))
-    model, teacher = read_model(config, data), read_teacher(config, data)
+    if like is None:
+        data = data_to_device(read_data(config, observe), config.device, data_room(config.device))
+        model = read_model(config, data)
+    else:
+        data, model = like.plan.trainer.data, like.plan.model
+    teacher = read_teacher(config, data)
     decisions += (of_teacher := decide_teacher(config, teacher))
     decisions += (of_objective := decide_objective(config, data))
     config = applied(config, [*of_teacher, *of_objective])

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from lthfunc.catalog import data_sets as data, networks as models
-from lthfunc.catalog.methods import METHODS, MethodEntry
+from lthfunc.catalog.methods import METHODS, method_entry
 from lthfunc.catalog.pruning import REWINDINGS, SCORES, STRUCTURES
 from lthfunc.catalog.training import OPTIMIZERS
 from lthfunc.errors import UserError, invalid, unknown
@@ -34,7 +34,7 @@ from lthfunc.registry import Registry
 _PLAIN = models.Recipe("adam", 1.2e-3, 60)
 _PLAIN_EPOCHS = 10
 #: Of all methods, unless they have their own; and the density that those with one round prune to.
-_METHOD_DEFAULTS = {"rounds": 5, "score": "magnitude", "allocate": "global"}
+METHOD_DEFAULTS: dict[str, Any] = {"rounds": 5, "score": "magnitude", "allocate": "global"}
 _ONCE = 0.1
 
 
@@ -67,14 +67,14 @@ def resolve(config: Config, used: Collection[str] = ()) -> tuple[Config, list[De
 def method_settings(config: Config) -> list[Decision]:
     """The settings that the method consists of, and its defaults. Raises UserError where others were given."""
     name = config.method
-    entry = METHODS[name] if name in METHODS else MethodEntry("", "")
+    entry = method_entry(name)
     decisions = []
     for each, value in entry.settings.items():
         found = getattr(config, each)
         if found not in (value, None, SETTINGS[each].value):
             raise invalid(SETTINGS[each].option, found, f"{value} with --method {name}")
         decisions += [] if found == value else [Decision(each, value, f"a part of --method {name}")]
-    defaults = {**_METHOD_DEFAULTS, "dense": not entry.at_init, **entry.defaults}
+    defaults = {**METHOD_DEFAULTS, "dense": not entry.at_init, **entry.defaults}
     decisions += [
         Decision(each, value, f"the default of --method {name}")
         for each, value in defaults.items() if getattr(config, each) is None and each not in entry.settings
@@ -88,7 +88,7 @@ def method_settings(config: Config) -> list[Decision]:
 
 def without_method(config: Config) -> dict[str, Any]:
     """The settings by which a run's tickets are trained as they are, whatever method has found them."""
-    entry = METHODS[config.method] if config.method in METHODS else MethodEntry("", "")
+    entry = method_entry(config.method)
     gone = {*METHODS.settings, *entry.settings, *entry.defaults} - {"schedule"}
     return {**dict.fromkeys(gone), "method": "magnitude-init" if first_round(config) else "imp"}
 

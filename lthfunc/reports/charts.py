@@ -74,7 +74,8 @@ class Chart(NamedTuple):
 
     key: its name in files. falling: the horizontal axis falls, with ticks at the points. across: horizontal lines,
     (value, name). places: names of 0, 1, … on the horizontal axis. possible: the least and the greatest value that can
-    occur. y_range: what is shown; None for all, zero: from 0 on. caption: a sentence below the picture.
+    occur. y_range: what is shown; None for all, zero: from 0 on. bands: deviations are areas, not bars. caption: a
+    sentence below the picture.
     """
 
     key: str
@@ -90,6 +91,7 @@ class Chart(NamedTuple):
     possible: Limits = (-math.inf, math.inf)
     y_range: Limits | None = None
     zero: bool = False
+    bands: bool = False
     legend_title: str = ""
     caption: str = ""
 
@@ -188,7 +190,7 @@ def _between(ramp: Sequence[str], position: float) -> str:
 
 def tick_text(value: float, most: float = 0.0) -> str:
     """A tick that a reader need not count the digits of. most: on its axis."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if max(most, abs(value)) >= max(size, 1e5):
             return f"{value / size:.6g}{unit}" if value else "0"
     return f"{value:,.6g}"

@@ -75,10 +75,11 @@ def _chart(axes: Any, chart: Chart) -> dict[str, Any]:
     listed = {}
     for series in chart.series:
         colour, ys, errors = series.colour.light, np.array(series.y, float), chart.errors(series)
-        if errors and not series.marker:  # too many points for bars of their own
+        bars = bool(series.marker) and not chart.bands
+        if errors and not bars:  # or too many points for bars of their own
             axes.fill_between(series.x, ys - errors[0], ys + errors[1], color=colour, alpha=0.15, linewidth=0)
         drawn = axes.errorbar(
-            series.x, ys, yerr=errors if series.marker else None, color=colour, linestyle=_DASHES[series.dash],
+            series.x, ys, yerr=errors if bars else None, color=colour, linestyle=_DASHES[series.dash],
             marker=_MARKERS.get(series.marker or ""), markersize=5, linewidth=1.5, capsize=2, label=series.name,
         )  # fmt: skip
         if series.listed:

@@ -43,7 +43,7 @@ class Checkpoint(NamedTuple):
 
 def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Metered | None = None) -> Path:
     """Write an unfinished training into its folder, in place of the previous checkpoint."""
-    fit, anchor, stage, offset, recent = progress
+    fit, anchor = progress
     state, since = fit.state, fit.since
     assert since is not None
     tree: dict[str, Any] = {
@@ -56,8 +56,6 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
     }
     if anchor is not None:
         tree["anchor"] = {"params": anchor.params, "buffers": anchor.buffers}
-    if recent:
-        tree["recent"] = {str(number): masks for number, masks in enumerate(recent)}
     if fit.memory:
         tree["memory"] = {str(number): masks for number, masks in enumerate(fit.memory)}
     about = {
@@ -69,8 +67,6 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "chosen": fit.curve.index(fit.best.point),
         "since": {"loss": since.loss, "steps": since.steps},
         "anchor_step": None if anchor is None else int(anchor.step),
-        "stage": stage,
-        "offset": offset,
         "changes": [plain_change(each) for each in fit.changes],
     }
     payload = tree_bytes(tree, about)
@@ -168,12 +164,8 @@ def _checkpoint(tree: dict[str, Any], about: dict[str, Any], start: TrainState, 
         step = torch.tensor(int(about["anchor_step"]))
         anchor = to_device(TrainState(parts["params"], parts.get("buffers", {}), state.masks, (), step), device)
     chosen = chosen._replace(params=to_device(chosen.params, device), buffers=to_device(chosen.buffers, device))
-    recent, memory = (
-        tuple(to_device(tree[name][str(number)], device) for number in range(len(tree.get(name, {}))))
-        for name in ("recent", "memory")
-    )
+    memory = tuple(to_device(tree["memory"][str(number)], device) for number in range(len(tree.get("memory", {}))))
     changes = tuple(map(change_from, about.get("changes", ())))
     fit = Fit(to_device(state, device), chosen, curve, since, changes, memory)
-    progress = Progress(fit, anchor, int(about.get("stage", 0)), int(about.get("offset", 0)), recent)
     energy = about.get("energy")
-    return Checkpoint(progress, float(about["seconds"]), None if energy is None else from_values(energy))
+    return Checkpoint(Progress(fit, anchor), float(about["seconds"]), None if energy is None else from_values(energy))

@@ -36,10 +36,9 @@ from lthfunc.runs import safe_files
 from lthfunc.runs.environment import environment, machine
 from lthfunc.runs.json_lines import append_lines, line_of, scan_lines
 from lthfunc.runs.line_schemas import Header, line_problem, training_problem
-from lthfunc.runs.lock import HOLDER, LOCK
+from lthfunc.runs.lock import is_unused
 from lthfunc.runs.names_of_runs import like_run
 from lthfunc.runs.toml_files import read_config, to_toml
-from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 from lthfunc.trees.types import Dataset
 
 #: Format of these files, and the oldest that is read, which has `ticket.safetensors`, the last round's masks on its
@@ -109,8 +108,7 @@ def check_free(folder: Path) -> None:
             f"--out: {str(folder)!r} holds another run; name another folder, or resume it with: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
-    # A process that ends before its run has begun may leave these.
-    if not all(name in (LOCK, HOLDER) or name.endswith(TEMPORARY_SUFFIX) for name in safe_files.names(folder, folder)):
+    if not is_unused(folder):
         raise invalid("--out", str(folder), "a new or empty folder; this one holds files")
     parent = folder
     while not parent.exists():
@@ -266,6 +264,8 @@ def _config_of(folder: Path, begun: Config) -> tuple[Config, str | None]:
         return begun, f"it cannot be read ({error}); {again}"
     mine, theirs = to_mapping(config), to_mapping(begun)
     different = [name for name in {**theirs, **mine} if name not in FREE and mine.get(name) != theirs.get(name)]
+    if config.replicates > begun.replicates:  # seeds may be added to a run
+        different.remove("replicates")
     if different:
         name = different[0]
         return begun, f"{name} is {mine.get(name)!r}, but the run started with {theirs.get(name)!r}; {again}"

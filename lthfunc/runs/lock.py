@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from lthfunc.errors import DamagedError, UserError
 from lthfunc.runs import safe_files
 from lthfunc.runs.side_file_schemas import Holder, content_of
+from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 #: The locked file, and who holds it. The system releases the lock when its holder ends, for whatever reason.
 LOCK, HOLDER = ".lock", ".holder.json"
@@ -43,6 +44,11 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # e.g. a deleted folder
             safe_files.remove(folder, folder / HOLDER)
         lock.release()
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder holds no more than a process may leave that ends before its run has begun."""
+    return all(name in (LOCK, HOLDER) or name.endswith(TEMPORARY_SUFFIX) for name in safe_files.names(folder, folder))
 
 
 def holder(folder: Path) -> dict[str, Any] | None:

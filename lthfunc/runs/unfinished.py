@@ -22,7 +22,9 @@ def unfinished_like(config: Config, command: str, out: str | None) -> Path | Non
     for folder in _newest() if out is None else [Path(out)]:
         try:
             run = scan_run(folder)
-            mine = run.about.get("command") == command and not is_finished(run) and _alike(run, config)
+            mine = (
+                run.about.get("command") == command and not is_finished(run) and not settings_that_differ(run, config)
+            )
             if mine and not is_held(folder):
                 return folder
         except (UserError, OSError):
@@ -58,8 +60,8 @@ def _age(folder: Path) -> float:
     return 0.0
 
 
-def _alike(run: Run, config: Config) -> bool:
-    """Whether these settings, resolved, are the run's; those left open are taken from the run."""
+def settings_that_differ(run: Run, config: Config) -> list[str]:
+    """The settings, resolved, in which a run differs; those left open are taken from the run."""
     theirs, mine = to_mapping(run.config), to_mapping(config)
     opened = [name for name, each in SETTINGS.items() if each.decided and mine.get(name) in (None, "auto")]
-    return all(mine.get(name) == theirs.get(name) for name in {**mine, **theirs} if name not in (*FREE, *opened))
+    return [name for name in {**mine, **theirs} if name not in (*FREE, *opened) and mine.get(name) != theirs.get(name)]

@@ -15,8 +15,7 @@ from lthfunc.energy.meter import Phases
 from lthfunc.experiments.config import Interval, parse_interval
 from lthfunc.experiments.iterative import Progress
 from lthfunc.runs.checkpoints import checkpoints, load_checkpoint, save_checkpoint, step_of
-from lthfunc.runs.folder import training_folder
-from lthfunc.scheduling.queue import Execution, TrainingCost
+from lthfunc.scheduling.queue import Execution, TrainingCost, place_of
 from lthfunc.scheduling.ranks import broadcast_training, check_same_networks, naming_lost_ranks
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.results import Checkpointer, Observers
@@ -27,7 +26,7 @@ _SHARE = 0.01
 
 def resume_step(folder: Path | None, task: Any) -> int:
     """The step from which a training would resume."""
-    found = [] if folder is None else checkpoints(training_folder(folder, *task.key))
+    found = [] if folder is None else checkpoints(place_of(folder, task))
     return step_of(found[0]) if found else int(task.start.step)
 
 
@@ -41,12 +40,12 @@ def train_with_checkpoints(
     """
     begun = time.perf_counter()
     context, count = run.context, len(tasks)
-    trainer = context.trainer
+    beginnings = [run.workload.begin(context, task) for task in tasks]
+    trainer = beginnings[0].trainer
     phases = None
     if run.meter is not None:
         phases = Phases(run.meter, steps_per_epoch(trainer.data.examples, trainer.batch_size))
-    beginnings = [run.workload.begin(context, task) for task in tasks]
-    places = [] if run.folder is None else [training_folder(run.folder, *task.key) for task in tasks]
+    places = [place for task in tasks if (place := run.place(task)) is not None]
     found = [
         load_checkpoint(place, each.start, each.trainer.work.optimizer)
         for place, each in zip(places, beginnings, strict=False)
@@ -57,7 +56,7 @@ def train_with_checkpoints(
     if run.config.compact and saved:
         now = saved[0].progress.fit.state
         # A unit may have died since the start; with other units removed, sums would be in another order.
-        saved = saved if same_cuts(context.model, beginnings[0].start, now, trainer.data.shape) else []
+        saved = saved if same_cuts(trainer.work.model, beginnings[0].start, now, trainer.data.shape) else []
     before = sum(each.seconds for each in saved) / count
 
     def seconds() -> float:

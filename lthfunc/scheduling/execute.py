@@ -6,6 +6,7 @@ import importlib.util
 import socket
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from lthfunc.errors import UserError
@@ -14,7 +15,7 @@ from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
 from lthfunc.experiments.records import Record, record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
-from lthfunc.runs.folder import Name, in_order, record_key, training_folder
+from lthfunc.runs.folder import Name, in_order, record_key
 from lthfunc.runs.store import done_so_far, save_training
 from lthfunc.runs.ticket_files import write_ticket_files
 from lthfunc.scheduling.executors import run_on
@@ -25,7 +26,7 @@ from lthfunc.scheduling.queue import PLANNED, Execution, Queue, Result, Training
 from lthfunc.scheduling.threads import ThreadExecutor, can_share_a_process
 
 #: Steps of a whole run from which worker processes, which take about 3 s to start, pay off.
-_PROCESSES_FROM_STEPS = 10_000
+PROCESSES_FROM_STEPS = 10_000
 #: Seconds to wait for a cluster's answer.
 _REACH = 10
 
@@ -38,7 +39,7 @@ def execute(run: Execution, earlier: list[Record], jobs: int, tasks: Sequence[Ta
     """
     config, plan, folder = run.config, run.context, run.folder
     assert folder is not None
-    run.watcher.total(_steps_ahead(config, plan, earlier))
+    run.watcher.total(steps_ahead(config, plan, earlier))
     if tasks is None:
         device = config.device
         queue = Queue(
@@ -52,13 +53,18 @@ def execute(run: Execution, earlier: list[Record], jobs: int, tasks: Sequence[Ta
         queue = all_at_once([task for task in tasks if task.key not in finished])
 
     def save(task: Task, value: Round, cost: TrainingCost) -> Record:
-        item = record(value, replicate=task.seed - config.seed, seed=task.seed, metric=config.metric, **cost._asdict())
-        save_training(folder, config, task.seed, value, item)
-        return item
+        return keep_training(folder, config, value, task.seed, cost)
 
     records = in_order([*earlier, *run_all(run, queue, jobs, save)], config.control)
     write_ticket_files(folder)
     return records
+
+
+def keep_training(folder: Path, config: Config, result: Round, seed: int, cost: TrainingCost) -> Record:
+    """Write a finished training to its run's folder; returns its record."""
+    item = record(result, replicate=seed - config.seed, seed=seed, metric=config.metric, **cost._asdict())
+    save_training(folder, config, seed, result, item)
+    return item
 
 
 def run_all(run: Execution, queue: Queue, jobs: int, save: Callable[[Any, Any, TrainingCost], Record]) -> list[Record]:
@@ -67,8 +73,8 @@ def run_all(run: Execution, queue: Queue, jobs: int, save: Callable[[Any, Any, T
     with closing(results_of(run, queue, jobs)) as results:  # ends the workers, whatever happens
         for task, value, cost in results:
             records.append(save(task, value, cost))
-            if run.folder is not None:
-                drop_checkpoints(training_folder(run.folder, *task.key))
+            if (place := run.place(task)) is not None:
+                drop_checkpoints(place)
             run.watcher.end(task, records[-1])
     return records
 
@@ -124,7 +130,7 @@ def jobs_of(config: Config, plan: Plan) -> int:
         return min(config.jobs, trainings)
     if config.device.startswith("cuda"):
         return trainings
-    if not can_share_a_process(config, plan) and _steps_ahead(config, plan, []) < _PROCESSES_FROM_STEPS:
+    if not can_share_a_process(config, plan) and steps_ahead(config, plan, []) < PROCESSES_FROM_STEPS:
         return 1
     return max(1, min(trainings, usable_cores() // (config.threads or 1)))
 
@@ -141,5 +147,6 @@ def trainings_ahead(config: Config, plan: Plan, earlier: Sequence[Record]) -> li
     ]
 
 
-def _steps_ahead(config: Config, plan: Plan, earlier: Sequence[Record]) -> int:
+def steps_ahead(config: Config, plan: Plan, earlier: Sequence[Record]) -> int:
+    """The steps of a run that are left."""
     return sum(plan.steps_of(number, variant) for _, number, variant in trainings_ahead(config, plan, earlier))

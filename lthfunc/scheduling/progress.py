@@ -41,7 +41,7 @@ _EVERY, _UPLOAD_EVERY = 1.0, 20.0
 _MOST = 10_000_000
 
 
-class _All(Watcher):
+class AllWatchers(Watcher):
     """Passes everything on to several watchers."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
@@ -282,7 +282,7 @@ def broadcasting(folder: Path, tracker: Tracker, watchers: Sequence[Watcher]) ->
     """The tracker and the watchers as one, which also writes to the folder during this context."""
     path = folder / PROGRESS
     try:
-        yield _All([tracker, *watchers, _Broadcast(path, tracker)])
+        yield AllWatchers([tracker, *watchers, _Broadcast(path, tracker)])
     finally:
         with suppress(OSError):
             safe_files.remove(folder, path)

@@ -14,6 +14,7 @@ from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.task_schedules import sent
 from lthfunc.experiments.trainings import beginning, train_together
+from lthfunc.runs.folder import training_folder
 from lthfunc.training.results import Point
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.types import TrainState
@@ -39,14 +40,10 @@ class Watcher:
 
 
 class Beginning(NamedTuple):
-    """What a training starts from: its state, and the trainer of all its steps.
-
-    course: of a method, or the user's own function.
-    """
+    """What a training starts from: its state, and the trainer of all its steps."""
 
     start: TrainState
     trainer: Trainer
-    course: Any = None
 
 
 class Workload(NamedTuple):
@@ -102,6 +99,15 @@ class Execution(NamedTuple):
     meter: Meter | None = None
     again: str = "lthfunc resume"
 
+    def place(self, task: Any) -> Path | None:
+        """The folder of a training's files, if there is one."""
+        return None if self.folder is None else place_of(self.folder, task)
+
+
+def place_of(folder: Path, task: Any) -> Path:
+    """The folder of a training's files. folder: of its run or, of a task that names its run, of all runs."""
+    return training_folder(folder / getattr(task, "run", ""), *task.key)
+
 
 class TrainingCost(NamedTuple):
     """The cost of a training; trainings of one program share it equally. energy: as plain values, if metered."""
@@ -124,15 +130,18 @@ def with_description(task: Any, error: UserError) -> UserError:
 
 
 class Queue:
-    """Trainings that are ready to run. schedules: one per seed, which continues when all its trainings have ended."""
+    """Trainings that are ready to run.
 
-    def __init__(self, schedules: Mapping[int, Generator[list[Any], list[Any], None]]) -> None:
+    schedules: one per seed (per `series` of a task that has one), which continues when all its trainings have ended.
+    """
+
+    def __init__(self, schedules: Mapping[Any, Generator[list[Any], list[Any], None]]) -> None:
         self._schedules = schedules
-        self._waiting: dict[int, int] = {}
-        self._results: dict[int, list[Any]] = {}
+        self._waiting: dict[Any, int] = {}
+        self._results: dict[Any, list[Any]] = {}
         self.ready: list[Any] = []
-        for seed, schedule in schedules.items():
-            self._add(seed, next(schedule, None))
+        for series, schedule in schedules.items():
+            self._add(series, next(schedule, None))
 
     def pop(self, by: Callable[[Any], Any]) -> Any:
         """Take out the ready training that comes first by a key."""
@@ -142,13 +151,13 @@ class Queue:
 
     def finished(self, task: Any, value: Any) -> None:
         """Hand in a training's result."""
-        seed = task.seed
-        self._results[seed].append(value)
-        if len(self._results[seed]) == self._waiting[seed]:
-            self._add(seed, sent(self._schedules[seed], self._results[seed]))
+        series = getattr(task, "series", task.seed)
+        self._results[series].append(value)
+        if len(self._results[series]) == self._waiting[series]:
+            self._add(series, sent(self._schedules[series], self._results[series]))
 
-    def _add(self, seed: int, tasks: list[Any] | None) -> None:
-        self._waiting[seed], self._results[seed] = len(tasks or []), []
+    def _add(self, series: Any, tasks: list[Any] | None) -> None:
+        self._waiting[series], self._results[series] = len(tasks or []), []
         self.ready += tasks or []
 
 

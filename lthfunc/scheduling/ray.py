@@ -26,9 +26,9 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config
 from lthfunc.runs.checkpoints import checkpoints, latest_checkpoint, put_checkpoint
 from lthfunc.runs.environment import versions
-from lthfunc.runs.folder import training_folder
+from lthfunc.runs.folder import run_of
 from lthfunc.scheduling.executors import PATIENCE, Event, try_training, worker_context
-from lthfunc.scheduling.queue import Execution, Workload
+from lthfunc.scheduling.queue import Execution, Workload, place_of
 from lthfunc.tracebacks import first_line
 from lthfunc.training.results import Point
 
@@ -94,7 +94,7 @@ class RayExecutor:
 
     def _place(self, task: Any) -> Path | None:
         """The local folder of a training's checkpoints."""
-        return None if self._run.folder is None else training_folder(self._run.folder, *task.key)
+        return self._run.place(task)
 
     def _worker(self) -> Any:
         config = self._run.config
@@ -164,7 +164,8 @@ class _RayWorker:
 
     def train(self, payload: bytes) -> bytes:
         task, saved = pickle.loads(payload)
-        place = training_folder(self._folder, *task.key)
+        place = place_of(self._folder, task)
+        run_of(place).mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)  # files left here may be older than what was sent
         if saved is not None:
             put_checkpoint(place, *saved)

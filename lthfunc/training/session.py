@@ -19,6 +19,7 @@ from lthfunc.training.results import Checkpointer, Exchanged, Fit, Observers, Sc
 from lthfunc.training.schedules import all_end_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, training_context
+from lthfunc.trees.global_rng import seeded_state
 from lthfunc.trees.ops import leaves
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
@@ -141,7 +142,7 @@ class TrainingSession:
     def change_to(self, states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> None:
         """Continue from other states at the current step, from which on random layers draw new numbers."""
         assert self._prefetcher is not None
-        random = torch.Generator(self._device).manual_seed(self._draw_key()).get_state()
+        random = seeded_state(self._draw_key(), self._device)
         since, ready = [each._replace(random=random) for each in since], self._ready(states)
         with training_context(self.trainer):
             if self.trainer.engine.change(self.running, ready, self._prefetcher):
@@ -187,7 +188,7 @@ class TrainingSession:
         kept, draw, steps = [each.kept() for each in networks], self._draw_key(), self._steps
 
         def snapshot() -> Snapshot:
-            random = torch.Generator(self._device).manual_seed(draw).get_state()
+            random = seeded_state(draw, self._device)
             since = [SinceLastPoint(loss, count, random) for loss, count in zip(losses, steps, strict=True)]
             return [each() for each in kept], since
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_python_and_numpy(seed: int) -> None:
@@ -63,3 +64,8 @@ def generators_used(seed: int) -> list[str]:
             "NumPy's random": not all(map(np.array_equal, other, np.random.get_state())),
         }
     return [name for name, changed in used.items() if changed]
+
+
+def seeded_state(seed: int, device: torch.device) -> Tensor:
+    """The state, once seeded, of the generator from which random layers on a device draw: CUDA's own, or the CPU's."""
+    return torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(seed).get_state()

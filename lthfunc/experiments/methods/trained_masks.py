@@ -24,7 +24,7 @@ from lthfunc.training.parametrize import (
     trained_and_fixed,
 )
 from lthfunc.training.trainer import with_work
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, full_masks
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Buffers, Masks, Params, Ticket, TrainState
 
@@ -88,7 +88,7 @@ def supermask(plan: Plan) -> Plan:
             return with_masked(fixed, {name: rescaled(mask) for name, mask in drawn.items()})
 
         def likeliest(trained: Params, fixed: Params) -> Params:
-            masks = unstructured(trained, full, keep)
+            masks = unstructured(trained, full_masks(trained, plan.model.prunable), keep)  # on any device
             return with_masked(fixed, {name: rescaled(mask.to(fixed[name].dtype)) for name, mask in masks.items()})
 
         def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:

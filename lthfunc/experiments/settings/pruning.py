@@ -33,7 +33,7 @@ class Pruning:
     densities: str | None = setting(
         None, "Fraction of the weights that remain after each round, instead of --rate and --rounds; or "
         "package.module:function, called with --rounds.",
-        PRUNING, ("prune",), "X,X,…", own=True, instead_of=("rate", "density"),
+        PRUNING, ("prune", "methods"), "X,X,…", own=True, instead_of=("rate", "density"),
     )  # fmt: skip
     synflow_rounds: Count | None = setting(
         None,

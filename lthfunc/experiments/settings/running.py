@@ -25,7 +25,7 @@ class Running:
     )
     replicates: Count = setting(
         1, "Number of seeds to repeat it with (seed, seed+1, …); results are mean ± standard deviation.",
-        FIRST, TRAINERS, of_seeds=True,
+        FIRST, (*TRAINERS, "resume"), of_seeds=True,
     )  # fmt: skip
     device: str = setting(
         "auto", "Device: auto (the first GPU if there is one), cpu, cuda or cuda:N.",

@@ -41,6 +41,12 @@ def page(
     return _whole(title, "".join(body), {"charts": charts, "explorers": explorers})
 
 
+def pictures_page(title: str, by_heading: Mapping[str, Sequence[Picture]], below: str) -> str:
+    """A document of pictures by heading. below: HTML that follows them."""
+    charts = {picture.key: figure_of(picture) for pictures in by_heading.values() for picture in pictures}
+    return _whole(title, "".join(_sections(by_heading)) + below, {"charts": charts, "explorers": {}})
+
+
 def _sections(by_heading: Mapping[str, Sequence[Picture]], prefix: str = "", suffix: str = "") -> list[str]:
     """A section of pictures for each heading. prefix: of the pictures' keys; suffix: of the sections' names."""
     return [

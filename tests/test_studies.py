@@ -1,0 +1,149 @@
+"""`lthfunc methods`: a study is a set of runs, interrupted, resumed and extended without repeating any of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run
+from lthfunc_cli.progress import _Tasks
+from method_plans import plan_for
+
+import lthfunc as lf
+from lthfunc.catalog.methods import METHODS
+from lthfunc.errors import UserError
+from lthfunc.experiments import studies
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.resolve import resolved
+from lthfunc.experiments.studies import StudyPlans, decided_alike, study_runs, with_rounds_between
+from lthfunc.runs.folder import read_run
+from lthfunc.runs.verification import verified
+from lthfunc.scheduling.studies import RunUnderWay, jobs_of_study
+
+SHORT = ["--steps", "8", "--batch-size", "40", "--engine", "eager"]
+STUDY = ["methods", "--densities", "0.5,0.2", "--rounds", "3", *SHORT]
+THREE = [word for name in ("dense", "imp", "rigl") for word in ("--method", name)]
+
+
+def test_rounds_between_densities_prune_the_same_fraction() -> None:
+    assert with_rounds_between([0.2], 1) == [0.2]
+    assert with_rounds_between([0.25], 2) == pytest.approx([0.5, 0.25])
+    found = with_rounds_between([0.5, 0.125, 0.1], 4)
+    assert found == pytest.approx([0.5, 0.25, 0.125, 0.1])
+    assert {0.5, 0.125, 0.1} <= {*found}  # to the bit
+
+
+def test_each_method_is_a_run_with_the_settings_that_it_takes() -> None:
+    shared = Config(steps=9, rounds=4, schedule="step", milestone=(5,), synflow_rounds=7, cycles=3, replicates=2)
+    runs = {each.name: each for each in study_runs(shared, tuple(METHODS), [0.5, 0.1])}
+    several = {name.rpartition("-")[0] for name in runs} & {*METHODS} - {*runs}
+    assert {"one-shot", "wanda"} <= several  # a run for each density, as each prunes its trained network once
+    assert len(runs) == len(METHODS) + len(several)
+    assert (runs["dense"].config.rounds, runs["dense"].rounds) == (0, {1.0: 0})
+    assert (runs["one-shot-0.5"].config.density, runs["one-shot-0.1"].rounds) == (0.5, {0.1: 1})
+    assert (runs["wanda-0.1"].config.rounds, runs["wanda-0.1"].config.density) == (1, 0.1)
+    assert (runs["rigl"].config.densities, runs["rigl"].rounds) == ("0.5,0.1", {0.5: 1, 0.1: 2})
+    imp = runs["imp"].config
+    assert (imp.rounds, runs["imp"].rounds, imp.schedule, imp.milestone) == (4, {0.5: 1, 0.1: 4}, "step", (5,))
+    cyclic = runs["imp-cyclic"].config
+    assert (cyclic.schedule, cyclic.milestone, cyclic.cycles, cyclic.rewind) == ("cyclic", (), 3, "lr")
+    assert [name for name, each in runs.items() if each.config.synflow_rounds == 7] == [
+        "synflow", "synflow-shuffled", "synflow-reinit",
+    ]  # fmt: skip
+    for each in runs.values():
+        assert resolved(each.config) == each.config
+        assert (each.config.replicates, each.config.steps) == (2, 9)
+        assert not METHODS[each.method].at_init or not each.config.dense
+    (one,) = study_runs(shared, ["imp"], [0.1])
+    assert (one.config.density, one.config.rounds, one.rounds) == (0.1, 4, {0.1: 4})
+
+
+def test_runs_have_folders_of_their_own() -> None:
+    assert [each.name for each in study_runs(Config(), ["imp", "a.py:f"], [0.5])] == ["imp", "f"]
+    with pytest.raises(UserError, match="expected different names"):
+        study_runs(Config(), ["a.py:f", "b.py:f"], [0.5])
+
+
+def test_all_runs_share_data_engine_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Config(steps=9, batch_size=40)
+    runs = study_runs(shared, ["imp", "rigl"], [0.1])
+    alike, like = decided_alike([each.config for each in runs])
+    assert [(each.device, each.engine, each.threads) for each in alike] == [(like.config.device, "sparse/eager", 1)] * 2
+    plans = StudyPlans({each.name: config for each, config in zip(runs, alike, strict=True)}, like)
+    assert plans["imp"].trainer.data is plans["rigl"].trainer.data
+    assert plans["rigl"].model is like.plan.model
+    assert plans["rigl"] is plans["rigl"]
+    monkeypatch.setattr(studies, "why_not_sparse_engine", lambda *_: "it cannot")
+    assert {each.engine for each in decided_alike([each.config for each in runs])[0]} == {"eager"}
+
+
+@pytest.mark.parametrize(("jobs", "steps", "expected"), [(None, 9, 1), (None, 9_000, 3), (2, 9, 2), (8, 9, 4)])
+def test_a_short_study_starts_no_processes(
+    jobs: int | None, steps: int, expected: int, few_digits: lf.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lthfunc.scheduling.studies.usable_cores", lambda: 6)
+    config = Config(rounds=1, replicates=2, jobs=jobs, threads=2)
+    plan = plan_for("imp", lf.models.lenet300((1, 8, 8)), few_digits, steps=steps, eval_every=steps, rounds=1)
+    assert jobs_of_study(config, {"imp": RunUnderWay(config, plan, [])}) == expected
+
+
+def test_a_study_is_interrupted_resumed_and_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    step = _Tasks.step
+
+    def interrupting(self: _Tasks, task: Any, number: int, point: Any) -> None:
+        step(self, task, number, point)
+        if task.run == "rigl" and number == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Tasks, "step", interrupting)
+        assert run(*STUDY, *THREE, "--jobs", "1", "--out", "study") == 130
+    assert list(Path("study").glob("rigl/seed0/round01/checkpoint-000000003-*"))
+    finished = Path("study/dense/metrics.jsonl").read_text()
+    Path("study/snip").mkdir()
+    Path("study/snip/.lock").touch()  # as a process leaves it that is killed before the run begins
+    assert run(*STUDY, *THREE, "--method", "snip", "--replicates", "2", "--jobs", "1", "--out", "study") == 0
+    assert Path("study/dense/metrics.jsonl").read_text().startswith(finished)
+    for name in ("dense", "imp", "rigl", "snip"):
+        _, config, records = read_run(Path("study", name))
+        assert (config.replicates, sorted({item["seed"] for item in records})) == (2, [0, 1])
+        assert not verified(Path("study", name)).problems
+    assert run("prune", "--method", "rigl", "--densities", "0.5,0.2", "--threads", "1", *SHORT, "--out", "alone") == 0
+    assert run("resume", "alone", "--replicates", "2") == 0  # the same, a seed at a time
+    files = sorted(path.relative_to("alone") for path in Path("alone").rglob("*.safetensors"))
+    assert len(files) == 17
+    for file in files:  # whose metadata have other settings of the machine
+        assert lf.same_bits(lf.load_tree(Path("alone", file))[0], lf.load_tree(Path("study/rigl", file))[0]), file
+    capsys.readouterr()
+    assert run(*STUDY, *THREE, "--replicates", "2", "--out", "study", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(each["method"], each["at"]) for each in found["results"]] == [
+        ("dense", 1.0), ("imp", 0.5), ("imp", 0.2), ("rigl", 0.5), ("rigl", 0.2),
+    ]  # fmt: skip
+    assert [each["trainings"] for each in found["results"]] == [1, 2, 4, 1, 1]
+    by_round = {item["round"]: item for item in read_run(Path("study/imp"))[2] if item["seed"] == 1}
+    assert found["results"][2]["by_seed"]["1"] == by_round[3]["test_accuracy"]
+    assert found["results"][2]["density"] == pytest.approx(0.2, abs=1e-4)
+    assert run(*STUDY, "--method", "imp", "--lr", "0.5", "--out", "study") == 2
+    assert "study/imp is a run with other settings: lr is 0.0012 there, but 0.5 here" in capsys.readouterr().err
+    assert run("resume", "alone", "--replicates", "1") == 2
+    assert "--replicates: invalid value 1 (expected at least 2, the seeds that the run has)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_table_and_a_picture_of_one_density(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["methods", "--density", "0.1", "--rounds", "1", *SHORT, *THREE]
+    assert run(*words, "--plot", "a.png") == 0
+    out = capsys.readouterr().out
+    assert "lenet300 on digits, 10 % of the weights, 8 steps" in out
+    assert "Most accurate on the test set: " in out
+    (folder,) = Path("runs").iterdir()
+    assert Path("a.png").stat().st_size > 10_000
+    assert (folder / "methods.png").read_bytes() == Path("a.png").read_bytes()
