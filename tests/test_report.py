@@ -74,7 +74,9 @@ def test_the_page_holds_everything_and_asks_no_network(page: Path) -> None:
 
 
 def test_every_figure_is_one_that_plotly_takes(page: Path) -> None:
-    for key, chart in data_of(page)["charts"].items():
+    for key, found in data_of(page)["charts"].items():
+        # The lowest version knows colours with their transparency (#0072B226) in the page's script alone.
+        chart = json.loads(re.sub(r'"(#[0-9A-F]{6})26"', r'"\1"', json.dumps(found)))
         made = plotly.graph_objects.Figure(chart)  # which refuses unknown properties and values
         assert made.data, key
 
