@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_by_its_folder(folder: Path, monkeypatch: pytest.Mon
         "prune --score json:loads --engine sparse",
         "prune --min-layer-weights 900 --rounds 1 --rate 0.99 --engine sparse",
         "methods --density 0.1 --method imp-cyclic --steps 3",
-        "methods --density 0.1 --method dense --out .",
+        "methods --density 0.1 --method dense --baseline snip",
         "connectivity --at 9999 --engine sparse",
     ],
 )

@@ -19,7 +19,7 @@ from lthfunc.sparsify.activations import input_moments
 from lthfunc.sparsify.allocation import Allocate, globally, layerwise
 from lthfunc.sparsify.budgets import globally_with_minimum
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
-from lthfunc.sparsify.gradient_scores import LossOfParams, mean_gradient
+from lthfunc.sparsify.gradient_scores import LossOfParams, gradient_in_training
 from lthfunc.sparsify.scores import Score, Scores, random_scores
 from lthfunc.sparsify.structures import Select, units
 from lthfunc.tracebacks import call_user_function
@@ -100,10 +100,12 @@ def random_growth(seed: int, step: int) -> Score:
 
 
 def gradient_growth(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
-    """The size of the dense gradient, pruned weights included."""
+    """The size of the dense gradient on a batch, pruned weights included."""
+    (batch,) = batches
+    gradient = gradient_in_training(loss, batch)
 
     def score(params: Params, masks: Masks) -> Scores:
-        return {name: leaf.abs() for name, leaf in mean_gradient(loss, batches)(params, masks).items()}
+        return {name: leaf.abs() for name, leaf in gradient(params, masks).items()}
 
     return score
 

@@ -200,6 +200,25 @@ def mean_gradient(loss: LossOfParams, batches: Sequence[Batch]) -> Callable[[Par
     return mean
 
 
+def gradient_in_training(loss: LossOfParams, batch: Batch) -> Callable[[Params, Masks], Params]:
+    """As `mean_gradient` of one batch, of a network that trains: the same bits in a third of the time.
+
+    By autograd itself, without what `torch.func` adds, which the network's training has been through. What autograd
+    alone cannot do, such as a module that writes into its parameters, `mean_gradient` does.
+    """
+
+    def gradient(params: Params, masks: Masks) -> Params:
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in apply_masks(params, masks).items()}
+        try:
+            with torch.enable_grad():
+                found = torch.autograd.grad(loss(leaves, batch), list(leaves.values()), materialize_grads=True)
+        except RuntimeError:
+            return mean_gradient(loss, [batch])(params, masks)
+        return _mean([dict(zip(leaves, found, strict=True))], masks)
+
+    return gradient
+
+
 def _mean(trees: Sequence[Params], masks: Masks) -> Params:
     if len(trees) == 1:
         return {name: trees[0][name] + 0.0 for name in masks}  # as a sum, in which -0 becomes 0
@@ -208,28 +227,9 @@ def _mean(trees: Sequence[Params], masks: Masks) -> Params:
 
 def gradient_of(loss: LossOfParams, params: Params, batch: Batch) -> Params:
     """The gradient at the params. Raises UserError where there is none, or the loss depends on no parameter."""
-    found = _by_autograd(loss, params, batch)
-    if found is None:
-        found = differentiated(loss, lambda: grad(loss)(params, batch))
+    found = differentiated(loss, lambda: grad(loss)(params, batch))
     check_reached(loss, lambda p: loss(p, batch), params, found)
     return found
-
-
-def _by_autograd(loss: LossOfParams, params: Params, batch: Batch) -> Params | None:
-    """The gradient of a network's loss, to the same bits in a third of the time of `torch.func`; None where that fails.
-
-    Inside a transform or a trace, and for anybody's own function, it isn't tried.
-    """
-    inside = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if inside or getattr(loss, "model", None) is None:
-        return None
-    leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
-    try:
-        with torch.enable_grad():
-            found = torch.autograd.grad(loss(leaves, batch), list(leaves.values()), materialize_grads=True)
-    except Exception:  # a module that writes into its parameters, say; or a mistake, which is explained there
-        return None
-    return dict(zip(leaves, found, strict=True))
 
 
 def differentiated(loss: Callable[..., Any], take: Callable[[], Params]) -> Params:
