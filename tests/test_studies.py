@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import uuid
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from conftest import run
 from lthfunc_cli.progress import _Tasks
@@ -14,12 +16,14 @@ from method_plans import plan_for
 
 import lthfunc as lf
 from lthfunc.catalog.methods import METHODS
-from lthfunc.errors import UserError
+from lthfunc.errors import LostRunError, UserError
 from lthfunc.experiments import studies
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.studies import StudyPlans, decided_alike, study_runs, with_rounds_between
-from lthfunc.runs.folder import read_run
+from lthfunc.runs import mirror as mirrors
+from lthfunc.runs.folder import METRICS, read_run
+from lthfunc.runs.mirror import Mirror
 from lthfunc.runs.verification import verified
 from lthfunc.scheduling.studies import RunUnderWay, jobs_of_study
 
@@ -134,6 +138,37 @@ def test_a_study_is_interrupted_resumed_and_extended(
     assert "study/imp is a run with other settings: lr is 0.0012 there, but 0.5 here" in capsys.readouterr().err
     assert run("resume", "alone", "--replicates", "1") == 2
     assert "--replicates: invalid value 1 (expected at least 2, the seeds that the run has)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("elsewhere", ["behind", "changed", "more"])
+def test_a_study_at_an_address_keeps_what_was_not_uploaded(
+    elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the study was continued elsewhere: a study's root has no log, so those of its runs decide."""
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path))
+    url = f"memory://{uuid.uuid4().hex}/study"
+    system, path = fsspec.core.url_to_fs(url)
+
+    def broken(*_: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    again = "uploaded when the same command is typed here again"
+    with pytest.raises(LostRunError, match=again), Mirror("--out", url) as mirror:  # noqa: PT012
+        for name in ("imp", "rigl"):
+            (mirror.folder / name).mkdir(parents=True, exist_ok=True)
+            (mirror.folder / name / METRICS).write_bytes(b"head\none\n")
+        monkeypatch.setattr(mirrors, "send", broken)
+    monkeypatch.undo()
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path))
+    system.pipe_file(f"{path}/imp/{METRICS}", b"head\nother\n" if elsewhere == "changed" else b"head\n")
+    if elsewhere == "more":
+        system.pipe_file(f"{path}/snip/{METRICS}", b"head\n")
+    with Mirror("--out", url) as mirror:
+        kept = sorted(each.parent.name for each in mirror.folder.rglob(METRICS))
+        assert kept == {"behind": ["imp", "rigl"], "changed": ["imp"], "more": ["imp", "snip"]}[elsewhere]
+        assert bool(mirror.said) == (elsewhere == "behind")
+    if elsewhere == "behind":
+        assert system.cat(f"{path}/rigl/{METRICS}") == system.cat(f"{path}/imp/{METRICS}") == b"head\none\n"
 
 
 @pytest.mark.usefixtures("drawn")

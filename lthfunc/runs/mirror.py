@@ -108,7 +108,7 @@ class Mirror:
             if not self._single:
                 remove(self._place, HOLDER)
         except Exception as error:
-            again = "" if self._single else f", and uploaded when it is resumed from here: lthfunc resume {self.url}"
+            again = "" if self._single else f", and uploaded when {self._again()}"
             raise LostRunError(
                 f"{self.url}: cannot be written ({first_line(error)}); what was not uploaded is in {self.folder}{again}"
             ) from error
@@ -131,16 +131,30 @@ class Mirror:
         except FileNotFoundError:
             return None
 
+    def _again(self) -> str:
+        """How what is here goes on, in words."""
+        if safe_files.status(self.folder, self.folder / METRICS) is None:  # of several runs, or none yet
+            return "the same command is typed here again"
+        return f"it is resumed from here: lthfunc resume {self.url}"
+
     def _is_ahead(self, names: list[str]) -> bool:
         """Whether the local folder continues the remote one."""
-        log = next((name for name in _LOGS if safe_files.status(self.folder, self.folder / name) is not None), None)
-        if log is None or not (self._home / _UNSENT).exists():
+        logs = self._logs()
+        if not logs or not (self._home / _UNSENT).exists():
             return False
-        theirs = self._place.system.cat_file(f"{self._place.path}/{log}") if log in names else b""
-        if not safe_files.read(self.folder, self.folder / log).startswith(theirs):
+        if "/" in logs[0] and any(_is_log(name) and name not in logs for name in names):
             return False
+        for log in logs:
+            theirs = self._place.system.cat_file(f"{self._place.path}/{log}") if log in names else b""
+            if not safe_files.read(self.folder, self.folder / log).startswith(theirs):
+                return False
         self.said.append(f"{self.url}: continuing with {self.folder}, which could not be uploaded last time")
         return True
+
+    def _logs(self) -> list[str]:
+        """The local files that list what exists: the folder's own, or those of its runs, since a study has none."""
+        found = [name for name in self._stamps() if _is_log(name)]
+        return [name for name in _LOGS if name in found][:1] or found
 
     def _fetch(self, names: list[str]) -> None:
         shutil.rmtree(self._home, ignore_errors=True)
@@ -169,6 +183,12 @@ class Mirror:
     def _say_held(self) -> None:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "heard": time.time()}
         send(self._place, HOLDER, json.dumps(about).encode())
+
+
+def _is_log(name: str) -> bool:
+    """Whether a file lists what exists, of the folder or of a run in it."""
+    folder, _, last = name.rpartition("/")
+    return last in _LOGS and "/" not in folder
 
 
 def _is_passing(name: str) -> bool:
