@@ -13,11 +13,25 @@ from conftest import run
 from hypothesis import given, strategies as st
 from method_plans import plan_for
 from scipy import special
+from small import settings
 
 import lthfunc as lf
-from lthfunc.reports.method_costs import CostPoint, cost_charts, front, inference_flops, network_flops, training_flops
+from lthfunc.experiments.methods import mest
+from lthfunc.experiments.records import spread
+from lthfunc.reports.method_costs import (
+    CostPoint,
+    cost_charts,
+    front,
+    inference_flops,
+    network_flops,
+    takes_dense_gradients,
+    training_flops,
+)
 from lthfunc.reports.method_tests import _corrected, compared_to, difference_in_words
+from lthfunc.reports.methods import MethodPoint, method_cost_charts, method_picture, method_table, ranked
+from lthfunc.reports.page.study_page import write_study_page
 from lthfunc.reports.tables import ACCURACY
+from lthfunc.training.mask_updates import UpdateContext
 
 SHORT = ["--steps", "8", "--batch-size", "40", "--engine", "eager"]
 DIGITS = lf.data.load("digits")
@@ -81,6 +95,32 @@ def test_flops_of_trainings_follow_the_masks_of_each_step() -> None:
     assert spent("set", exchanged, density=0.1) == pytest.approx(100 * 0.1)
     assert spent("rigl", exchanged, density=0.1, dense_updates=True) == pytest.approx(100 * 0.1 + 3)
     assert spent("ste", record(same(0.1)), density=0.1) == pytest.approx(100)
+
+
+def test_mest_takes_a_dense_gradient_whatever_it_grows_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    takes = {name: takes_dense_gradients(settings(method=name)) for name in ("imp", "set", "rigl", "mest")}
+    assert takes == {"imp": False, "set": False, "rigl": True, "mest": True}
+    assert not takes_dense_gradients(settings(method="mest", gradient_weight=0.0))
+    score, scored = mest.growth_score, list[Any]()
+    monkeypatch.setattr(mest, "growth_score", lambda *given: scored.append(given[1]) or score(*given))
+    state, now = lf.init(model := lf.models.lenet300((1, 8, 8))), UpdateContext(0, 1, last=False)
+    for weight in (0.0, 0.01):
+        scored.clear()
+        plan = plan_for("mest", model, DIGITS, steps=10, eval_every=5, gradient_weight=weight)
+        updates = plan.updates[0]
+        assert updates is not None
+        updates.change(state, now)
+        assert len(scored) == (2 if weight else 1)
+
+
+def test_a_method_without_a_result_at_the_lowest_density_is_last(tmp_path: Path) -> None:
+    at = [("few", 0.5, 0.9), ("worse", 0.5, 0.6), ("worse", 0.1, 0.5), ("better", 0.1, 0.8)]
+    points = [MethodPoint(name, asked, 1, asked, {0: value}, spread([value]), 1.0, 1.0) for name, asked, value in at]
+    assert ranked(points) == ["better", "worse", "few"]
+    picture = method_picture(points, "title")
+    write_study_page(tmp_path / "a.html", "title", points, "better", [], picture, method_cost_charts(points))
+    assert "few" in (tmp_path / "a.html").read_text()
+    assert method_table(points, 80).row_count == 3
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), max_size=12))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.records import Record, change_from
 from lthfunc.experiments.studies import DENSE
@@ -36,6 +37,11 @@ def network_flops(plan: Plan) -> NetworkFlops:
 def inference_flops(flops: NetworkFlops, item: Record) -> float:
     """Of one example through a training's network, its remaining weights alone."""
     return flops.at({name: each["density"] for name, each in item["layers"].items()})
+
+
+def takes_dense_gradients(config: Config) -> bool:
+    """Whether each update of masks takes a dense gradient: to grow by it, or to drop by it as MEST does."""
+    return config.growth == "gradient" or bool(config.gradient_weight)
 
 
 def training_flops(flops: NetworkFlops, plan: Plan, item: Record, *, dense_updates: bool) -> float:

@@ -22,6 +22,7 @@ from lthfunc.reports.method_costs import (
     inference_flops,
     looks_of_methods,
     network_flops,
+    takes_dense_gradients,
     training_flops,
 )
 from lthfunc.reports.tables import ACCURACY, in_short, measured, with_unit
@@ -80,7 +81,7 @@ def _point(
     # Rounds of a method that prunes an untrained network don't follow from each other.
     led = [item for item in mine if item["round"] == number or (item["round"] < number and not plan.at_init)]
     seeds = [[item for item in led if item["seed"] == each["seed"]] for each in group]
-    of_training = partial(training_flops, flops, plan, dense_updates=run.config.growth == "gradient")
+    of_training = partial(training_flops, flops, plan, dense_updates=takes_dense_gradients(run.config))
     empty = [layer for item in group for layer, counts in item["layers"].items() if not counts["kept"]]
     return MethodPoint(
         run.method,
@@ -112,10 +113,11 @@ def at_densities(points: Sequence[MethodPoint]) -> list[float]:
 
 
 def ranked(points: Sequence[MethodPoint]) -> list[str]:
-    """The methods, the best at the lowest density first."""
+    """The methods, the best at the lowest density first; those without a result there at the end."""
     last = at_densities(points)[-1]
     at_last = [point for point in points if point.asked == last or point.method == DENSE]
-    return [each.method for each in sorted(at_last, key=lambda each: each.scale.gain(0, each.test_accuracy.mean))]
+    at_last.sort(key=lambda each: each.scale.gain(0, each.test_accuracy.mean))
+    return list(dict.fromkeys(each.method for each in (*at_last, *points)))
 
 
 def method_table(points: Sequence[MethodPoint], width: int) -> Table:

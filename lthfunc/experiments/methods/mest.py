@@ -8,7 +8,7 @@ from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.methods.during_training import growth_score, period
 from lthfunc.sparsify.density_schedules import periodic
 from lthfunc.sparsify.drop_and_grow import drop_and_grow
-from lthfunc.sparsify.scores import checked_score
+from lthfunc.sparsify.scores import checked_score, magnitude
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.trees.types import TrainState
 
@@ -26,8 +26,10 @@ def mest(
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
         hopes = checked_score(growth_score(plan.trainer, growing, state, now))(state.params, state.masks)
-        slope = growth_score(plan.trainer, slopes, state, now)(state.params, state.masks)
-        worth = {name: state.params[name].abs() + gradient_weight * slope[name] for name in state.masks}
+        worth = magnitude(state.params, state.masks)
+        if gradient_weight:
+            slope = growth_score(plan.trainer, slopes, state, now)(state.params, state.masks)
+            worth = {name: each + gradient_weight * slope[name] for name, each in worth.items()}
         return drop_and_grow(state, hopes, falling(drop_fraction, now.step, end), drop_score=worth)
 
     return plan._replace(updates=(MaskUpdates(tuple(periodic(every, end, every)[:-1]), change),) * plan.rounds)
