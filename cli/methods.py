@@ -82,7 +82,7 @@ def methods(
         check_meter(shared.country)
     folder = _folder(shared, out)
     plans, runs, later = _prepared(runs, folder, asked=bool(asked))
-    left = {name: why for name, why in (left | later).items() if name not in {each.method for each in runs}}
+    left |= later
     if left:
         say("; ".join(f"{name} is left out: {why}" for name, why in left.items()))
     from .study_results import checked_baseline, show_study

@@ -19,8 +19,9 @@ from lthfunc.catalog.methods import METHODS
 from lthfunc.errors import LostRunError, UserError
 from lthfunc.experiments import studies
 from lthfunc.experiments.config import Config
+from lthfunc.experiments.plan import PreparedPlan
 from lthfunc.experiments.resolve import resolved
-from lthfunc.experiments.studies import StudyPlans, decided_alike, study_runs, with_rounds_between
+from lthfunc.experiments.studies import StudyPlans, decided_alike, runs_that_can_be, study_runs, with_rounds_between
 from lthfunc.runs import mirror as mirrors
 from lthfunc.runs.folder import METRICS, read_run
 from lthfunc.runs.mirror import Mirror
@@ -38,6 +39,53 @@ def test_rounds_between_densities_prune_the_same_fraction() -> None:
     found = with_rounds_between([0.5, 0.125, 0.1], 4)
     assert found == pytest.approx([0.5, 0.25, 0.125, 0.1])
     assert {0.5, 0.125, 0.1} <= {*found}  # to the bit
+
+
+@pytest.mark.parametrize(
+    ("densities", "rounds", "places"),
+    [([0.5, 0.2, 0.1], 5, [2, 3, 5]), ([0.5, 0.25, 0.125], 4, [1, 3, 4]),
+     ([0.5, 0.25, 0.125, 0.0625], 10, [2, 5, 8, 10]), ([0.9, 0.8, 0.1], 3, [1, 2, 3]), ([0.12, 0.11, 0.1], 5, [3, 4, 5]), ([0.9, 0.5, 0.1], 2, [1, 2, 3])],
+)  # fmt: skip
+def test_rounds_between_densities_are_as_many_as_asked_for(
+    densities: list[float], rounds: int, places: list[int]
+) -> None:
+    found = with_rounds_between(densities, rounds)
+    assert len(found) == max(rounds, len(densities))
+    assert [found.index(each) + 1 for each in densities] == places
+    assert found == sorted({*found}, reverse=True)
+
+
+def test_only_runs_on_the_same_device_share_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {}
+
+    def prepared(config: Config, like: PreparedPlan | None = None) -> PreparedPlan:
+        shared[config.method, config.device] = like and (like.config.method, like.config.device)
+        return PreparedPlan(config, None, None, ())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(studies, "prepare", prepared)
+    monkeypatch.setattr(studies, "choose_device", lambda name: name)
+    of = {name: Config(method=name, device=device) for name, device in
+          {"imp": "cpu", "rigl": "cuda", "set": "cpu", "snip": "cuda"}.items()}  # fmt: skip
+    plans = StudyPlans(of, PreparedPlan(Config(method="dense", device="cpu"), None, None, ()))  # type: ignore[arg-type]
+    for name in of:
+        plans.prepared(name)
+    assert shared == {
+        ("imp", "cpu"): ("dense", "cpu"), ("rigl", "cuda"): None, ("set", "cpu"): ("dense", "cpu"),
+        ("snip", "cuda"): ("rigl", "cuda"),
+    }  # fmt: skip
+
+
+def test_densities_that_a_method_cannot_reach_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepared(config: Config, like: PreparedPlan | None = None) -> PreparedPlan:
+        if config.method == "rigl" or config.density == 0.1:
+            raise UserError("too few")
+        return PreparedPlan(config, None, None, ())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(studies, "prepare", prepared)
+    runs = study_runs(Config(device="cpu"), ["wanda", "rigl"], [0.5, 0.1])
+    able, left = runs_that_can_be(runs, StudyPlans({each.name: each.config for each in runs}), asked=False)
+    assert [each.name for each in able] == ["wanda-0.5"]
+    assert left == {"wanda at 10 %": "too few", "rigl": "too few"}
 
 
 def test_each_method_is_a_run_with_the_settings_that_it_takes() -> None:

@@ -12,6 +12,7 @@ from lthfunc.catalog.training import SCHEDULES
 from lthfunc.data.images import Observe
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
+from lthfunc.experiments.devices import choose_device
 from lthfunc.experiments.engine_choice import why_not_sparse_engine
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.plan import PreparedPlan, prepare
@@ -67,8 +68,9 @@ def with_rounds_between(densities: Sequence[float], rounds: int) -> list[float]:
     Each part of the way gets its share of the rounds, which then prune the same fraction of what is left.
     """
     found, before, whole = list[float](), 1.0, math.log(1 / densities[-1])
-    for density in densities:
-        steps = max(1, round(rounds * math.log(before / density) / whole))
+    for ahead, density in zip(reversed(range(len(densities))), densities, strict=True):
+        end = min(round(rounds * math.log(1 / density) / whole), rounds - ahead)  # a round for each that comes
+        steps = max(1, end - len(found))
         found += [before * (density / before) ** (k / steps) for k in range(1, steps)] + [density]
         before = density
     return found
@@ -128,20 +130,22 @@ def decided_alike(configs: Sequence[Config], observe: Observe | None = None) -> 
 
 
 class StudyPlans(Mapping[str, Plan]):
-    """The plans of a study by run, each made when it is first asked for; all share their data and network.
+    """The plans of a study by run, each made when it is first asked for; those on a device share data and network.
 
     like: a plan whose data they share.
     """
 
     def __init__(self, configs: Mapping[str, Config], like: PreparedPlan | None = None) -> None:
-        self._configs, self._like, self._prepared = dict(configs), like, dict[str, PreparedPlan]()
+        self._configs, self._prepared = dict(configs), dict[str, PreparedPlan]()
+        self._like = {like.config.device: like} if like else {}
 
     def prepared(self, name: str) -> PreparedPlan:
         """The plan of a run, and its settings. Raises UserError."""
         if name not in self._prepared:
-            config, like = self._configs[name], self._like
+            config = self._configs[name]
+            like = self._like.get(choose_device(config.device))
             self._prepared[name] = like if like and like.config == config else prepare(config, like=like)
-            self._like = like or self._prepared[name]
+            self._like.setdefault(self._prepared[name].config.device, self._prepared[name])
         return self._prepared[name]
 
     def __getitem__(self, name: str) -> Plan:
@@ -157,16 +161,22 @@ class StudyPlans(Mapping[str, Plan]):
 def runs_that_can_be(
     runs: Sequence[StudyRun], plans: StudyPlans, *, asked: bool
 ) -> tuple[list[StudyRun], dict[str, str]]:
-    """(the runs whose plans can be made, with all that these decided; why other methods are left out).
+    """(the runs whose plans can be made, with all that these decided; why other methods, or densities, are left out).
 
     asked: whether each method was asked for. Raises UserError if one can't be that was.
     """
-    able, left = list[StudyRun](), dict[str, str]()
+    able, lost = list[StudyRun](), list[tuple[StudyRun, str]]()
     for run in runs:
         try:
             able.append(run._replace(config=plans.prepared(run.name).config))
         except UserError as error:
             if asked:
                 raise UserError(f"{error} [{run.name}]") from error
-            left[run.method] = str(error)
-    return able, left
+            lost.append((run, str(error)))
+    remain = {each.method for each in able}
+    return able, {_left_out(run) if run.method in remain else run.method: why for run, why in lost}
+
+
+def _left_out(run: StudyRun) -> str:
+    """A run of a method that has others, in words."""
+    return f"{run.method} at {', '.join(f'{100 * each:g} %' for each in run.rounds)}"
