@@ -42,8 +42,8 @@ def methods(
     out: Annotated[
         str | None,
         o.option(
-            "--out", "Folder for the runs, one for each method; the same command, also with more methods or seeds, "
-            "resumes there. \\[default: runs/methods-…-TIME]",
+            "--out", "Folder for the runs, one for each method or each of its densities; the same command, also with "
+            "more methods or seeds, resumes there. \\[default: runs/methods-…-TIME]", "FOLDER",
         ),
     ] = None,
     baseline: Annotated[
@@ -58,8 +58,8 @@ def methods(
 ) -> None:  # fmt: skip
     """Prune and train a network by each published method, and compare them at one density or several.
 
-    Each method is a run in a folder of its own, as of `lthfunc prune --method`. Density: the share of the weights that
-    remain.
+    Each method, or each of its densities, is a run in a folder of its own, as of `lthfunc prune --method`. Density:
+    the share of the weights that remain.
     """
     if list_:
         from .listings import listing
@@ -88,8 +88,10 @@ def methods(
     from .study_results import checked_baseline, show_study
 
     baseline = checked_baseline(baseline, [each.method for each in runs])
-    records = _run(runs, plans, folder, out)
-    show_study(shared, runs, plans, records, baseline, folder, plot, wants_json=json)
+    words = ["lthfunc", *sys.argv[1:]]
+    again = shlex.join(words if out else [*words, "--out", str(folder)])
+    records = _run(runs, plans, folder, again)
+    show_study(runs, plans, records, baseline, folder, plot, again, wants_json=json)
 
 
 def _asked(methods: list[str]) -> list[str]:
@@ -142,14 +144,17 @@ def _prepared(runs: list[StudyRun], folder: Path, *, asked: bool) -> tuple[Study
         }
         plans = StudyPlans(configs, like)
         able, left = runs_that_can_be(runs, plans, asked=asked)
-    remember_code(to_mapping(first))
+    for each in able:
+        remember_code(to_mapping(each.config))
+    if like.note:
+        say(like.note)
     for hint in find_warnings(like.plan.trainer.data):
         say(f"--dataset: {hint}")
     return plans, able, left
 
 
-def _run(runs: list[StudyRun], plans: StudyPlans, folder: Path, out: str | None) -> dict[str, list[Record]]:
-    """Run what is missing of all runs; returns their records."""
+def _run(runs: list[StudyRun], plans: StudyPlans, folder: Path, again: str) -> dict[str, list[Record]]:
+    """Run what is missing of all runs; returns their records. again: the command that resumes them."""
     from lthfunc.runs.lock import locked
     from lthfunc.scheduling.progress import AllWatchers
     from lthfunc.scheduling.queue import Execution
@@ -160,8 +165,6 @@ def _run(runs: list[StudyRun], plans: StudyPlans, folder: Path, out: str | None)
     from .running import make_folder
     from .training import build_kernels_for, session
 
-    words = ["lthfunc", *sys.argv[1:]]
-    again = shlex.join(words if out else [*words, "--out", str(folder)])
     for each in runs:
         build_kernels_for(each.config)
     make_folder("--out", folder)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lthfunc.errors import invalid
 from lthfunc.experiments.config import to_mapping
@@ -34,10 +33,10 @@ def checked_baseline(asked: str | None, methods: Sequence[str]) -> str | None:
 
 
 def show_study(
-    shared: Config, runs: Sequence[StudyRun], plans: StudyPlans, records: Mapping[str, list[Record]],
-    baseline: str | None, folder: Path, plot: Path | None, *, wants_json: bool,
+    runs: Sequence[StudyRun], plans: StudyPlans, records: Mapping[str, list[Record]], baseline: str | None,
+    folder: Path, plot: Path | None, again: str, *, wants_json: bool,
 ) -> None:  # fmt: skip
-    """Write a study's pictures and its page, and print its results."""
+    """Write a study's pictures and its page, and print its results. again: the command that resumes it."""
     from lthfunc.reports.matplotlib_figures import panels, printed, save
     from lthfunc.reports.method_tests import compared_to, test_table, tests_as_values
     from lthfunc.reports.methods import (
@@ -58,7 +57,7 @@ def show_study(
     baseline = baseline or next((each for each in ranked(points) if each != DENSE), DENSE)
     tests = compared_to(baseline, values_by_seed(points))
     at = f", {100 * densities[0]:g} % of the weights" if len(densities) == 1 else ""
-    title = f"{shared.arch} on {shared.dataset}{at}, {steps:,} steps"
+    title = f"{runs[0].config.arch} on {runs[0].config.dataset}{at}, {steps:,} steps"
     picture, costs = method_picture(points, title), method_cost_charts(points)
     drawn = printed(picture)
     save(drawn, folder / PICTURE, folder)
@@ -69,8 +68,8 @@ def show_study(
     if wants_json:
         put_json(
             {
-                "config": to_mapping(shared), "steps": steps, "folder": named(folder), "results": as_values(points),
-                "tests": tests_as_values(tests, baseline),
+                "config": _shared([each.config for each in runs]), "steps": steps, "folder": named(folder),
+                "results": as_values(points), "tests": tests_as_values(tests, baseline),
             }
         )  # fmt: skip
         return
@@ -85,20 +84,25 @@ def show_study(
     put()
     for line in most_accurate(points):
         put_words(line)
-    _show_files(shared, runs, folder)
+    _show_files(runs, folder, again)
 
 
-def _show_files(shared: Config, runs: Sequence[StudyRun], folder: Path) -> None:
+def _shared(configs: Sequence[Config]) -> dict[str, Any]:
+    """The settings in which all runs agree."""
+    first, *others = map(to_mapping, configs)
+    return {name: value for name, value in first.items() if all(each.get(name) == value for each in others)}
+
+
+def _show_files(runs: Sequence[StudyRun], folder: Path, again: str) -> None:
     put(f"\nFiles in {named(folder)}:")
     files = {
         PICTURE: "test errors", COSTS: "test errors against FLOPs and time", PAGE: "one page with both and all numbers",
-        f"{runs[0].name}/ …": "a run for each method",
+        f"{runs[0].name}/ …": "a run for each method, or each of its densities",
     }  # fmt: skip
     for name, what in files.items():
         put(f"  {name}  {what}")
-    report = f"lthfunc report {shlex.quote(str(folder / runs[0].name))}"
+    report = f"lthfunc report {shlex.quote(named(folder / runs[0].name))}"
     found = [("lthfunc methods --list", "what each of the methods is"), (report, "one page on a run, or on several")]
-    if shared.replicates == 1:
-        command = shlex.join(["lthfunc", *sys.argv[1:], *(["--out", str(folder)] if "--out" not in sys.argv else [])])
-        found.insert(0, (f"{command} --replicates 3", "the same with two more seeds"))
+    if runs[0].config.replicates == 1:
+        found.insert(0, (f"{again} --replicates 3", "the same with two more seeds"))
     show_suggestions(found)

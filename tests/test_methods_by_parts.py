@@ -242,3 +242,14 @@ def test_blocks_are_pruned_in_a_run() -> None:
         found("wanda", blocks=("3",))
     with pytest.raises(UserError, match="--blocks: invalid value '7'"):
         found("sparsegpt", blocks=("7",))
+
+
+def test_trying_blocks_leaves_the_global_generators_alone() -> None:
+    class Drawing(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0 * torch.rand(())
+
+    model = lf.from_module(torch.nn.Sequential(torch.nn.Linear(6, 5), Drawing(), torch.nn.Linear(5, 3)))
+    before = torch.get_rng_state()
+    plan_for("wanda", model, data(), steps=STEPS, eval_every=6, batch_size=5, density=DENSITY)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -25,6 +25,7 @@ from lthfunc.experiments.studies import StudyPlans, decided_alike, runs_that_can
 from lthfunc.runs import mirror as mirrors
 from lthfunc.runs.folder import METRICS, read_run
 from lthfunc.runs.mirror import Mirror
+from lthfunc.runs.studies import check_study_folder
 from lthfunc.runs.verification import verified
 from lthfunc.scheduling.studies import RunUnderWay, jobs_of_study
 
@@ -44,7 +45,8 @@ def test_rounds_between_densities_prune_the_same_fraction() -> None:
 @pytest.mark.parametrize(
     ("densities", "rounds", "places"),
     [([0.5, 0.2, 0.1], 5, [2, 3, 5]), ([0.5, 0.25, 0.125], 4, [1, 3, 4]),
-     ([0.5, 0.25, 0.125, 0.0625], 10, [2, 5, 8, 10]), ([0.9, 0.8, 0.1], 3, [1, 2, 3]), ([0.12, 0.11, 0.1], 5, [3, 4, 5]), ([0.9, 0.5, 0.1], 2, [1, 2, 3])],
+     ([0.5, 0.25, 0.125, 0.0625], 10, [2, 5, 8, 10]),
+     ([0.9, 0.8, 0.1], 3, [1, 2, 3]), ([0.12, 0.11, 0.1], 5, [3, 4, 5]), ([0.9, 0.5, 0.1], 2, [1, 2, 3])],
 )  # fmt: skip
 def test_rounds_between_densities_are_as_many_as_asked_for(
     densities: list[float], rounds: int, places: list[int]
@@ -113,6 +115,20 @@ def test_each_method_is_a_run_with_the_settings_that_it_takes() -> None:
     assert (one.config.density, one.config.rounds, one.rounds) == (0.1, 4, {0.1: 4})
 
 
+def test_a_study_is_in_a_new_folder_or_beside_its_runs(tmp_path: Path) -> None:
+    check_study_folder(tmp_path / "new")
+    (tmp_path / ".DS_Store").touch()
+    with pytest.raises(UserError, match=r"this one holds \.DS_Store"):
+        check_study_folder(tmp_path)
+    (tmp_path / "imp").mkdir()
+    (tmp_path / "imp" / METRICS).touch()
+    check_study_folder(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(UserError, match="this one holds photos"):
+        check_study_folder(tmp_path)
+
+
 def test_runs_have_folders_of_their_own() -> None:
     assert [each.name for each in study_runs(Config(), ["imp", "a.py:f"], [0.5])] == ["imp", "f"]
     with pytest.raises(UserError, match="expected different names"):
@@ -146,7 +162,7 @@ def test_a_study_is_interrupted_resumed_and_extended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    step = _Tasks.step
+    step, totals = _Tasks.step, list[int]()
 
     def interrupting(self: _Tasks, task: Any, number: int, point: Any) -> None:
         step(self, task, number, point)
@@ -155,7 +171,9 @@ def test_a_study_is_interrupted_resumed_and_extended(
 
     with monkeypatch.context() as patch:
         patch.setattr(_Tasks, "step", interrupting)
+        patch.setattr(_Tasks, "total", lambda _, steps: totals.append(steps))
         assert run(*STUDY, *THREE, "--jobs", "1", "--out", "study") == 130
+    assert totals == [7 * 8]  # of all runs, told before the first step
     assert list(Path("study").glob("rigl/seed0/round01/checkpoint-000000003-*"))
     finished = Path("study/dense/metrics.jsonl").read_text()
     Path("study/snip").mkdir()
@@ -173,8 +191,11 @@ def test_a_study_is_interrupted_resumed_and_extended(
     for file in files:  # whose metadata have other settings of the machine
         assert lf.same_bits(lf.load_tree(Path("alone", file))[0], lf.load_tree(Path("study/rigl", file))[0]), file
     capsys.readouterr()
+    Path("study/mine.png").touch()  # of --plot
     assert run(*STUDY, *THREE, "--replicates", "2", "--out", "study", "--json") == 0
     found = json.loads(capsys.readouterr().out)
+    assert {"dataset": "digits", "replicates": 2}.items() <= found["config"].items()
+    assert not {"method", "rounds"} & {*found["config"]}  # they differ
     assert [(each["method"], each["at"]) for each in found["results"]] == [
         ("dense", 1.0), ("imp", 0.5), ("imp", 0.2), ("rigl", 0.5), ("rigl", 0.2),
     ]  # fmt: skip
@@ -217,6 +238,30 @@ def test_a_study_at_an_address_keeps_what_was_not_uploaded(
         assert bool(mirror.said) == (elsewhere == "behind")
     if elsewhere == "behind":
         assert system.cat(f"{path}/rigl/{METRICS}") == system.cat(f"{path}/imp/{METRICS}") == b"head\none\n"
+
+
+def test_a_study_at_an_address_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """And says what was decided about the machine, and remembers the code of each method."""
+    remembered = list[Any]()
+    monkeypatch.setattr("lthfunc.experiments.trust.remember_code", lambda values: remembered.append(values["method"]))
+    decided = studies.decided_alike
+
+    def with_note(*given: Any) -> Any:
+        alike, like = decided(*given)
+        return alike, like._replace(note="a line to see")
+
+    monkeypatch.setattr(studies, "decided_alike", with_note)
+    url = f"memory://{uuid.uuid4().hex}/study"
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path))
+    words = ["methods", "--density", "0.1", *SHORT, "--method", "dense", "--method", "snip", f"--out={url}"]
+    monkeypatch.setattr("sys.argv", ["lthfunc", *words])
+    assert run(*words) == 0
+    out, err = capsys.readouterr()
+    assert f"lthfunc report {url}/dense" in out
+    assert f"--out={url} --replicates 3" in " ".join(out.split())
+    assert out.count("--out") == 1
+    assert "a line to see" in err
+    assert remembered == ["dense", "snip"]
 
 
 @pytest.mark.usefixtures("drawn")

@@ -17,7 +17,9 @@ from small import settings
 
 import lthfunc as lf
 from lthfunc.experiments.methods import mest
+from lthfunc.experiments.methods.during_training import growth_score
 from lthfunc.experiments.records import spread
+from lthfunc.reports.charts import Bars
 from lthfunc.reports.method_costs import (
     CostPoint,
     cost_charts,
@@ -32,6 +34,7 @@ from lthfunc.reports.methods import MethodPoint, method_cost_charts, method_pict
 from lthfunc.reports.page.study_page import write_study_page
 from lthfunc.reports.tables import ACCURACY
 from lthfunc.training.mask_updates import UpdateContext
+from lthfunc.training.trainer import Trainer
 
 SHORT = ["--steps", "8", "--batch-size", "40", "--engine", "eager"]
 DIGITS = lf.data.load("digits")
@@ -101,8 +104,13 @@ def test_mest_takes_a_dense_gradient_whatever_it_grows_by(monkeypatch: pytest.Mo
     takes = {name: takes_dense_gradients(settings(method=name)) for name in ("imp", "set", "rigl", "mest")}
     assert takes == {"imp": False, "set": False, "rigl": True, "mest": True}
     assert not takes_dense_gradients(settings(method="mest", gradient_weight=0.0))
-    score, scored = mest.growth_score, list[Any]()
-    monkeypatch.setattr(mest, "growth_score", lambda *given: scored.append(given[1]) or score(*given))
+    scored = list[Any]()
+
+    def score(trainer: Trainer, growing: Any, *about: Any) -> Any:
+        scored.append(growing)
+        return growth_score(trainer, growing, *about)
+
+    monkeypatch.setattr(mest, "growth_score", score)
     state, now = lf.init(model := lf.models.lenet300((1, 8, 8))), UpdateContext(0, 1, last=False)
     for weight in (0.0, 0.01):
         scored.clear()
@@ -121,6 +129,13 @@ def test_a_method_without_a_result_at_the_lowest_density_is_last(tmp_path: Path)
     write_study_page(tmp_path / "a.html", "title", points, "better", [], picture, method_cost_charts(points))
     assert "few" in (tmp_path / "a.html").read_text()
     assert method_table(points, 80).row_count == 3
+
+
+def test_the_dense_network_alone_is_a_dot() -> None:
+    picture = method_picture([MethodPoint("dense", 1.0, 1, 1.0, {0: 0.9}, spread([0.9]), 1.0, 1.0)], "title")
+    assert isinstance(picture, Bars)
+    assert picture.labels == ["dense"]
+    assert [len(values) for _, values, _ in picture.groups] == [1]
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), max_size=12))

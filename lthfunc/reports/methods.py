@@ -196,13 +196,13 @@ def _error_axis(scale: MetricScale) -> str:
 
 
 def _dots(points: Sequence[MethodPoint], title: str) -> Bars:
-    order = [method for method in ranked(points) if method != DENSE]
+    order = [method for method in ranked(points) if method != DENSE] or [DENSE]
     shown = [next(point for point in points if point.method == method) for method in order]
     scale = points[0].scale
     name = "mean ± standard deviation" if max(point.replicates for point in points) > 1 else "one seed"
     group = (name, list(map(_error, shown)), list(map(_deviation, shown)))
     dense = [(_error(point), DENSE) for point in points if point.method == DENSE]
-    return Bars("methods", title, _error_axis(scale), order or [DENSE], [group], dots=True, across=dense)
+    return Bars("methods", title, _error_axis(scale), order, [group], dots=True, across=dense)
 
 
 def _curves(points: Sequence[MethodPoint], title: str) -> Chart:

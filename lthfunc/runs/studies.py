@@ -27,10 +27,18 @@ _OWN = (PICTURE, COSTS, PAGE, LOCK, HOLDER)
 
 
 def check_study_folder(folder: Path) -> None:
-    """Raise UserError if a study can't be in a folder, which holds anything else."""
-    for name in safe_files.names(folder, folder):
-        if not (name in _OWN or name.endswith(TEMPORARY_SUFFIX) or _may_be_run(folder, folder / name)):
+    """Raise UserError if a study can't be in a folder: one with a folder that is no run, or with files but no run."""
+    found = safe_files.names(folder, folder)
+    begun = any(safe_files.status(folder, folder / name / METRICS) is not None for name in found)
+    for name in found:
+        own = name in _OWN or name.endswith(TEMPORARY_SUFFIX) or (begun and _is_file(folder, folder / name))
+        if not own and not _may_be_run(folder, folder / name):
             raise invalid("--out", str(folder), f"a new folder, or one of `lthfunc methods`; this one holds {name}")
+
+
+def _is_file(folder: Path, place: Path) -> bool:
+    about = safe_files.status(folder, place)
+    return about is not None and stat.S_ISREG(about.st_mode)
 
 
 def _may_be_run(folder: Path, place: Path) -> bool:

@@ -80,6 +80,7 @@ def execute_study(run: Execution, runs: Mapping[str, RunUnderWay], jobs: int) ->
     """
     folder = run.folder
     assert folder is not None
+    run.watcher.total(steps_left(runs))
     last = max(each.config.seed + each.config.replicates for each in runs.values())
     ahead = [
         (name, seed)
@@ -107,10 +108,14 @@ def trainings_left(runs: Mapping[str, RunUnderWay]) -> int:
     return sum(len(trainings_ahead(each.config, each.plan, each.records)) for each in runs.values())
 
 
+def steps_left(runs: Mapping[str, RunUnderWay]) -> int:
+    """How many steps are missing."""
+    return sum(steps_ahead(each.config, each.plan, each.records) for each in runs.values())
+
+
 def jobs_of_study(config: Config, runs: Mapping[str, RunUnderWay]) -> int:
     """The number of concurrent trainings: `--jobs`, or as many as the cores allow; one in a short study."""
-    steps = sum(steps_ahead(each.config, each.plan, each.records) for each in runs.values())
-    if config.jobs is None and steps < PROCESSES_FROM_STEPS:
+    if config.jobs is None and steps_left(runs) < PROCESSES_FROM_STEPS:
         return 1
     return max(1, min(config.jobs or usable_cores() // (config.threads or 1), trainings_left(runs)))
 

@@ -15,6 +15,7 @@ from lthfunc.sparsify.sequential import (
     wanda_pruning,
 )
 from lthfunc.sparsify.structures import unstructured
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import init
 from lthfunc.trees.ops import count
 from lthfunc.trees.types import Masks, TrainState
@@ -46,7 +47,8 @@ def _block_by_block(plan: Plan, pruning: LayerPruning, blocks: tuple[str, ...], 
     dense = init(plan.model, 0, str(trainer.data.train.y.device))
     try:
         few = ScoreContext(plan.model, trainer.data, 2, 0.0, 0, 1, dense, dense, batch_count=1)
-        pruned(dense, few, plan.density_of(plan.rounds), wanda_pruning())
+        with seeded_generators(0, dense.step.device):  # for layers that draw
+            pruned(dense, few, plan.density_of(plan.rounds), wanda_pruning())
     except UserError as error:
         raise (UserError(f"--{error}") if str(error).startswith("blocks: ") else error) from None
     return plan._replace(pruner=pruner)

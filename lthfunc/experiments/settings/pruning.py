@@ -31,8 +31,8 @@ class Pruning:
         PRUNING, ("prune", "methods"), instead_of=("rate", "densities"),
     )  # fmt: skip
     densities: str | None = setting(
-        None, "Fraction of the weights that remain after each round, instead of --rate and --rounds; or "
-        "package.module:function, called with --rounds.",
+        None, "Fraction of the weights that remain after each round, instead of --rate and --rounds, or at which "
+        "methods are compared; for `prune` also package.module:function, called with --rounds.",
         PRUNING, ("prune", "methods"), "X,X,…", own=True, instead_of=("rate", "density"),
     )  # fmt: skip
     synflow_rounds: Count | None = setting(
