@@ -85,14 +85,19 @@ def run(
     with using_threads(threads):
         for name in names:
             case, count = _case(name), steps or _STEPS.get(name, _LONG)
-            if round(_CHANGING * count) <= every:
-                raise invalid("--steps", count, f"more than {round(every / _CHANGING)}, so that masks change")
+            if count < _fewest(every):
+                raise invalid("--steps", count, f"{_fewest(every)} or more, so that masks change")
             about = {"network": name, "batch": case.batch, "device": "cpu", "threads": threads, "precision": "fp32",
                      "steps": count, "every": every, "unit": "steps/s"}  # fmt: skip
             records += _measured(case, densities or DENSITIES, count, every, repeats, about)
     if json is not None:
         write(json, header("dynamic", "lthfunc benchmark dynamic", "cpu", threads), records)
     return records
+
+
+def _fewest(every: int) -> int:
+    """Steps of a training in which masks change once."""
+    return int((every + 0.5) / _CHANGING) + 1
 
 
 def _case(name: str) -> Case:
@@ -109,15 +114,18 @@ def _measured(
     case: Case, densities: Sequence[float], steps: int, every: int, repeats: int, about: dict[str, Any]
 ) -> list[Record]:
     variants = _variants(case, densities, every)
-    for train in variants.values():  # compiles, and touches memory
-        train(every + 1)
+    for train in variants.values():  # compiles, touches memory, and changes masks once
+        train(_fewest(every))
     rates: dict[tuple[str, float], list[float]] = {key: [] for key in variants}
     for _ in range(repeats):
         for key, train in variants.items():
             rates[key].append(steps / seconds_of(partial(train, steps), "cpu"))
     records = [record(found, variant=name, density=density, **about) for (name, density), found in rates.items()]
     peak = peak_rate("cpu") / products(case.model, torch.rand(case.batch, *case.shape))[1]
-    records += [record([peak / density], variant=PEAK, density=density, **about) for density in densities]
+    for density in densities:
+        state = _ticket(case, density)
+        left = lf.cost(case.model, state.params, state.masks, case.shape)
+        records.append(record([peak * left.flops / left.effective_flops], variant=PEAK, density=density, **about))
     _tell(case.name, rates)
     return records
 
@@ -138,13 +146,17 @@ def _variants(case: Case, densities: Sequence[float], every: int) -> dict[tuple[
     found: dict[tuple[str, float], Training] = {(DENSE, 1.0): _fit(case, data, DENSE_ENGINE, lf.init(case.model))}
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, _READY)]
     for density in densities:
-        state = lf.prune(density=density, score=lf.random_scores(0), allocate=erk())(lf.init(case.model))
+        state = _ticket(case, density)
         found[FIXED, density] = _fit(case, data, lf.sparse_engine, state)
         found[SET, density] = _fit(case, data, lf.sparse_engine, state, "random", every)
         found[RIGL, density] = _fit(case, data, lf.sparse_engine, state, "gradient", every)
     for name, by_gradient in ((PLAIN_SET, False), (PLAIN_RIGL, True)):
-        found[name, densities[0]] = partial(_plain, case, state, ready, by_gradient, every)
+        found[name, densities[0]] = partial(_plain, case, _ticket(case, densities[0]), ready, by_gradient, every)
     return found
+
+
+def _ticket(case: Case, density: float) -> TrainState:
+    return lf.prune(density=density, score=lf.random_scores(0), allocate=erk())(lf.init(case.model))
 
 
 def _fit(
