@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.errors import UserError
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.methods.during_training import exchanges
 from lthfunc.sparse.kernels import build
@@ -140,3 +141,10 @@ def test_lists_of_a_matrix_are_those_of_its_entries(rows: int, columns: int, den
     if len(positions) > 1:
         with pytest.raises(ValueError, match="places must rise"):
             matrix_lists(positions.flip(0), (rows, columns), addresses, 256, transposed=transposed)
+
+
+@pytest.mark.parametrize("share", [1.2, float("nan")])
+def test_a_share_out_of_range_is_refused_as_on_dense_trees(share: float) -> None:
+    trainer = lf.make_trainer(MODEL, images(), optimizer=lf.sgd(0.05), batch_size=8, engine=lf.sparse_engine)
+    with pytest.raises(UserError, match="drop_fraction"):
+        fits(trainer, exchanges(trainer, CHANGED, growth_of("random"), lambda step: share))

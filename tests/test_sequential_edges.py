@@ -206,6 +206,8 @@ def test_what_cannot_work_is_refused_in_one_line() -> None:
     assert "the inputs of 0.self_attn.out_proj.weight can't be read" in refused(
         model, lf.init(model), inputs=[x[:, None] for x in X], blocks=["0"]
     )
+    with pytest.raises(UserError, match="moments: are diagonals alone"):
+        lf.sparsegpt(lf.input_moments(model, lf.init(model), [], diagonal=True), density=0.5)(lf.init(model))
     with pytest.raises(UserError, match="threshold: invalid value"):
         lf.owl(0)
     with pytest.raises(UserError, match="spread: invalid value"):

@@ -276,6 +276,13 @@ def test_score_allocation_and_selection_run_under_vmap() -> None:
         assert lf.same_bits({name: mask[i] for name, mask in together.items()}, alone)
 
 
+def test_counts_alone_may_run_under_vmap() -> None:
+    scores, alive = {"w": torch.rand(3, 4)}, {"w": torch.ones(3, 4, dtype=torch.bool)}
+    counts = torch.tensor([2, 7])
+    together = torch.vmap(lambda count: lf.unstructured(scores, alive, {"w": count})["w"])(counts)
+    assert together.sum((1, 2)).tolist() == [2, 7]
+
+
 def test_pruning_runs_under_vmap() -> None:
     model = lf.from_module(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)))
     states = [lf.init(model, seed) for seed in range(3)]

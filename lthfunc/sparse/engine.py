@@ -168,8 +168,8 @@ class _Loop:
 
     @property
     def updates_alone(self) -> bool:
-        """Whether the machine has all of the optimiser's state."""
-        return self._numbers is not None
+        """Whether the machine has all of the optimiser's state, and a list of what survives in each pruned leaf."""
+        return self._numbers is not None and self._state.masks.keys() <= self._workspace.program.positions.keys()
 
     def is_finite(self) -> bool:
         """Whether all numbers are."""

@@ -25,7 +25,7 @@ def best(scores: Tensor, alive: Tensor, count: Tensor | int) -> Tensor:
 
     On a CPU the last one chosen is found without sorting, in time that is linear in the number of live entries.
     """
-    if not _is_in_memory(scores) or not _is_in_memory(alive):
+    if not all(_is_in_memory(each) for each in (scores, alive, count) if isinstance(each, Tensor)):
         return (ranks(scores, alive) < count) & alive
     living, wanted = alive.flatten(), int(count)
     keys = _falling(scores.flatten().masked_select(living))

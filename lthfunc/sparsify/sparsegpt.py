@@ -57,6 +57,8 @@ def sparsegpt(
     """
 
     def transformation(state: TrainState) -> TrainState:
+        if getattr(moments, "diagonal", False):
+            raise UserError("moments: are diagonals alone; lf.input_moments(model, state, inputs) gives whole ones")
         params, masks = dict(state.params), dict(state.masks)
         layers = {name: mask for name, mask in state.masks.items() if name in moments}
         if isinstance(density, Mapping):

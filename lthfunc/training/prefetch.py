@@ -66,6 +66,7 @@ class Prefetcher:
         self._index = torch.empty(self.slots * part * len(seeds), dtype=torch.int64, device=device)
         self._staging = _Staging([self._index]) if device.type == "cuda" and not self._streamed else None
         self._afterwards: list[Callable[[], None]] = []
+        self._next = 0  # the step whose batch a stream gives next
 
     @property
     def slotted(self) -> Batch:
@@ -130,8 +131,11 @@ class Prefetcher:
         """Read the batches of some steps, which their stream gives one after the other."""
         assert self._source is not None
         stream, batch_size, seeds = self._source
-        if self._reading is None:
+        if self._reading is None or self._next != start:  # a loop that was asked to stop within a tick, say
+            if self._reading is not None:
+                self._reading.batches.close()
             self._reading = Reading(stream.batches(batch_size, seeds, start), _Staging([*self.slotted]))
+        self._next = stop
         rooms = self._reading.staging.free()
         for slot in range(stop - start):
             for number, batch in enumerate(next(self._reading.batches)):

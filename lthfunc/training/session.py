@@ -133,7 +133,9 @@ class TrainingSession:
         devices = [self._device] if self._device.type == "cuda" else []
         with training_context(self.trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
-                torch.manual_seed(self._draw_key())
+                # Of a training on a CPU, generators of GPUs would not be restored.
+                seed = torch.manual_seed if devices else torch.default_generator.manual_seed
+                seed(self._draw_key())
             else:
                 _set_generator(self._device, self._random)
                 self._random = None
@@ -174,7 +176,7 @@ class TrainingSession:
         """Drop and grow on the survivors that the running loop keeps, and continue as `change_to` does.
 
         Returns what each state's masks are now; None, with nothing done, where the loop keeps no survivors alone, where
-        something is not finite, and where scores are not float32.
+        something is not finite, where scores are not float32, and where a share is out of range.
         """
         networks, losses = self.trainer.engine.on_survivors(self.running), self.running.losses()
         if not networks or not all(map(math.isfinite, losses)) or not all(each.is_finite() for each in networks):
@@ -182,6 +184,8 @@ class TrainingSession:
         states = [network.network() for network in networks]
         given = [scoring(state, seed) for state, seed in zip(states, self._seeds, strict=True)]
         if not all(scores_fit(scores, state.masks) for (scores, _), state in zip(given, states, strict=True)):
+            return None
+        if not all(0 <= share <= 1 for _, share in given):
             return None
         with training_context(self.trainer):
             found = [network.exchange(*each) for network, each in zip(networks, given, strict=True)]

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <stdexcept>
 
 namespace lthfunc {
@@ -20,15 +19,15 @@ inline std::uint32_t rising(float score) {
 // Scores that are looked at to guess from which one on they are wanted.
 constexpr i64 SAMPLE = 4096;
 
-// About the least score that is wanted: rather more than `count` of `size` scores are as large.
-float guess(const float* scores, i64 size, i64 count) {
+// About the least score that is wanted, as `rising` has it: rather more than `count` of `size` scores are as large.
+std::uint32_t guess(const float* scores, i64 size, i64 count) {
   const i64 step = (size + SAMPLE - 1) / SAMPLE;
-  std::vector<float> sample;
+  std::vector<std::uint32_t> sample;
   sample.reserve(static_cast<std::size_t>(size / step + 1));
-  for (i64 k = 0; k < size; k += step) sample.push_back(scores[k]);
+  for (i64 k = 0; k < size; k += step) sample.push_back(rising(scores[k]));
   const i64 seen = static_cast<i64>(sample.size()), wanted = count / step + count / step / 2 + 32;
-  if (wanted >= seen) return -std::numeric_limits<float>::infinity();
-  std::nth_element(sample.begin(), sample.begin() + wanted, sample.end(), std::greater<float>());
+  if (wanted >= seen) return 0;
+  std::nth_element(sample.begin(), sample.begin() + wanted, sample.end(), std::greater<std::uint32_t>());
   return sample[static_cast<std::size_t>(wanted)];
 }
 
@@ -42,17 +41,18 @@ std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 ta
   if (count == 0) return {};
   using Candidate = std::pair<std::uint32_t, i64>;  // scores upside down, so that it sorts as it is
   std::vector<Candidate> candidates;
-  const auto collect = [&](float least) {
+  const auto collect = [&](std::uint32_t least) {
     candidates.clear();
     i64 next = 0;
     for (i64 place = 0; place < size; ++place) {
-      if (scores[place] < least) continue;
+      const std::uint32_t score = rising(scores[place]);
+      if (score < least) continue;
       while (next < takens && taken[next] < place) ++next;
-      if (next == takens || taken[next] != place) candidates.emplace_back(~rising(scores[place]), place);
+      if (next == takens || taken[next] != place) candidates.emplace_back(~score, place);
     }
   };
-  collect(guess(scores, size, count));
-  if (static_cast<i64>(candidates.size()) < count) collect(-std::numeric_limits<float>::infinity());
+  collect(guess(scores, size, count + takens));
+  if (static_cast<i64>(candidates.size()) < count) collect(0);
   // The last one that is wanted decides, so that places stay in order.
   std::vector<Candidate> ordered(candidates);
   const auto last = ordered.begin() + (count - 1);
