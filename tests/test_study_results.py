@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import run
 from hypothesis import given, strategies as st
 from method_plans import plan_for
@@ -35,6 +36,7 @@ from lthfunc.reports.page.study_page import write_study_page
 from lthfunc.reports.tables import ACCURACY
 from lthfunc.training.mask_updates import UpdateContext
 from lthfunc.training.trainer import Trainer
+from lthfunc.trees.flops import flops_by_weight
 
 SHORT = ["--steps", "8", "--batch-size", "40", "--engine", "eager"]
 DIGITS = lf.data.load("digits")
@@ -86,6 +88,21 @@ def test_flops_of_networks_are_their_products() -> None:
     assert {*found.layers} == {*model.prunable}
     assert found.layers["fc1.weight"] == 2 * math.prod(shapes["fc1.weight"])
     assert found.layers["features.0.weight"] == 2 * math.prod(shapes["features.0.weight"]) * 64  # padded: a pixel each
+
+
+def test_flops_of_a_module_are_shared_among_its_weights() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Parameter(torch.ones(6, 4)), torch.nn.Parameter(torch.ones(2, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.a.T @ self.b.T
+
+    network = torch.nn.Sequential(Twice(), torch.nn.Linear(2, 5))
+    shares, total = flops_by_weight(network, (4,), {"0.a": 24, "0.b": 12, "1.weight": 10})
+    assert shares == {"0.a": 48, "0.b": 24, "1.weight": 20}
+    assert total == sum(shares.values())
 
 
 def test_flops_of_trainings_follow_the_masks_of_each_step() -> None:

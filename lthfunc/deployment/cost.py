@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from lthfunc.arguments import public
-from lthfunc.trees.flops import flops_by_module
+from lthfunc.trees.flops import flops_by_weight
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_errors import taking_inputs
 from lthfunc.trees.types import Masks, Params
@@ -67,13 +67,14 @@ def cost(model: Model, params: Params, masks: Masks, shape: tuple[int, ...]) -> 
     (266610, 27030, 532400.0)
     """
     with taking_inputs(model.name, shape, model.evaluating):
-        flops = flops_by_module(model.evaluating, shape, tokens=model.tokens)
+        sizes = {name: mask.numel() for name, mask in masks.items()}
+        flops, total = flops_by_weight(model.evaluating, shape, sizes, tokens=model.tokens)
     layers = {}
     for name, mask in masks.items():
         count, kept = mask.numel(), int(mask.sum())
-        own = float(flops.get(name.rpartition(".")[0], 0))
+        own = flops[name]
         layers[name] = LayerCost(own, own * kept / max(1, count), count, kept)
     gone = sum(layer.flops - layer.effective for layer in layers.values())
     parameters = sum(leaf.numel() for leaf in params.values())
     pruned = sum(layer.total - layer.kept for layer in layers.values())
-    return Cost(layers, float(flops[""]), flops[""] - gone, parameters, parameters - pruned)
+    return Cost(layers, float(total), total - gone, parameters, parameters - pruned)

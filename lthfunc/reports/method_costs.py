@@ -10,7 +10,7 @@ from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.records import Record, change_from
 from lthfunc.experiments.studies import DENSE
 from lthfunc.reports.charts import DASHES, GREY, MARKERS, PALETTE, Chart, Colour, Dash, Series
-from lthfunc.trees.flops import flops_by_module
+from lthfunc.trees.flops import flops_by_weight
 
 #: A step computes a forward pass, and two products as large backward.
 _STEP = 3
@@ -19,8 +19,8 @@ _STEP = 3
 class NetworkFlops(NamedTuple):
     """FLOPs of one example's forward pass: of each prunable layer, and of all other products."""
 
-    layers: dict[str, int]
-    others: int
+    layers: dict[str, float]
+    others: float
 
     def at(self, densities: dict[str, float]) -> float:
         """With layers of these densities, counting the remaining weights alone."""
@@ -29,9 +29,10 @@ class NetworkFlops(NamedTuple):
 
 def network_flops(plan: Plan) -> NetworkFlops:
     """The FLOPs of a plan's dense network."""
-    found = flops_by_module(plan.model.evaluating, plan.trainer.data.shape, tokens=plan.model.tokens)
-    layers = {name: found.get(name.rpartition(".")[0], 0) for name in plan.model.prunable}
-    return NetworkFlops(layers, found[""] - sum(layers.values()))
+    model, params = plan.model, dict(plan.model.evaluating.named_parameters())
+    sizes = {name: params[name].numel() for name in model.prunable}
+    layers, total = flops_by_weight(model.evaluating, plan.trainer.data.shape, sizes, tokens=model.tokens)
+    return NetworkFlops(layers, total - sum(layers.values()))
 
 
 def inference_flops(flops: NetworkFlops, item: Record) -> float:

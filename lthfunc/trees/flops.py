@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -26,6 +27,24 @@ def flops_by_module(module: nn.Module, shape: tuple[int, ...], *, tokens: bool =
         if name.startswith(root)
     }
     return {**found, "": int(counter.get_total_flops())}
+
+
+def flops_by_weight(
+    module: nn.Module, shape: tuple[int, ...], sizes: Mapping[str, int], *, tokens: bool = False
+) -> tuple[dict[str, float], int]:
+    """(FLOPs of one example by weight, of the whole module). sizes: the weights, and how many numbers each has.
+
+    A module with several of them, such as attention, shares its own among them by their sizes.
+    """
+    found, whole = flops_by_module(module, shape, tokens=tokens), dict[str, int]()
+    for name, size in sizes.items():
+        whole[_owner(name)] = whole.get(_owner(name), 0) + size
+    shares = {name: found.get(_owner(name), 0) * size / max(1, whole[_owner(name)]) for name, size in sizes.items()}
+    return shares, found[""]
+
+
+def _owner(weight: str) -> str:
+    return weight.rpartition(".")[0]
 
 
 def _counted(module: nn.Module, shape: tuple[int, ...], tokens: bool) -> FlopCounterMode:

@@ -13,7 +13,7 @@ from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.methods.during_training import growth_score, period
 from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.density_schedules import periodic
-from lthfunc.sparsify.ranking import ranks, ranks_in_rows
+from lthfunc.sparsify.ranking import best, ranks_in_rows
 from lthfunc.sparsify.scores import checked_score
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.trees.ops import apply_masks, masked_like
@@ -52,14 +52,14 @@ def exchanged(worth: Tensor, hope: Tensor, mask: Tensor, share: float, min_salie
     if not count:
         return mask, mask
     dropped = int(number_pruned(living.sum(), share))
-    stay = living & (ranks(worth, living) < count - dropped)
-    salient = (stay | (ranks(hope, torch.ones_like(living)) < dropped)).sum(1)
+    stay = best(worth, living, count - dropped)
+    salient = (stay | best(hope, torch.ones_like(living), dropped)).sum(1)
     active = int((salient >= min_salient * count / int(living.any(1).sum())).sum())
     active = max(active, math.ceil(count / width))  # those that remain must hold all weights
-    kept = ranks(salient, torch.ones_like(salient, dtype=torch.bool)) < active
+    kept = best(salient, torch.ones_like(salient, dtype=torch.bool), active)
     living = living & kept[:, None]
     wanted = torch.where(kept, count // active + (kept.cumsum(0) <= count % active), 0)[:, None]
-    stay = living & (ranks(worth, living) < count - dropped)
+    stay = best(worth, living, count - dropped)
     stay &= ranks_in_rows(worth, stay) < wanted
     new = stay | ((ranks_in_rows(hope, ~stay) < wanted - stay.sum(1, keepdim=True)) & ~stay)
     return stay.view(mask.shape), new.view(mask.shape)
