@@ -20,9 +20,10 @@ from test_streams import (
     loader,
     streamed,
 )
-from torch.utils.data import DistributedSampler, Sampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, TensorDataset, WeightedRandomSampler
 
 import lthfunc as lf
+from lthfunc.data.content_checks import check_classes
 from lthfunc.errors import UserError
 
 
@@ -56,6 +57,14 @@ class Broken(Noisy):
         return super().__getitem__(number)
 
 
+def fitted(train: Any, **more: Any) -> Any:
+    return lf.train(MODEL, streamed(train, **more), optimizer=lf.sgd(0.1), steps=28, batch_size=10)(lf.init(MODEL))
+
+
+#: More examples than are looked at before training, of which the last have a class of their own.
+LATE = [(X, Y)] * 12 + [(X, Y + 1)]
+
+
 def uneven(batch: list[Any]) -> Any:
     return torch.stack([x for x, _ in batch])[:, : 2 + (len(batch) != 5)], torch.stack([y for _, y in batch])
 
@@ -81,6 +90,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an example": (lambda: streamed(loader(Broken())), "train: example 7 cannot be read (line "),
     "a batch": (lambda: lf.train(MODEL, streamed(loader(collate_fn=uneven)), optimizer=lf.sgd(0.1), steps=4,
                                  batch_size=5)(lf.init(MODEL)), "train: the batch of step 0 has inputs of float32"),
+    "a target": (lambda: fitted(DataLoader(TensorDataset(*map(torch.cat, zip(*LATE, strict=True))), 4)),
+                 "train: the batch of step 26: target 2 is outside the 2 classes, 0 to 1"),
+    "a target of a batch": (lambda: fitted(LATE),
+                            "train: batch 12 of epoch 0: target 2 is outside the 2 classes, 0 to 1"),
     "no batches": (lambda: streamed([]), "train: no batches"),
     "a number": (lambda: streamed(7), "train: invalid value: a int (expected a DataLoader or an iterable of batches)"),
     "its file": (lambda: lf.data.save_mapped("x.safetensors", streamed()), "x.safetensors: the training examples of"),
@@ -96,3 +109,12 @@ def test_what_cannot_be_streamed_is_one_line(name: str) -> None:
         make()
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)
+
+
+def test_pixels_without_a_class_are_no_wrong_targets() -> None:
+    y = torch.tensor([[[0, 1], [255, 1]]])
+    check_classes(y, 2, "train")
+    check_classes(y[:0], 2, "train")
+    check_classes(y + 1, None, "train")
+    with pytest.raises(UserError, match=r"^train: target 255 is outside the 2 classes, 0 to 1$"):
+        check_classes(y.flatten(), 2, "train")

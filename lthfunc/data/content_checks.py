@@ -143,7 +143,7 @@ def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[st
     """The number of classes, to which every target must belong."""
     if given is not None and labels and len(labels) != given:
         raise invalid("labels", f"{len(labels)} names", f"one for each of {given} classes")
-    ignored = IGNORED_PIXEL if pairs[0].y.ndim == 3 else None  # of pixels, some of which may have no class
+    ignored = _ignored(pairs[0].y)
     ends = [_ends(part) for pair in pairs for _, part in _chunks(pair.y, ignored)]
     least, most, count = min(ends)[0], max(end for _, end in ends), sum(pair.y.numel() for pair in pairs)
     classes = given or len(labels) or 1 + max(0, most)
@@ -166,12 +166,28 @@ def _classes(pairs: Sequence[NamedSplit], given: int | None, labels: Sequence[st
     return classes
 
 
+def check_classes(y: Tensor, classes: int | None, where: str) -> None:
+    """Raise UserError for a target of some examples that is none of the classes. classes: None for other targets."""
+    if classes is None or not y.numel():
+        return
+    ends = [_ends(part) for _, part in _chunks(y, _ignored(y))]
+    least, most = min(ends)[0], max(end for _, end in ends)
+    if least < 0 or most >= classes:
+        wrong = least if least < 0 else most
+        raise UserError(f"{where}: target {wrong} is outside the {classes} classes, 0 to {classes - 1}")
+
+
 def _chunks(y: Tensor, ignored: int | None) -> Iterator[tuple[int, Tensor]]:
     """(the first example, targets) of some examples at a time, those that are ignored as class 0."""
     size = max(1, _CHUNK // max(1, y[0].nbytes))
     for start in range(0, len(y), size):
         part = y[start : start + size]
         yield start, part if ignored is None else part.where(part != ignored, 0)
+
+
+def _ignored(y: Tensor) -> int | None:
+    """The target of pixels that have no class."""
+    return IGNORED_PIXEL if y.ndim == 3 else None
 
 
 def _ends(y: Tensor) -> tuple[int, int]:

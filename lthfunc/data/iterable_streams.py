@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from lthfunc.data.content_checks import check_classes
 from lthfunc.data.examples import Example, Pair, batch_of, check_alike, is_read_once
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
@@ -29,6 +30,7 @@ class IterableStream:
     def __init__(self, source: Any, pair: Pair | None, examples: int | None) -> None:
         self._source, self._pair = source, pair
         self._first: Example | None = None
+        self._classes: int | None = None
         if not callable(source) and not isinstance(source, Iterable):
             raise UserError(
                 f"train: invalid value: a {type(source).__name__} (expected a DataLoader or an iterable of batches)"
@@ -47,6 +49,10 @@ class IterableStream:
                 "global generators, which are seeded, or decode it once with lf.data.from_dataset"
             )
         self.examples = _count(source, len(one[0].x)) if examples is None else examples
+
+    def limit(self, classes: int | None) -> None:
+        """From now on, refuse targets that are none of the classes."""
+        self._classes = classes
 
     def sample(self, count: int) -> Example:
         """The first examples of seed 0, at least as many, which all others must be like."""
@@ -110,6 +116,7 @@ class IterableStream:
                 where = f"train: batch {number} of epoch {epoch}"
                 found = batch_of(value, where, self._pair)
                 check_alike(found, self._first, where)
+                check_classes(found.y, self._classes, where)
                 yield found
                 number += 1
         except UserError:

@@ -76,6 +76,7 @@ def from_loader(
     whole = getattr(train, "dataset", None)
     names = tuple(labels) or labels_of(whole)
     _check_known(first, classes or len(names) or None, scale)
+    stream.limit(None if first.y.is_floating_point() else classes or len(names))
     collate = train.collate_fn if is_map_style(train) else default_collate
     with ExitStack() as stack:
         sources = {"train": Source(object_digest(first), first, spool=lambda: first)}

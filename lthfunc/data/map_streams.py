@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
+from lthfunc.data.content_checks import check_classes
 from lthfunc.data.examples import Example, Pair, batch_of, check_alike, good, has_numbers
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
@@ -32,10 +33,12 @@ class _Reader:
     """Reads batches, here or in a worker process.
 
     Each example is read with all generators of the CPU seeded by the seed, the step and its place in the batch, so that
-    what random transforms draw depends on nothing else. first: whose shapes the others must have.
+    what random transforms draw depends on nothing else. first: whose shapes the others must have. classes: to which
+    targets must belong.
     """
 
     first: Example | None = None
+    classes: int | None = None
 
     def __init__(self, data: Any, collate: Callable[[list[Any]], Any], pair: Pair | None) -> None:
         self._data, self._collate, self._pair = data, collate, pair
@@ -51,6 +54,7 @@ class _Reader:
                 what = f"train: the batch of step {item.step}"
                 batch = batch_of(self._collate(found), what, self._pair)
             check_alike(batch, self.first, what)
+            check_classes(batch.y, self.classes, what)
         except UserError as error:
             return str(error)
         except Exception as error:
@@ -85,6 +89,10 @@ class MapStream:
                 "attribute `generator`, or with a global generator"
             )
         self.examples = len(first)
+
+    def limit(self, classes: int | None) -> None:
+        """From now on, refuse targets that are none of the classes."""
+        self._reader.classes = classes
 
     def sample(self, count: int) -> Example:
         """The first examples of seed 0, which all others must be like."""
