@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def _map_style(part: str, data: Any, make: Make) -> Source:
 
 
 def _some(examples: Iterable[Example]) -> list[Example]:
-    return [found for found, _ in zip(examples, range(_PROBES), strict=False)]
+    return list(islice(examples, _PROBES))
 
 
 def _check_same(
@@ -94,9 +95,11 @@ def _check_same(
     for number, (one, other) in enumerate(zip(first, second, strict=False)):
         if not (torch.equal(one.x, other.x) and torch.equal(one.y, other.y)):
             place = number if places is None else places[number]
+            hint = "give val= and test= sets without random transforms"
+            if part == "train":
+                hint = "leave random transforms to --augment, or stream training examples with lf.data.from_loader"
             raise UserError(
-                f"{part}: example {place} differs each time it is read, so it cannot be decoded once; leave random "
-                "transforms to --augment, or stream training examples with lf.data.from_loader"
+                f"{part}: example {place} differs each time it is read, so it cannot be decoded once; {hint}"
             )
 
 
