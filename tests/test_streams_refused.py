@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_streams import (
@@ -57,6 +58,20 @@ class Broken(Noisy):
         return super().__getitem__(number)
 
 
+class Own(Noisy):
+    """Draws with a generator that nothing seeds."""
+
+    generator = np.random.default_rng(0)
+
+    def __getitem__(self, number: int) -> Any:
+        return X[number] + float(self.generator.random()), Y[number]
+
+
+def leaves_out(batch: list[Any]) -> Any:
+    kept = [(x, y) for x, y in batch if not torch.equal(x, X[7])]
+    return torch.stack([x for x, _ in kept]) if kept else X[:0], torch.tensor([int(y) for _, y in kept])
+
+
 def fitted(train: Any, **more: Any) -> Any:
     return lf.train(MODEL, streamed(train, **more), optimizer=lf.sgd(0.1), steps=28, batch_size=10)(lf.init(MODEL))
 
@@ -85,7 +100,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
                               "train: its WeightedRandomSampler chooses among all examples, so none can be held out"),
     "held out of an iterable": (lambda: streamed(loader(Lines()), val=0.5), "val: 0.5 of an iterable cannot be held"),
     "classes": (lambda: streamed(classes=None), "classes: a stream does not show how many there are; pass classes=N"),
-    "random held out": (lambda: lf.data.from_loader("held", loader(Noisy()), classes=2), "val: example 0 differs each"),
+    "random held out": (lambda: lf.data.from_loader("held", loader(Noisy()), classes=2),
+                        "val: example 0 differs each time it is read, so it cannot be decoded once; give val= and"),
     "levels": (lambda: streamed(loader(TensorDataset(torch.zeros(22, 1, 2, 2).byte(), Y))), "scale: a stream does not"),
     "an example": (lambda: streamed(loader(Broken())), "train: example 7 cannot be read (line "),
     "a batch": (lambda: lf.train(MODEL, streamed(loader(collate_fn=uneven)), optimizer=lf.sgd(0.1), steps=4,
@@ -94,6 +110,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
                  "train: the batch of step 26: target 2 is outside the 2 classes, 0 to 1"),
     "a target of a batch": (lambda: fitted(LATE),
                             "train: batch 12 of epoch 0: target 2 is outside the 2 classes, 0 to 1"),
+    "fewer of a batch": (lambda: streamed(loader(collate_fn=leaves_out)),
+                         "train: the batch of step 0: its collate_fn makes 21 examples of 22"),
+    "fewer of a test set": (lambda: lf.data.from_loader("t", loader(), loader(collate_fn=leaves_out), classes=2),
+                            "test: example 7: its collate_fn makes 0 examples of one"),
+    "its own generator": (lambda: streamed(loader(Own())), "train: gives other batches each time it is read, so no"),
+    "ragged batches": (lambda: streamed([(X, Y), (X[:, :2], Y)]), "train: batch 1 of epoch 0 has inputs of float32"),
     "no batches": (lambda: streamed([]), "train: no batches"),
     "a number": (lambda: streamed(7), "train: invalid value: a int (expected a DataLoader or an iterable of batches)"),
     "its file": (lambda: lf.data.save_mapped("x.safetensors", streamed()), "x.safetensors: the training examples of"),

@@ -64,7 +64,16 @@ def batch_of(value: Any, where: str, pair: Pair | None = None) -> Example:
 
 def collated_of(value: Any, where: str, collate: Callable[[list[Any]], Any], pair: Pair | None = None) -> Example:
     """One example as a loader's collate_fn makes a batch of it. Raises UserError."""
-    return batch_of(collate([value]), where, pair)
+    found = batch_of(collate([value]), where, pair)
+    check_collated(found, 1, where)
+    return found
+
+
+def check_collated(found: Example, count: int, where: str) -> None:
+    """Raise UserError where a collate_fn left out examples, or made more."""
+    if len(found.x) != count:
+        wanted = "one" if count == 1 else str(count)
+        raise UserError(f"{where}: its collate_fn makes {len(found.x)} examples of {wanted}")
 
 
 def pair_of(value: Any, where: str, pair: Pair | None) -> tuple[Any, Any]:
@@ -172,6 +181,16 @@ def check_alike(found: Example, first: Example | None, where: str) -> None:
     for what, values in (("input", found.x), ("target", found.y)):
         if values.is_floating_point() and not bool(values.isfinite().all()):
             raise UserError(f"{where} holds {what}s that are not finite")
+
+
+def check_repeats(one: Sequence[Example], other: Sequence[Example]) -> None:
+    """Raise UserError where training batches that were read twice, after the same seeds, differ."""
+    same = (torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in zip(one, other, strict=False))
+    if len(one) != len(other) or not all(same):
+        raise UserError(
+            "train: gives other batches each time it is read, so no run could be resumed; let it draw with the "
+            "global generators, which are seeded, or decode it once with lf.data.from_dataset"
+        )
 
 
 def read_all(reader: Reader, numbers: Sequence[int], workers: int) -> Iterator[Example]:

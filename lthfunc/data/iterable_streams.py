@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from lthfunc.data.content_checks import check_classes
-from lthfunc.data.examples import Example, Pair, batch_of, check_alike, is_read_once
+from lthfunc.data.examples import Example, Pair, batch_of, check_alike, check_repeats, is_read_once
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.trees.global_rng import preserved_cpu_generators, seed_cpu_generators
@@ -40,14 +41,10 @@ class IterableStream:
                 f"train: a {type(source).__name__} can be read only once, but every epoch, round, seed and resumed run "
                 "begins anew; pass a function that makes one"
             )
-        one, other = ([batch for batch, _ in zip(self._epoch(0, 0), range(2), strict=False)] for _ in range(2))
+        one, other = (list(islice(self._epoch(0, 0), 2)) for _ in range(2))
         if not one:
             raise UserError("train: no batches")
-        if not all(torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in zip(one, other, strict=False)):
-            raise UserError(
-                "train: gives other batches each time it is read, so no run could be resumed; let it draw with the "
-                "global generators, which are seeded, or decode it once with lf.data.from_dataset"
-            )
+        check_repeats(one, other)
         self.examples = _count(source, len(one[0].x)) if examples is None else examples
 
     def limit(self, classes: int | None) -> None:
@@ -57,7 +54,8 @@ class IterableStream:
     def sample(self, count: int) -> Example:
         """The first examples of seed 0, at least as many, which all others must be like."""
         found, seen = list[Example](), 0
-        for batch in self._epoch(0, 0):
+        for number, batch in enumerate(self._epoch(0, 0)):
+            check_alike(batch, found[0] if found else None, f"train: batch {number} of epoch 0")
             found.append(batch)
             seen += len(batch.x)
             if seen >= count:

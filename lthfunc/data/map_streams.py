@@ -13,7 +13,16 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from lthfunc.data.content_checks import check_classes
-from lthfunc.data.examples import Example, Pair, batch_of, check_alike, good, has_numbers
+from lthfunc.data.examples import (
+    Example,
+    Pair,
+    batch_of,
+    check_alike,
+    check_collated,
+    check_repeats,
+    good,
+    has_numbers,
+)
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.trees.global_rng import preserved_cpu_generators, seed_cpu_generators
@@ -53,6 +62,7 @@ class _Reader:
                     found.append(self._data[number])
                 what = f"train: the batch of step {item.step}"
                 batch = batch_of(self._collate(found), what, self._pair)
+            check_collated(batch, len(item.numbers), what)
             check_alike(batch, self.first, what)
             check_classes(batch.y, self.classes, what)
         except UserError as error:
@@ -95,9 +105,12 @@ class MapStream:
         self._reader.classes = classes
 
     def sample(self, count: int) -> Example:
-        """The first examples of seed 0, which all others must be like."""
-        self._reader.first = good(self._reader[_Item(0, 0, self.order(0, 0)[:count])])
-        return self._reader.first
+        """The first examples of seed 0, which all others must be like. Raises UserError where two readings differ."""
+        item = _Item(0, 0, self.order(0, 0)[:count])
+        first, again = (good(self._reader[item]) for _ in range(2))
+        check_repeats([first], [again])
+        self._reader.first = first
+        return first
 
     def batches(self, batch_size: int, seeds: Sequence[int], start: int) -> Generator[list[Batch], None, None]:
         """The batches from step `start` on, one for each seed."""
