@@ -205,9 +205,10 @@ def _numbers(items: Iterable[Any]) -> Iterator[int]:
 
 def _kept(sampler: Any, keep: Tensor, seed: int) -> list[int]:
     """The order in which a sampler would have given some examples alone."""
-    if isinstance(sampler, RandomSampler) and not sampler.replacement:
-        keep = keep[torch.randperm(len(keep), generator=torch.Generator().manual_seed(seed))]
-    elif not isinstance(sampler, SequentialSampler):
+    if type(sampler) is RandomSampler and not sampler.replacement:  # a subclass may choose otherwise
+        order = torch.randperm(len(keep), generator=torch.Generator().manual_seed(seed))
+        keep = keep[order[: sampler.num_samples]]
+    elif type(sampler) is not SequentialSampler:
         raise UserError(
             f"train: its {type(sampler).__name__} chooses among all examples, so none can be held out of them; give "
             "val= and test= sets of their own"
