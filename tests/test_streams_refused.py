@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -140,3 +141,13 @@ def test_pixels_without_a_class_are_no_wrong_targets() -> None:
     check_classes(y + 1, None, "train")
     with pytest.raises(UserError, match=r"^train: target 255 is outside the 2 classes, 0 to 1$"):
         check_classes(y.flatten(), 2, "train")
+
+
+def test_a_loader_that_needs_processes_where_there_can_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    this: Any = multiprocessing.current_process()
+    monkeypatch.setitem(this._config, "daemon", True)
+    words = "its DataLoader has num_workers=1, but worker processes cannot start others; use --jobs 1, or num_workers=0"
+    for part, made in {"train": {"train": loader(Lines(), 1)}, "val": {"val": loader(Lines(), 1)}}.items():
+        with pytest.raises(UserError) as caught:
+            streamed(**made)
+        assert str(caught.value) == f"{part}: {words}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lthfunc.data.as_tensors import inputs_of, targets_of
+from lthfunc.data.fresh_loaders import fresh
 from lthfunc.data.pixels import channels_last, levels_of
 from lthfunc.errors import UserError
 from lthfunc.printable import dtype_and_shape
@@ -126,7 +127,9 @@ def has_numbers(value: Any) -> bool:
 
 def is_read_once(value: Iterable[Any]) -> bool:
     """Whether an iterable is an iterator, such as a generator."""
-    with preserved_cpu_generators():  # from which a loader draws a seed
+    if isinstance(value, DataLoader):  # which would start its processes
+        return False
+    with preserved_cpu_generators():
         return iter(value) is value
 
 
@@ -224,7 +227,7 @@ def iterated(data: Iterable[Any], split: str, make: Make) -> Iterator[Example]:
 
 def _guarded(data: Iterable[Any], split: str) -> Iterator[Any]:
     try:
-        yield from data
+        yield from fresh(data, split)
     except (UserError, GeneratorExit):
         raise
     except Exception as error:

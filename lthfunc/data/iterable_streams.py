@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lthfunc.data.content_checks import check_classes
 from lthfunc.data.examples import Example, Pair, batch_of, check_alike, check_repeats, is_read_once
+from lthfunc.data.fresh_loaders import fresh
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.trees.global_rng import preserved_cpu_generators, seed_cpu_generators
@@ -45,7 +45,7 @@ class IterableStream:
         if not one:
             raise UserError("train: no batches")
         check_repeats(one, other)
-        self.examples = _count(source, len(one[0].x)) if examples is None else examples
+        self.examples = _count(source, len(one[0].x), self._epoch(0, 0)) if examples is None else examples
 
     def limit(self, classes: int | None) -> None:
         """From now on, refuse targets that are none of the classes."""
@@ -103,7 +103,8 @@ class IterableStream:
         try:
             with preserved_cpu_generators():
                 seed_cpu_generators(key(seed, "loader", epoch))
-                source = iter(self._source() if callable(self._source) else _reseeded(self._source, seed, epoch))
+                made = self._source() if callable(self._source) else self._source
+                source = iter(fresh(made, "train", key(seed, "loader", epoch)))
             while True:
                 with preserved_cpu_generators():
                     seed_cpu_generators(key(seed, "loader", epoch, number))
@@ -124,19 +125,13 @@ class IterableStream:
             raise UserError(f"train: cannot be read{user_location(error)} ({what})") from error
 
 
-def _reseeded(source: Any, seed: int, epoch: int) -> Any:
-    """The same iterable; a loader with a generator, from which it seeds its processes, gets another one."""
-    if not isinstance(source, DataLoader) or source.generator is None:
-        return source
-    found = copy.copy(source)
-    found.generator = torch.Generator().manual_seed(key(seed, "loader", epoch))
-    return found
-
-
-def _count(source: Any, size: int) -> int:
-    """Examples of an epoch, by the length of a loader's data set, or of an iterable of batches of this size."""
-    known: list[tuple[Any, int]] = [(getattr(source, "dataset", None), 1), (source, size)]
-    for value, times in known:
-        with suppress(TypeError):
-            return len(value) * times
+def _count(source: Any, size: int, batches: Iterable[Example]) -> int:
+    """Examples of an epoch, by the batches of a list, the length of a loader, or that of an iterable and this size."""
+    if isinstance(source, Sequence):
+        return sum(len(batch.x) for batch in batches)
+    with suppress(TypeError):
+        loader: Any = source if isinstance(source, DataLoader) else None
+        if loader is None or loader.batch_size is None:
+            return len(source) * size
+        return len(loader) * loader.batch_size if loader.drop_last else len(loader.dataset)
     raise UserError("train: has no length; examples=N says how many examples an epoch has")
