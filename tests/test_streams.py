@@ -216,7 +216,9 @@ class Batches:
 
 
 def test_two_seeds_share_no_processes() -> None:
-    stream = IterableStream(loader(Lines(), 1, persistent_workers=True), None, None)
+    mine = loader(Lines(), 1, persistent_workers=True)
+    assert len(list(mine)) == 6  # its processes go on
+    stream = IterableStream(mine, None, None)
     both = read(stream, 0, 3, (3, 4))
     for place, seed in enumerate((3, 4)):
         alone = [batch for (batch,) in read(stream, 0, 3, (seed,))]
