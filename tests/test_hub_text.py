@@ -72,6 +72,21 @@ def test_without_a_tokenizer_texts_are_bytes(saved: Path) -> None:
     assert (data.classes, data.labels[ord("g")], data.labels[0xC3]) == (256, "g", "\\xc3")
 
 
+def test_a_folder_in_the_home_and_images_beside_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "train.txt").write_text("\n".join(TEXTS))
+    data = lf.data.load("hf:~/lines", options={"length": "8"})
+    assert data.name == "lines"
+    assert bytes(data.train.x[0].tolist()) == TEXTS[0].encode()[:8]
+    broken = {"image": [{"bytes": b"no image", "path": None}] * 120, "text": TEXTS}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict(broken, features).save_to_disk(tmp_path / "beside")
+    beside = lf.data.load("hf:~/beside", options={"length": "8", "text": "text"})
+    assert lf.same_bits(beside.train, data.train)
+
+
 def test_a_language_model_on_tokens_from_the_command_line(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.data.hub_text import read_texts
+from lthfunc.data.hub_text import read_texts, short_name
 from lthfunc.data.images import ImageOptions, ImageSource, Observe, decode_splits, image_format, image_options
 from lthfunc.data.reader_options import check_shares, check_whole
 from lthfunc.data.tensors import make_dataset, scale_of, split_indices
@@ -79,7 +79,7 @@ def read_hub(
         pairs["test"], train = (train[0][chosen], train[1][chosen]), (train[0][rest], train[1][rest])
     labels = tuple(getattr(features[columns[1]], "names", ()))
     held = max(1, round(val * len(train[0])))
-    data = make_dataset(_short(name), train, pairs["test"], val=held, held=pairs.get("val"), labels=labels)
+    data = make_dataset(short_name(name), train, pairs["test"], val=held, held=pairs.get("val"), labels=labels)
     return data._replace(scale=scale_of(data.train.x))
 
 
@@ -99,7 +99,7 @@ def _splits(name: str, config: str | None) -> dict[str, Any]:
             found = found if isinstance(found, Mapping) else {"train": found}
         else:
             with nullcontext() if place.exists() else downloading(f"{name} from the Hugging Face Hub"):
-                found = datasets.load_dataset(name, config)
+                found = datasets.load_dataset(str(place) if place.exists() else name, config)
         splits = dict(found.items())
     except Exception as error:  # a library's whole world: no network, no such name, other formats
         raise UserError(f"--dataset: 'hf:{name}' cannot be loaded ({first_line(error)})") from error
@@ -133,10 +133,6 @@ def _images(
         left[broken[part]] = False
         found[part] = images[left], left
     return found
-
-
-def _short(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def _sources(name: str, split: Any, column: str) -> list[ImageSource]:

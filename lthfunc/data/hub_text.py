@@ -25,11 +25,16 @@ def read_texts(
     total, done = sum(map(len, splits.values())), 0
     rows = {}
     for part, split in splits.items():
-        rows[part] = tokens.row(_texts(name, part, split, column, observe, done, total))
+        texts = split.select_columns([column])  # images beside them need no decoding
+        rows[part] = tokens.row(_texts(name, part, texts, column, observe, done, total))
         done += len(split)
-    short = name.rstrip("/").rpartition("/")[2]
     given = given._replace(unit="bytes" if tokenizer is None else "tokens")
-    return of_rows(short, f"'hf:{name}'", rows, tokens.labels, given)
+    return of_rows(short_name(name), f"'hf:{name}'", rows, tokens.labels, given)
+
+
+def short_name(name: str) -> str:
+    """What a data set of a user's or of a folder is called."""
+    return name.rstrip("/").rpartition("/")[2]
 
 
 def _texts(
