@@ -47,11 +47,11 @@ def from_loader(
 
     It is for what cannot be decoded once (`from_dataset`): transforms of your own that draw random numbers, or more
     than a disk holds. name: of the data set. train: a loader, an iterable of batches (inputs, targets), or a function
-    that makes one. test, val: loaders, map-style data sets or iterables of batches with an end, decoded once; or the
-    share (or number) of the examples of the loader's map-style data set to hold out. classes: their number; by default
-    that of the data set's `classes`. labels: their names. scale: of stored inputs, such as uint8 images. pair: makes
-    (inputs, targets) of batches that are something else. examples: of an epoch, for a sampler or an iterable without a
-    length or an end. observe: called with how many of how many are decoded.
+    that makes one. test, val: loaders, map-style data sets or lists of examples, or other iterables, of batches with an
+    end, decoded once; or the share (or number) of the examples of the loader's map-style data set to hold out.
+    classes: their number; by default that of the data set's `classes`. labels: their names. scale: of stored inputs,
+    such as uint8 images. pair: makes (inputs, targets) of batches that are something else. examples: of an epoch, for a
+    sampler or an iterable without a length or an end. observe: called with how many of how many are decoded.
 
     The order of examples and all draws are functions of the seed, the epoch and the step. A map-style data set is read
     in the order of the loader's sampler, with its collate_fn and by its worker processes; each example is read with the

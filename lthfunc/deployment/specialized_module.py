@@ -12,7 +12,8 @@ from lthfunc.deployment.cost import Cost
 
 #: Times whose quartiles are farther apart than this share of the median are too uncertain to be compared.
 STEADY = 0.25
-#: So are those of a process that had a processor for less than this share of the time, since others ran there.
+#: So are those of a process that had a processor for less than this share of the time, since others ran there. The
+#: times of all threads are summed, so two that ran for half of the time each still reach it: the check holds on one.
 _UNDISTURBED = 0.8
 
 
