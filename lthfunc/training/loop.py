@@ -133,7 +133,7 @@ def fit_together(
             change = following(updates, fits, until)
             step = look if change is None else min(look, change)
             training.to(step, fits)
-            if updates is not None and step == change != look and updates.exchange and training.keeps_survivors:
+            if updates is not None and step == change != look and updates.exchange:
                 phase("preparation", step)
                 exchanged = updates.on_survivors(training, fits, step, until)
                 if exchanged is not None:

@@ -102,10 +102,11 @@ class Exchanging(Protocol):
         """What each state's masks are now; None, with nothing done, where it can't."""
 
 
-def scores_fit(scores: Params, masks: Masks) -> bool:
-    """Whether there is a score of type float32 for each weight."""
+def can_exchange(scores: Params, drop_fraction: float, masks: Masks) -> bool:
+    """Whether there is a score of type float32 for each weight, and the fraction is one."""
     kinds = {name: (leaf.shape, leaf.dtype) for name, leaf in scores.items()}
-    return kinds == {name: (mask.shape, torch.float32) for name, mask in masks.items()}
+    wanted = {name: (mask.shape, torch.float32) for name, mask in masks.items()}
+    return 0 <= drop_fraction <= 1 and kinds == wanted
 
 
 def _seeded(now: UpdateContext, state: TrainState) -> AbstractContextManager[None]:

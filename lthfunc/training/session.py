@@ -12,7 +12,7 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.training.chain import is_library_optimizer
 from lthfunc.training.engines.interface import Running, Tick, Work
-from lthfunc.training.mask_updates import scores_fit
+from lthfunc.training.mask_updates import can_exchange
 from lthfunc.training.optimizer_states import schedule_in
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import Checkpointer, Exchanged, Fit, Observers, Scoring, SinceLastPoint, Stopped
@@ -133,9 +133,7 @@ class TrainingSession:
         devices = [self._device] if self._device.type == "cuda" else []
         with training_context(self.trainer), torch.random.fork_rng(devices=devices):
             if self._random is None:
-                # Of a training on a CPU, generators of GPUs would not be restored.
-                seed = torch.manual_seed if devices else torch.default_generator.manual_seed
-                seed(self._draw_key())
+                (torch.manual_seed if devices else torch.default_generator.manual_seed)(self._draw_key())
             else:
                 _set_generator(self._device, self._random)
                 self._random = None
@@ -167,25 +165,21 @@ class TrainingSession:
         self.running.count_from([each.loss for each in known] or [0.0] * len(ready))
         self.snapshot = lambda: (ready, known)
 
-    @property
-    def keeps_survivors(self) -> bool:
-        """Whether the running loop keeps survivors alone."""
-        return bool(self.trainer.engine.on_survivors(self.running))
-
     def exchange(self, scoring: Scoring) -> list[Exchanged] | None:
         """Drop and grow on the survivors that the running loop keeps, and continue as `change_to` does.
 
         Returns what each state's masks are now; None, with nothing done, where the loop keeps no survivors alone, where
         something is not finite, where scores are not float32, and where a share is out of range.
         """
-        networks, losses = self.trainer.engine.on_survivors(self.running), self.running.losses()
-        if not networks or not all(map(math.isfinite, losses)) or not all(each.is_finite() for each in networks):
+        networks = self.trainer.engine.on_survivors(self.running)
+        if not networks:
+            return None
+        losses = self.running.losses()
+        if not (all(map(math.isfinite, losses)) and all(each.is_finite() for each in networks)):
             return None
         states = [network.network() for network in networks]
         given = [scoring(state, seed) for state, seed in zip(states, self._seeds, strict=True)]
-        if not all(scores_fit(scores, state.masks) for (scores, _), state in zip(given, states, strict=True)):
-            return None
-        if not all(0 <= share <= 1 for _, share in given):
+        if not all(can_exchange(*each, state.masks) for each, state in zip(given, states, strict=True)):
             return None
         with training_context(self.trainer):
             found = [network.exchange(*each) for network, each in zip(networks, given, strict=True)]
