@@ -97,9 +97,8 @@ def named(kind: str) -> tuple[lf.Model, lf.Dataset, dict[str, Any]]:
 
 
 @compiling
-@pytest.mark.parametrize(
-    "kind", ["Shared", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("Two", "Normed"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["Shared", "Two", "Normed"])
 def test_odd_modules_train_pruned_on_both_engines(kind: str) -> None:
     model, data, functions = named(kind)
     start = lf.init(model, seed=3)

@@ -54,7 +54,7 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     code = (
         "import torch, lthfunc as lf\n"
@@ -81,6 +81,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.long
 def test_two_compiled_models_in_one_process_stay_apart(few_digits: Dataset) -> None:
     for classes in (10, 11):
         model = lf.models.lenet300((1, 8, 8), classes)

@@ -18,13 +18,16 @@ import lthfunc
 TOOLS = {
     "lint": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
-    "types": ["mypy"],
+    "types": ["mypy", "lthfunc", "cli"],
+    "types of tests": ["mypy"],
     "imports": ["lint-imports"],
     "kernels": ["clang-format", "--dry-run", "--Werror", *map(str, (ROOT / "lthfunc/sparse/kernels").glob("*.[ch]*"))],
 }
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    "tool", [pytest.param(tool, marks=pytest.mark.long) if tool == "types of tests" else tool for tool in TOOLS]
+)
 def test_tools_find_nothing(tool: str) -> None:
     name, *arguments = TOOLS[tool]
     command = [str(Path(sys.executable).parent / name), *arguments]

@@ -115,7 +115,7 @@ def everything(outputs: Any, targets: Tensor, context: lf.LossContext) -> Tensor
     return loss
 
 
-@pytest.mark.parametrize("engine", ["eager", "compile"])
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compile", marks=pytest.mark.long)])
 def test_what_a_loss_sees(engine: str) -> None:
     if (missing := why_not("cpu")) is not None and engine == "compile":
         pytest.skip(missing)

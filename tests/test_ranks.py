@@ -215,8 +215,8 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     os._exit(0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2])  # more as threads, above
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2])  # more as threads, above; test_rank_commands.py has a run over gloo
 def test_ranks_over_gloo_train_as_one_process(ranks: int, tmp_path: Path) -> None:
     spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
