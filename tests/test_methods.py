@@ -142,8 +142,8 @@ def test_moments_of_new_weights_begin_at_zero(few_digits: lf.Dataset) -> None:
 
 def test_rigl_grows_where_the_dense_gradient_is_largest() -> None:
     state = lf.prune(density=0.3, score=lf.random_scores(0))(lf.init(MODEL, 0))
-    made = during_training.growth_score(plan("rigl").trainer, growth_of("gradient"), state, UpdateContext(0, 5, False))
-    promise = made(state.params, state.masks)
+    now = UpdateContext(0, 5, False)
+    promise = during_training.growth_scores(plan("rigl").trainer, growth_of("gradient"), state, now)
     (batch,) = lf.sample_batches(DATA, 5, 1, key(0, "growth", 5))
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in state.params.items()}
     outputs, _ = apply_training(MODEL, leaves, state.buffers, batch[0])

@@ -18,7 +18,7 @@ from small import settings
 
 import lthfunc as lf
 from lthfunc.experiments.methods import mest
-from lthfunc.experiments.methods.during_training import growth_score
+from lthfunc.experiments.methods.during_training import growth_scores
 from lthfunc.experiments.records import spread
 from lthfunc.reports.charts import Bars
 from lthfunc.reports.method_costs import (
@@ -125,9 +125,9 @@ def test_mest_takes_a_dense_gradient_whatever_it_grows_by(monkeypatch: pytest.Mo
 
     def score(trainer: Trainer, growing: Any, *about: Any) -> Any:
         scored.append(growing)
-        return growth_score(trainer, growing, *about)
+        return growth_scores(trainer, growing, *about)
 
-    monkeypatch.setattr(mest, "growth_score", score)
+    monkeypatch.setattr(mest, "growth_scores", score)
     state, now = lf.init(model := lf.models.lenet300((1, 8, 8))), UpdateContext(0, 1, last=False)
     for weight in (0.0, 0.01):
         scored.clear()

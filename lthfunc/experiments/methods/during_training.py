@@ -47,9 +47,10 @@ def exchanging(
     """Drop small weights and grow as many others, again and again (SET, RigL); ERK masks at first."""
     end, every = period(plan, update_every, update_until)
     falling = DROP_SCHEDULES.load(drop_schedule)
-    steps = tuple(periodic(every, end, every)[:-1])
-    updates = exchanges(plan.trainer, steps, growth_of(growth), lambda step: falling(drop_fraction, step, end))
-    return plan._replace(updates=(updates,) * plan.rounds)
+    growing = growth_of(growth)
+    return with_updates(
+        plan, exchanges(plan.trainer, steps_of(end, every), growing, lambda step: falling(drop_fraction, step, end))
+    )
 
 
 def exchanges(
@@ -58,8 +59,7 @@ def exchanges(
     """Updates that drop small weights and grow others. share: of each layer's weights, by the step."""
 
     def exchange(state: TrainState, now: UpdateContext) -> tuple[Scores, float]:
-        score = checked_score(growth_score(trainer, growing, state, now))
-        return score(state.params, state.masks), share(now.step)
+        return growth_scores(trainer, growing, state, now), share(now.step)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
         return drop_and_grow(state, *exchange(state, now))
@@ -67,13 +67,23 @@ def exchanges(
     return MaskUpdates(steps, change, exchange=exchange)
 
 
-def growth_score(
+def growth_scores(
     trainer: Trainer, growing: Callable[[ScoreContext], Score], state: TrainState, now: UpdateContext
-) -> Score:
-    """The score of the weights to grow after a step."""
+) -> Scores:
+    """The scores of the weights to grow after a step."""
     work = trainer.work
     about = (work.model, trainer.data, trainer.batch_size, 0.0, now.seed, now.step, state, state, work.loss)
-    return growing(ScoreContext(*about))
+    return checked_score(growing(ScoreContext(*about)))(state.params, state.masks)
+
+
+def steps_of(end: int, every: int) -> tuple[int, ...]:
+    """The steps of updates at an interval, the last of them before `end`."""
+    return tuple(periodic(every, end, every)[:-1])
+
+
+def with_updates(plan: Plan, updates: MaskUpdates) -> Plan:
+    """The plan with the same updates in each round."""
+    return plan._replace(updates=(updates,) * plan.rounds)
 
 
 def early_bird(plan: Plan, update_every: int | None) -> Plan:
@@ -84,7 +94,7 @@ def early_bird(plan: Plan, update_every: int | None) -> Plan:
     where masks can't differ in a tenth of the weights, the fifth is used.
     """
     every = _checked(update_every or max(1, plan.steps // LOOKS), plan.steps)
-    looks = tuple(periodic(every, plan.steps, every)[:-1])
+    looks = steps_of(plan.steps, every)
 
     def updates(target: float) -> MaskUpdates:
         pruning = pruned_to(plan, target, keep_moments=False)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.during_training import from_dense, growth_score, period, pruned_to
+from lthfunc.experiments.methods.during_training import from_dense, growth_scores, period, pruned_to
 from lthfunc.sparsify.density_schedules import cubic
 from lthfunc.sparsify.drop_and_grow import drop_and_grow
-from lthfunc.sparsify.scores import checked_score
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.trees.types import TrainState
 
@@ -28,7 +27,7 @@ def granet(
         densities = dict(cubic(target, 0, end, every)[1:])
 
         def change(state: TrainState, now: UpdateContext) -> TrainState:
-            scores = checked_score(growth_score(plan.trainer, growing, state, now))(state.params, state.masks)
+            scores = growth_scores(plan.trainer, growing, state, now)
             pruned = pruned_to(plan, densities[now.step])(state)
             return drop_and_grow(pruned, scores, falling(drop_fraction, now.step, end), keep_values=True)
 

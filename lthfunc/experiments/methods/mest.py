@@ -5,10 +5,9 @@ from __future__ import annotations
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.during_training import growth_score, period
-from lthfunc.sparsify.density_schedules import periodic
+from lthfunc.experiments.methods.during_training import growth_scores, period, steps_of, with_updates
 from lthfunc.sparsify.drop_and_grow import drop_and_grow
-from lthfunc.sparsify.scores import checked_score, magnitude
+from lthfunc.sparsify.scores import magnitude
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.trees.types import TrainState
 
@@ -25,11 +24,11 @@ def mest(
     growing, slopes, falling = growth_of(growth), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        hopes = checked_score(growth_score(plan.trainer, growing, state, now))(state.params, state.masks)
+        hopes = growth_scores(plan.trainer, growing, state, now)
         worth = magnitude(state.params, state.masks)
         if gradient_weight:
-            slope = growth_score(plan.trainer, slopes, state, now)(state.params, state.masks)
+            slope = growth_scores(plan.trainer, slopes, state, now)
             worth = {name: each + gradient_weight * slope[name] for name, each in worth.items()}
         return drop_and_grow(state, hopes, falling(drop_fraction, now.step, end), drop_score=worth)
 
-    return plan._replace(updates=(MaskUpdates(tuple(periodic(every, end, every)[:-1]), change),) * plan.rounds)
+    return with_updates(plan, MaskUpdates(steps_of(end, every), change))

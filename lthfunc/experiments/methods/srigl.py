@@ -10,11 +10,9 @@ from torch import Tensor
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.during_training import growth_score, period
+from lthfunc.experiments.methods.during_training import growth_scores, period, steps_of, with_updates
 from lthfunc.sparsify.allocation import number_pruned
-from lthfunc.sparsify.density_schedules import periodic
 from lthfunc.sparsify.ranking import best, ranks_in_rows
-from lthfunc.sparsify.scores import checked_score
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.trees.ops import apply_masks, masked_like
 from lthfunc.trees.types import TrainState
@@ -33,7 +31,7 @@ def srigl(
     growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        hopes = checked_score(growth_score(plan.trainer, growing, state, now))(state.params, state.masks)
+        hopes = growth_scores(plan.trainer, growing, state, now)
         share, fewer, masks = falling(drop_fraction, now.step, end), {}, {}
         for name, mask in state.masks.items():
             salient = 0.0 if name == plan.model.output else min_salient
@@ -42,7 +40,7 @@ def srigl(
             params=apply_masks(state.params, fewer), masks=masks, opt=masked_like(state.opt, fewer)
         )  # fmt: skip
 
-    return plan._replace(updates=(MaskUpdates(tuple(periodic(every, end, every)[:-1]), change),) * plan.rounds)
+    return with_updates(plan, MaskUpdates(steps_of(end, every), change))
 
 
 def exchanged(worth: Tensor, hope: Tensor, mask: Tensor, share: float, min_salient: float) -> tuple[Tensor, Tensor]:

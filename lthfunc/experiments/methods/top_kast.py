@@ -8,15 +8,19 @@ from torch import Tensor
 
 from lthfunc.errors import invalid
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.trained_masks import through, trained_masks, unpruned, whole_numbers
+from lthfunc.experiments.methods.trained_masks import (
+    as_they_are,
+    largest,
+    through,
+    trained_masks,
+    unpruned,
+    whole_numbers,
+)
 from lthfunc.experiments.trained_masks import TrainedMasks
 from lthfunc.sparsify.budgets import uniform
-from lthfunc.sparsify.scores import magnitude
-from lthfunc.sparsify.structures import unstructured
 from lthfunc.training.chain import ChainContext, Part, chain
 from lthfunc.training.parametrize import straight_through, top_k_mask, trained_name
-from lthfunc.trees.ops import apply_masks
-from lthfunc.trees.types import Buffers, Masks, Params
+from lthfunc.trees.types import Buffers, Params
 
 #: What the penalty of exploration weighs (their sec. 3).
 _PENALTY = 1e-4
@@ -37,9 +41,6 @@ def top_kast(plan: Plan, backward_density: float | None) -> Plan:
         keep = uniform(1)({}, full, 1 - density)
         forward, backward = whole_numbers(keep), whole_numbers(uniform(1)({}, full, 1 - more))
 
-        def draw(params: Params, seed: int) -> tuple[Params, Params]:
-            return params, {}
-
         def weights(trained: Params, fixed: Params) -> Params:
             def one(name: str) -> Tensor:
                 size = trained[name].abs()
@@ -48,13 +49,9 @@ def top_kast(plan: Plan, backward_density: float | None) -> Plan:
 
             return {**trained, **{name: one(name) for name in names}}
 
-        def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
-            masks = unstructured(magnitude(trained, full), full, keep)
-            return apply_masks(trained, masks), masks
-
         counts = {trained_name(name): (forward[name], backward[name]) for name in names}
         optimizer = chain(_exploring(counts, density), plan.trainer.work.optimizer, _holding(counts))
-        return trained_masks(plan, "top-kast", draw, weights, weights, found, optimizer)
+        return trained_masks(plan, "top-kast", as_they_are, weights, weights, largest(full, keep), optimizer)
 
     return through(plan, of_density)
 

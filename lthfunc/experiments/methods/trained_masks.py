@@ -48,18 +48,11 @@ def straight(plan: Plan) -> Plan:
         keep = erk()({}, full, 1 - density)
         counts = whole_numbers(keep)
 
-        def draw(params: Params, seed: int) -> tuple[Params, Params]:
-            return params, {}
-
         def weights(trained: Params, fixed: Params) -> Params:
             hard = {name: trained[name] * top_k_mask(trained[name].abs(), counts[name]) for name in names}
             return {**trained, **{name: straight_through(hard[name], trained[name]) for name in names}}
 
-        def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
-            masks = unstructured(magnitude(trained, full), full, keep)
-            return apply_masks(trained, masks), masks
-
-        return trained_masks(plan, "ste", draw, weights, weights, found)
+        return trained_masks(plan, "ste", as_they_are, weights, weights, largest(full, keep))
 
     return through(plan, of_density)
 
@@ -141,6 +134,21 @@ def popped(scores: Tensor, keep: int) -> Tensor:
     """1 at the `keep` largest |scores|, 0 elsewhere; |scores| get its gradient as it is (their code's GetSubnet)."""
     sizes = scores.abs()
     return straight_through(top_k_mask(sizes, keep), sizes)
+
+
+def as_they_are(params: Params, seed: int) -> tuple[Params, Params]:
+    """The initial weights are what trains, and nothing is fixed."""
+    return params, {}
+
+
+def largest(full: Masks, keep: KeepCounts) -> Found:
+    """The largest of the trained weights are the ticket."""
+
+    def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
+        masks = unstructured(magnitude(trained, full), full, keep)
+        return apply_masks(trained, masks), masks
+
+    return found
 
 
 def unpruned(plan: Plan) -> Masks:
