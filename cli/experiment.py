@@ -82,8 +82,7 @@ def _start(command: str, sources: o.Sources, out: str | None, shown: o.Shown) ->
 
 def settings_of(command: str, sources: o.Sources) -> Config:
     """The settings of all sources, checked and completed. Raises UserError."""
-    # Some of the methods use these.
-    return resolved(merged(command, sources), used=("cycles", "synflow_rounds") if command == "methods" else ())
+    return resolved(merged(command, sources))
 
 
 def merged(command: str, sources: o.Sources) -> Config:

@@ -9,15 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from lthfunc.catalog.methods import METHODS
+from lthfunc.catalog.methods import METHODS, method_entry
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.metrics import metric_scale
-from lthfunc.experiments.resolve import listed
+from lthfunc.experiments.resolve import listed, resolved
 from lthfunc.printable import counted
 
 from . import options as o
 from .console import busy, say
-from .experiment import merged, settings_of
+from .experiment import merged
 
 if TYPE_CHECKING:
     from lthfunc.experiments.config import Config
@@ -64,12 +64,11 @@ def methods(
     if list_:
         from .listings import listing
 
-        sources_of = {name: entry.source for name, entry in METHODS.items()}
-        known = [(name, METHODS.about(name), sources_of.get(name, "")) for name in METHODS.known()]
+        known = [(name, METHODS.about(name), method_entry(name).source) for name in METHODS.known()]
         listing(("name", "what it is", "source"), known, spare=("source",))
         return
-    settings_of("methods", sources)  # checked
     shared = merged("methods", sources)
+    resolved(shared, used=("cycles", "synflow_rounds"))  # checked; some of the methods use these
     asked, densities = _asked(method or []), _densities(shared)
     with busy("loading PyTorch"):
         from lthfunc.energy.meter import check_meter
