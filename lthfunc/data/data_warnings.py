@@ -66,8 +66,8 @@ def find_warnings(data: Dataset) -> tuple[str, ...]:
                 some = ", ".join(map(data.class_name, more[:5])) + (" …" if len(more) > 5 else "")
                 found.append(f"no training example is of {len(more)} of the classes in {name}: {some}")
     if y.is_floating_point():
-        still = (data.train.y == data.train.y[:1]).flatten(1).all(0)
-        if data.stream is None and still.any():
+        still = None if data.stream else (data.train.y == data.train.y[:1]).flatten(1).all(0)
+        if still is not None and still.any():
             found.append(
                 f"target number {int(still.nonzero()[0])} is the same in every training example, so R² is undefined"
             )

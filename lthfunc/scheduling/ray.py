@@ -65,7 +65,7 @@ class RayExecutor:
     def train(self, task: Any) -> None:
         """Start a training on an idle worker, or a new one."""
         worker = self._free.pop() if self._free else self._worker()
-        place = self._place(task)
+        place = self._run.place(task)
         saved = None if place is None else latest_checkpoint(place)
         self._under[worker.train.remote(pickle.dumps((task, saved)))] = (task, worker)
 
@@ -91,10 +91,6 @@ class RayExecutor:
                 self._ray.kill(worker)
         if self._started:
             self._ray.shutdown()
-
-    def _place(self, task: Any) -> Path | None:
-        """The local folder of a training's checkpoints."""
-        return self._run.place(task)
 
     def _worker(self) -> Any:
         config = self._run.config
@@ -132,12 +128,12 @@ class RayExecutor:
 
     def _known(self, task: Any) -> str | None:
         """The name of the local checkpoint."""
-        place = self._place(task)
+        place = self._run.place(task)
         here = [] if place is None else checkpoints(place)
         return here[0].name if here else None
 
     def _save(self, task: Any, saved: tuple[str, bytes] | None) -> None:
-        place = self._place(task)
+        place = self._run.place(task)
         if saved is not None and place is not None:
             put_checkpoint(place, *saved)
 

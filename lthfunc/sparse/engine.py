@@ -78,9 +78,9 @@ def sparse_engine(work: Work) -> Engine:
         return loops[0] if len(loops) == 1 else _Several(loops)
 
     def change(running: Running, states: Sequence[TrainState], prefetcher: Prefetcher) -> bool:
-        if not isinstance(running, _Loop | _Several):
+        loops = _loops_of(running)
+        if not loops:
             return False
-        loops = running.loops if isinstance(running, _Several) else [running]
         for loop, state in zip(loops, states, strict=True):
             loop.change_to(state)
         return True
@@ -91,10 +91,16 @@ def sparse_engine(work: Work) -> Engine:
         return [evaluator.quality(network, split) for network in networks]
 
     def on_survivors(running: Running) -> Sequence[OnSurvivors]:
-        loops = running.loops if isinstance(running, _Several) else [running]
-        return [loop for loop in loops if isinstance(loop, _Loop) and loop.updates_alone]
+        return [loop for loop in _loops_of(running) if loop.updates_alone]
 
     return Engine("sparse", begin, measure, change=change, on_survivors=on_survivors)
+
+
+def _loops_of(running: Running) -> Sequence[_Loop]:
+    """The loops of this engine within one that runs; none of another engine's, which `sparse_or` may have chosen."""
+    if isinstance(running, _Several):
+        return running.loops
+    return [running] if isinstance(running, _Loop) else []
 
 
 def takes_whole_steps(work: Work) -> bool:

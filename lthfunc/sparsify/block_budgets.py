@@ -12,6 +12,7 @@ from torch import Tensor
 from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.sparsify.activations import wanda
+from lthfunc.trees.ops import count
 from lthfunc.trees.types import Masks, Params
 
 
@@ -58,8 +59,8 @@ def owl(threshold: float = 5.0, spread: float = 0.08) -> BlockBudgets:
 
     def measure(params: Params, masks: Masks, moments: Mapping[str, Tensor]) -> float:
         scores = wanda(moments)(params, masks)
-        total, count = sum(float(each.double().sum()) for each in scores.values()), _size(scores)
-        return sum(int((each > threshold * total / count).sum()) for each in scores.values()) / count
+        total, size = sum(float(each.double().sum()) for each in scores.values()), count(masks).total
+        return sum(int((each > threshold * total / size).sum()) for each in scores.values()) / size
 
     def densities(measures: Sequence[float], sizes: Sequence[int], density: float) -> list[float]:
         places = [2 * spread * place for place in _places(measures)]
@@ -113,7 +114,3 @@ def _places(measures: Sequence[float]) -> list[float]:
     finite = [each for each in measures if math.isfinite(each)] or [0.0]
     least, most = min(finite), max(finite)
     return [min(1.0, (each - least) / (most - least)) if most > least else 0.0 for each in measures]
-
-
-def _size(tree: Mapping[str, Tensor]) -> int:
-    return sum(leaf.numel() for leaf in tree.values())

@@ -56,7 +56,7 @@ def parametrized(
         prunable=tuple(_named(_TRAINED, {key: sample[0][key] for key in model.prunable})),
         init=init,
         tokens=model.tokens,
-        output=_safe(_TRAINED, model.output),
+        output=trained_name(model.output),
     )
 
 
@@ -67,7 +67,7 @@ def trained_name(name: str) -> str:
 
 def trained_part(params: Params, names: Mapping[str, object]) -> Params:
     """The trained tensors among a parametrized model's params, by the original model's names."""
-    return {name: params[_safe(_TRAINED, name)] for name in names}
+    return {name: params[trained_name(name)] for name in names}
 
 
 def trained_and_fixed(params: Params, buffers: Buffers) -> tuple[Params, Params]:

@@ -53,7 +53,7 @@ class Prefetcher:
         part = rank_batch_size(batch_size, collectives)
         self._mine = slice(collectives.rank * part, (collectives.rank + 1) * part)
         self._source = None if stream is None else (stream, batch_size, seeds)
-        self._reading: Reading | None = None
+        self._reading: _Reading | None = None
         self._orders = [BatchOrder(len(split.x), batch_size, seed) for seed in seeds if stream is None]
         lead = (part,) if len(seeds) == 1 else (len(seeds), part)
         size = split.x[:1].nbytes * part * len(seeds)
@@ -134,7 +134,7 @@ class Prefetcher:
         if self._reading is None or self._next != start:  # a loop that was asked to stop within a tick, say
             if self._reading is not None:
                 self._reading.batches.close()
-            self._reading = Reading(stream.batches(batch_size, seeds, start), _Staging([*self.slotted]))
+            self._reading = _Reading(stream.batches(batch_size, seeds, start), _Staging([*self.slotted]))
         self._next = stop
         rooms = self._reading.staging.free()
         for slot in range(stop - start):
@@ -147,7 +147,7 @@ class Prefetcher:
         return torch.stack([order.rows(start, stop)[:, self._mine] for order in self._orders], dim=1).flatten()
 
 
-class Reading(NamedTuple):
+class _Reading(NamedTuple):
     """A stream that is being read, and the memory into which it is."""
 
     batches: Generator[list[Batch], None, None]

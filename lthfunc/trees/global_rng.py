@@ -46,11 +46,9 @@ def seeded_generators(seed: int, device: torch.device | None = None) -> Iterator
     """All global generators, PyTorch's included, seeded in the block and restored at its end."""
     devices = [device] if device is not None and device.type == "cuda" else []
     with preserved_python_and_numpy(), torch.random.fork_rng(devices=devices):
+        seed_cpu_generators(seed)  # alone: others would be seeded at their next use, and not be restored
         if devices:
             torch.manual_seed(seed)
-        else:  # the CPU's alone, which is restored; the others' would be seeded at their next use, and not be restored
-            torch.default_generator.manual_seed(seed)
-        seed_python_and_numpy(seed)
         yield
 
 
