@@ -68,7 +68,7 @@ def methods(
         listing(("name", "what it is", "source"), known, spare=("source",))
         return
     shared = merged("methods", sources)
-    resolved(shared, used=("cycles", "synflow_rounds"))  # checked; some of the methods use these
+    resolved(shared, used=("cycles", "score_rounds"))  # checked; some of the methods use these
     asked, densities = _asked(method or []), _densities(shared)
     with busy("loading PyTorch"):
         from lthfunc.energy.meter import check_meter

@@ -155,6 +155,7 @@ if TYPE_CHECKING:
         unstructured as unstructured,
     )
     from lthfunc.sparsify.synflow import synflow as synflow
+    from lthfunc.sparsify.topology import ch3_l3 as ch3_l3
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket
     from lthfunc.training.accumulation import accumulate as accumulate
     from lthfunc.training.averaging import averaged as averaged, ema as ema, swa as swa

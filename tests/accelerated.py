@@ -108,7 +108,7 @@ def masks_of(device: str, **how: Any) -> Masks:
 def method(device: str, name: str) -> Any:
     how = {"optimizer": "adam", "lr": 1e-3, "batch_size": 40, "density": 0.1}
     once = METHODS[name].at_init or name == "one-shot"
-    how |= ({"synflow_rounds": 5} if name == "synflow" else {}) | ({} if once else {"rounds": 1})
+    how |= ({"score_rounds": 5} if name == "synflow" else {}) | ({} if once else {"rounds": 1})
     ended = outcome(plan_for(name, MLP, digits(device), steps=8, eval_every=4, **how), 1, device)
     return ended.ticket if name != "supermask" else lf.layer_counts(ended.masks)  # which draws
 

@@ -18,7 +18,7 @@ NET = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
 def settings(**changes: Any) -> Config:
     """Resolved as for `lthfunc methods`, some of which use `cycles` with any schedule."""
-    return resolved(Config(**{"optimizer": "sgd", "lr": 0.4, **changes}), used=("cycles", "synflow_rounds"))
+    return resolved(Config(**{"optimizer": "sgd", "lr": 0.4, **changes}), used=("cycles", "score_rounds"))
 
 
 def decided(config: Config, data: Dataset) -> Config:

@@ -1,4 +1,4 @@
-"""AC/DC, GraNet, MEST and SRigL against trainings in plain PyTorch, their masks by the papers' formulas."""
+"""AC/DC, GraNet, MEST, SRigL and CHT against trainings in plain PyTorch, their masks by the papers' formulas."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradient_of
+from hypothesis import given, settings, strategies as st
 from test_methods_by_hand import (
     DENSITY,
     LAYERS,
@@ -74,9 +75,8 @@ def test_acdc_trains_sparse_and_dense_in_turn(setting: Setting) -> None:
 
     at = sorted(sparse | {*range(18, 91, 12)})
     agree(setting, setting.outcome("acdc"), by_hand(setting, dense.params, dense.masks, change=change, at=at))
-    for given, words in (({"update_every": 34}, "--update-every: invalid value 34 .expected at most 33"),):
-        with pytest.raises(UserError, match=words):
-            setting.plan("acdc", **given)
+    with pytest.raises(UserError, match=r"--update-every: invalid value 34 .expected at most 33"):
+        setting.plan("acdc", update_every=34)
 
 
 def test_granet_prunes_and_regenerates(setting: Setting) -> None:
@@ -179,3 +179,54 @@ def test_neurons_that_remain_hold_all_weights_of_a_layer() -> None:
     assert exchanged(worth, worth, few, 0.5, 1.0)[1].sum(1).tolist() == [3, 0, 0]
     none = torch.zeros_like(mask)
     assert not exchanged(worth, worth, none, 0.5, 0.3)[1].any()
+
+
+def paths_of_three(links: Tensor, u: int, v: int) -> float:
+    """The paths u - a - b - v, each by the links of a and b that lead elsewhere (Zhang et al. 2024, eq. 1)."""
+    inputs, outputs = ({int(each) for each in row.nonzero()} for row in (links[u], links[:, v]))
+    paths = [(a, b) for a in inputs for b in outputs if links[b, a] and a != v and b != u]
+    of_paths = {("in", a) for a, _ in paths} | {("out", b) for _, b in paths} | {("out", u), ("in", v)}
+    total = 0.0
+    for a, b in paths:
+        of_a = [other for other in range(len(links)) if links[other, a] and ("out", other) not in of_paths]
+        of_b = [other for other in range(links.shape[1]) if links[b, other] and ("in", other) not in of_paths]
+        total += 1 / math.sqrt((1 + len(of_a)) * (1 + len(of_b)))
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 7), st.floats(0.1, 0.9), st.integers(0, 99))
+def test_paths_of_three_links_are_counted_by_where_else_they_lead(m: int, k: int, density: float, seed: int) -> None:
+    links = torch.rand(m, k, generator=torch.Generator().manual_seed(seed)) < density
+    found = lf.ch3_l3({"w": torch.zeros(m, k, dtype=torch.float64)}, {"w": links})["w"]
+    for u, v in (~links).nonzero().tolist():
+        assert float(found[u, v]) == pytest.approx(paths_of_three(links, u, v), rel=1e-12)
+    assert torch.isfinite(found).all()
+
+
+def test_channels_and_places_of_a_kernel_are_inputs() -> None:
+    mask = torch.rand(5, 2, 3, 3, generator=torch.Generator().manual_seed(1)) < 0.4
+    weights = {"c": torch.zeros(mask.shape), "d": torch.zeros(5, 18, dtype=torch.float64)}
+    found = lf.ch3_l3(weights, {"c": mask, "d": mask.flatten(1)})
+    assert (found["c"].dtype, found["d"].dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(found["c"].flatten(1).double(), found["d"], rtol=1e-6, atol=0)
+    assert found["c"].shape == mask.shape
+
+
+def test_cht_grows_by_what_is_left_after_the_drop(setting: Setting) -> None:
+    start = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "score"), allocate=lf.erk())(dense_of(setting))
+
+    def change(step: int, params: Params, masks: Masks, velocity: Params) -> Masks:
+        new = {}
+        for name, mask in masks.items():
+            number = round(0.3 * int(mask.sum()))  # constant
+            stays = top(params[name].abs(), mask, int(mask.sum()) - number)
+            new[name] = stays | top(lf.ch3_l3(params, {name: stays})[name], ~stays, number)
+            params[name] *= stays
+            velocity[name] *= stays
+        return new
+
+    found = setting.outcome("cht", update_every=10)
+    agree(setting, found, by_hand(setting, start.params, start.masks, change=change, at=range(10, END, 10)))
+    assert lf.layer_counts(found.masks) == lf.layer_counts(start.masks)
+    assert setting.plan("cht").updates[0].exchange is not None  # so that survivors alone can be moved

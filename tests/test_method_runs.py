@@ -149,7 +149,7 @@ def test_it_is_branched_and_its_tickets_move(rigl: Path) -> None:
         ("--method rigl --score snip", "--score: invalid value 'snip' (expected random with --method rigl)"),
         (
             "--method snip --update-every 5",
-            "--update-every: requires --method early-bird, gradual, set, rigl, acdc, granet, mest or srigl",
+            "--update-every: requires --method early-bird, gradual, set, rigl, acdc, granet, mest, srigl or cht",
         ),
         ("--no-dense", "--no-dense: --method imp prunes trained networks"),
         ("--method gradual --rounds 0", "--rounds: invalid value 0 (expected at least 1 with --method gradual)"),

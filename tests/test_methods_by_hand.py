@@ -255,9 +255,12 @@ def test_rounds_before_training_prune_step_by_step(setting: Setting) -> None:
         seen.append(lf.density(masks))
         return lf.magnitude(params, masks)
 
-    plan = setting.plan("synflow", synflow_rounds=4)._replace(score=lambda trained, now: score)
-    assert outcome(plan, SEED).steps == STEPS
-    assert seen == pytest.approx([DENSITY ** (k / 4) for k in range(4)], abs=1e-3)
+    for name in ("synflow", "snip", "grasp-reinit"):
+        plan = setting.plan(name, score_rounds=4)._replace(score=lambda trained, now: score)
+        assert outcome(plan, SEED).steps == STEPS
+        assert seen == pytest.approx([DENSITY ** (k / 4) for k in range(4)], abs=1e-3)
+        seen.clear()
+    assert [setting.plan(name).prunings for name in ("synflow", "snip", "grasp")] == [100, 1, 1]
     once = setting.outcome("random-uniform")
     random = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "score"), allocate=lf.uniform())(dense_of(setting))
     agree(setting, once, by_hand(setting, random.params, random.masks))

@@ -115,7 +115,7 @@ INITIAL = [*ABLATED, "magnitude-init", "random-uniform", "random-erk", "random-b
 
 @pytest.mark.parametrize("name", INITIAL)
 def test_pruning_at_initialisation(name: str) -> None:
-    ends_as(found(name, **({"synflow_rounds": 3} if name in SYNFLOW else {})), at_init(name))
+    ends_as(found(name, **({"score_rounds": 3} if name in SYNFLOW else {})), at_init(name))
 
 
 def test_iterative_methods() -> None:

@@ -213,7 +213,7 @@ def test_the_threshold_of_early_birds_is_a_tenth() -> None:
 @pytest.mark.parametrize("rounds", [None, 7])
 def test_synflow_prunes_in_as_many_rounds_as_it_is_told(rounds: int | None) -> None:
     """Tanaka et al. 2020, alg. 1: to density^(k / n) in round k, by |w| ∂R/∂|w|, 100 rounds unless told otherwise."""
-    config = resolved(Config(method="synflow", density=0.01, steps=4, engine="eager", synflow_rounds=rounds))
+    config = resolved(Config(method="synflow", density=0.01, steps=4, engine="eager", score_rounds=rounds))
     setting = prepare(config).plan
     found = outcome(setting, 4).masks
     params = lf.init(setting.model, 4).params

@@ -52,7 +52,7 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
      "a list, each a whole number from 1 to 100,000,000"),
     ("cycles", [1, 1_000_000], [0, 1_000_001], "a whole number from 1 to 1,000,000"),
     ("warmup", [0, 100_000_000], [-1, 100_000_001], "a whole number from 0 to 100,000,000"),
-    ("synflow_rounds", [1, 10_000], [0, 10_001], "a whole number from 1 to 10,000"),
+    ("score_rounds", [1, 10_000], [0, 10_001], "a whole number from 1 to 10,000"),
     ("update_every", [1, 100_000_000], [0, 100_000_001], "a whole number from 1 to 100,000,000"),
     ("update_until", [1e-300, 1 - 1e-16], [0.0, 1.0], "a number between 0 and 1, both excluded"),
     ("drop_fraction", [0.0, 1 - 1e-16], [-1e-9, 1.0], r"a number in \[0, 1\)"),

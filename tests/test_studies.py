@@ -91,7 +91,7 @@ def test_densities_that_a_method_cannot_reach_are_told(monkeypatch: pytest.Monke
 
 
 def test_each_method_is_a_run_with_the_settings_that_it_takes() -> None:
-    shared = Config(steps=9, rounds=4, schedule="step", milestone=(5,), synflow_rounds=7, cycles=3, replicates=2)
+    shared = Config(steps=9, rounds=4, schedule="step", milestone=(5,), score_rounds=7, cycles=3, replicates=2)
     runs = {each.name: each for each in study_runs(shared, tuple(METHODS), [0.5, 0.1])}
     several = {name.rpartition("-")[0] for name in runs} & {*METHODS} - {*runs}
     assert {"one-shot", "wanda"} <= several  # a run for each density, as each prunes its trained network once
@@ -104,8 +104,9 @@ def test_each_method_is_a_run_with_the_settings_that_it_takes() -> None:
     assert (imp.rounds, runs["imp"].rounds, imp.schedule, imp.milestone) == (4, {0.5: 1, 0.1: 4}, "step", (5,))
     cyclic = runs["imp-cyclic"].config
     assert (cyclic.schedule, cyclic.milestone, cyclic.cycles, cyclic.rewind) == ("cyclic", (), 3, "lr")
-    assert [name for name, each in runs.items() if each.config.synflow_rounds == 7] == [
-        "synflow", "synflow-shuffled", "synflow-reinit",
+    assert [name for name, each in runs.items() if each.config.score_rounds == 7] == [
+        *(f"{score}{control}" for score in ("snip", "grasp") for control in ("", "-shuffled", "-reinit")),
+        "synflow", "synflow-shuffled", "synflow-reinit", "force",
     ]  # fmt: skip
     for each in runs.values():
         assert resolved(each.config) == each.config

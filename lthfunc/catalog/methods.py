@@ -46,12 +46,12 @@ def _untrained(about: str, source: str = "", target: str = _UNCHANGED, **more: A
 
 
 def _score_at_init(
-    name: str, about: str, source: str, inverted: str = "its best weights pruned", **more: Any
+    name: str, about: str, source: str, inverted: str = "its best weights pruned", rounds: int = 1
 ) -> dict[str, MethodEntry]:
     """A score at initialisation, and the controls of Frankle et al. 2021, sec. 5."""
-    controls, way = "Frankle et al. 2021, sec. 5", "several_rounds" if more else "unchanged"
+    controls, more = "Frankle et al. 2021, sec. 5", {"takes": ("score_rounds",), "defaults": {"score_rounds": rounds}}
     return {
-        name: _untrained(about, source, f"at_init:{way}", score=name, **more),
+        name: _untrained(about, source, "at_init:several_rounds", score=name, **more),
         f"{name}-shuffled": _untrained(
             "its masks shuffled within layers", controls, "at_init:shuffled", score=name, **more
         ),
@@ -153,6 +153,10 @@ METHODS = Registry("methods", "--method", {
         "srigl:srigl", takes=("min_salient",), structure="per-output", exempt=(),
         defaults={"growth": "gradient", "allocate": "erk", "min_salient": 0.3},
     ),
+    "cht": _exchanging(
+        "CHT: drop the small, regrow where paths of three links end", "Zhang et al. 2024", "cht:cht",
+        defaults={"growth": "ch3-l3", "allocate": "erk", "drop_schedule": "constant"},
+    ),
     "ste": _trained_masks("straight-through: the largest weights compute, all learn", "", "straight", "erk"),
     "top-kast": _untrained(
         "Top-KAST: the largest weights compute, more of them learn", "Jayakumar et al. 2020", "top_kast:top_kast",
@@ -167,8 +171,12 @@ METHODS = Registry("methods", "--method", {
     **_score_at_init("snip", "SNIP at initialisation", "Lee et al. 2019"),
     **_score_at_init("grasp", "GraSP at initialisation", "Wang et al. 2020"),
     **_score_at_init(
-        "synflow", "SynFlow at initialisation, in --synflow-rounds", "Tanaka et al. 2020",
-        "its best weights pruned, at once", takes=("synflow_rounds",), defaults={"synflow_rounds": 100},
+        "synflow", "SynFlow at initialisation, in --score-rounds", "Tanaka et al. 2020",
+        "its best weights pruned, at once", rounds=100,
+    ),
+    "force": _untrained(
+        "FORCE: SNIP in --score-rounds, in which pruned weights may come back", "de Jorge et al. 2021", "at_init:force",
+        takes=("score_rounds",), defaults={"score_rounds": 30}, score="snip",
     ),
     "magnitude-init": _untrained("magnitude at initialisation", "Frankle et al. 2021", score="magnitude"),
     "random-uniform": _untrained(

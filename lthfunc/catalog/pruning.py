@@ -161,6 +161,10 @@ GROWTHS = Registry("growths", "--growth", {
         ".experiments.functions:gradient_growth", "size of the dense gradient on a batch, as in RigL",
         "Evci et al. 2020, sec. 3",
     ),
+    "ch3-l3": Entry(
+        ".sparsify.topology:ch3_l3", "paths of three links between a missing link's ends, as in CHT",
+        "Zhang et al. 2024, eq. 1",
+    ),
 })  # fmt: skip
 
 #: (initial fraction, step, the last step) -> the fraction to drop.

@@ -35,10 +35,12 @@ class Pruning:
         "methods are compared; for `prune` also package.module:function, called with --rounds.",
         PRUNING, ("prune", "methods"), "X,X,…", own=True, instead_of=("rate", "density"),
     )  # fmt: skip
-    synflow_rounds: Count | None = setting(
+    score_rounds: Count | None = setting(
         None,
-        "Rounds in which SynFlow prunes to the density; with more, fewer layers become empty at high compression.",
-        PRUNING, ("prune", "methods"), default="100",
+        "Rounds in which a score at initialisation prunes to the density, computed anew in each: of SynFlow, SNIP, "
+        "GraSP and FORCE. With more, fewer layers become empty at high compression.",
+        PRUNING, ("prune", "methods"), default="100 for synflow, 30 for force, 1 for snip and grasp",
+        former_names=("synflow_rounds",),
     )  # fmt: skip
     allocate: str | None = setting(
         None, f"How many weights each layer keeps: {ALLOCATIONS.described}; or package.module:function.",
@@ -53,7 +55,7 @@ class Pruning:
     )
     score: str | None = setting(
         None, f"Score by which weights are kept: {SCORES.described}; or package.module:function.",
-        PRUNING, _PRUNERS, after="synflow_rounds", names=SCORES, default="magnitude, or the --method's",
+        PRUNING, _PRUNERS, after="score_rounds", names=SCORES, default="magnitude, or the --method's",
     )  # fmt: skip
     structure: str = setting(
         "unstructured",
