@@ -15,7 +15,7 @@ ACTIVATIONS = (
     "F.elu({}, 0.7)",
 )  # fmt: skip
 #: What not every engine has a rule for.
-STRANGE = ("F.softplus({})", "F.mish({})", "{} * torch.sigmoid({})", "torch.exp(-{}.abs())")
+STRANGE = ("F.softplus({})", "F.mish({})", "torch.exp(-{}.abs())")
 
 
 @dataclass
@@ -181,7 +181,14 @@ def concatenated(pen: Pen, x: str) -> str:
 def moved(pen: Pen, x: str) -> str:
     """Slices, padding, scaling and dropout that drops nothing."""
     channels, *sides = pen.shapes[x]
-    kind = pen.rng.choice(["slice", "pad", "scale", "divide", "dropout", "alias"])
+    kind = pen.rng.choice(["slice", "pad", "scale", "divide", "shift", "product", "gate", "dropout", "alias"])
+    if kind == "shift":
+        return pen.value(pen.rng.choice(["{} + 0.3", "0.5 - {}", "-{}"]).replace("{}", x), pen.shapes[x])
+    if kind == "product":
+        return pen.value(f"{x} * torch.sigmoid({x})", pen.shapes[x])
+    if kind == "gate" and len(sides) == 2:
+        gate = f"torch.sigmoid({x}.mean((2, 3), keepdim=True))"
+        return pen.value(f"{x} * {gate}" if pen.maybe(0.5) else f"{gate} - {x}", pen.shapes[x])
     if kind == "slice" and len(sides) == 2 and channels > 1:
         return pen.value(f"{x}[:, 1:, ::2]", (channels - 1, -(-sides[0] // 2), sides[1]))
     if kind == "pad" and len(sides) == 2:

@@ -119,9 +119,9 @@ class Weights(NamedTuple):
 class Builder:
     """Collects a program for batches of up to `batch` examples; training: with gradients.
 
-    leaves: where parameters lie among the values. weights: of the prunable leaves. statistics: where buffers lie among
-    the constants. claimed: parameters that an operation has the gradient of. spare: memory of gradients that were
-    read already.
+    leaves: where parameters lie among the values. weights: of the prunable leaves. shapes: of all parameters and
+    buffers, when dense. statistics: where buffers lie among the constants. claimed: parameters that an operation has
+    the gradient of. spare: memory of gradients that were read already.
     """
 
     batch: int
@@ -134,6 +134,7 @@ class Builder:
     lists: list[Tensor] = field(default_factory=list)
     leaves: dict[str, Leaf] = field(default_factory=dict)
     weights: dict[str, Weights] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
     claimed: set[str] = field(default_factory=set)
     list_entries: int = 0

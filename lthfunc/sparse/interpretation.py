@@ -11,7 +11,7 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import TRACED_BATCH, line_of, operation_of
-from lthfunc.sparse.lowerings.interface import Buffer, Unsupported
+from lthfunc.sparse.lowerings.interface import OF_LEAVES, Buffer, Unsupported
 from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
 
@@ -26,7 +26,8 @@ def lowered(b: Builder, node: Node, args: Sequence[Any], kwargs: Mapping[str, An
     lowering = LOWERINGS.get(node.target)
     if lowering is None:
         raise Unsupported
-    if not all(isinstance(each, View) for each in (args[0] if isinstance(args[0], list) else args[:1])):
+    first = args[0] if isinstance(args[0], list) else args[:1]
+    if node.target not in OF_LEAVES and not all(isinstance(each, View) for each in first):
         raise Unsupported("of a parameter or buffer")
     view = lowering(b, list(args), dict(kwargs))
     # A lowering gives what the operation gave as it was traced, or it misread its arguments.

@@ -104,6 +104,7 @@ def add_leaves(
         value = node.meta["val"]
         if leaf.name not in wanted:
             continue
+        b.shapes[leaf.name] = tuple(value.shape)
         if isinstance(leaf, Buffer):
             if value.is_floating_point():
                 b.statistics[leaf.name] = b.numbers([0.0] * value.numel())

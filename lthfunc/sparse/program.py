@@ -76,6 +76,7 @@ def program_of(
     the operation and its line in the network, where there is no lowering.
     """
     b = Builder(batch, epilogue.gradients)
+    b.shapes = {leaf: tuple(value.shape) for leaf, value in (*params.items(), *buffers.items())}
     for leaf, value in params.items():
         _add_leaf(b, leaf, value, masks.get(leaf), (positions or {}).get(leaf))
     for buffer, value in buffers.items():

@@ -56,6 +56,7 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
     case pointwise_hardswish:
       return where(x <= broadcast(-3.0f), vec{}, where(x >= broadcast(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
     case pointwise_elu: return grad * where(x <= vec{}, exponential(x) * number, broadcast(1.0f));
+    case pointwise_shift: return grad;
     default: return grad * number;
   }
 }
@@ -83,6 +84,7 @@ vec value_of(i64 kind, vec x, float number) {
     case pointwise_hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
     case pointwise_hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
     case pointwise_elu: return where(x > vec{}, x, (exponential(x) - 1.0f) * number);
+    case pointwise_shift: return x + number;
     default: return x * number;
   }
 }
@@ -200,10 +202,14 @@ void dropout(const dropout_row& op, Workspace& m, Part part) {
   });
 }
 
-void verify(const fill_row& op, Verifier& v) { LTHFUNC_INSIDE(out, op.rows, op.height, op.width); }
+void verify(const fill_row& op, Verifier& v) {
+  LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
+  if (op.number >= 0) v.constants("number", op.number);
+}
 
 void fill(const fill_row& op, Workspace& m, Part part) {
-  each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(LTHFUNC_AT(out), op.width, vec{}); });
+  const vec value = op.number < 0 ? vec{} : broadcast(m.constants[op.number]);
+  each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(LTHFUNC_AT(out), op.width, value); });
 }
 
 void verify(const rectify_row& op, Verifier& v) { LTHFUNC_GATED(out, op.rows, op.height, op.width); }

@@ -2,8 +2,8 @@
 //
 // With a tile of its own an example would use one lane of 16. Convolutions take 16 positions of a row at a time, in
 // several rows, from unaligned memory; linear layers, whose positions have no neighbours, are scalar sums. What lies
-// behind the last place of a row is computed and not stored. Instructions that are missing in the table at the end have
-// no such kernel; their networks take a tile.
+// behind the last place of a row is computed and not stored.
+// What programs it runs: single_table.cpp.
 #include "single.h"
 
 #include <algorithm>
@@ -185,6 +185,8 @@ void convolution(const Row& op, const Workspace& m) {
   }
 }
 
+}  // namespace
+
 void products_single(const products_row& op, Workspace& m) { return op.across ? linear(op, m) : convolution(op, m); }
 
 void dense_convolutions_single(const dense_convolutions_row& op, Workspace& m) { convolution(op, m); }
@@ -205,6 +207,8 @@ void dense_products_single(const dense_products_row& op, Workspace& m) {
   }
 }
 
+namespace {
+
 template <typename Number>
 void load_rows(const load_inputs_row& op, Workspace& m, const Number* from) {
   for (i64 channel = 0; channel < op.channels; ++channel) {
@@ -215,6 +219,8 @@ void load_rows(const load_inputs_row& op, Workspace& m, const Number* from) {
     }
   }
 }
+
+}  // namespace
 
 void load_inputs_single(const load_inputs_row& op, Workspace& m) {
   if (op.kind == kind_uint8)
@@ -231,70 +237,6 @@ void store_outputs_single(const store_outputs_row& op, Workspace& m) {
 // Reads no activations where it takes running statistics.
 void batch_statistics_single(const batch_statistics_row& op, Workspace& m) {
   batch_statistics(op, m, {0, 0, 0, op.rows});
-}
-
-using Single = void (*)(const i64*, Workspace&);
-
-template <typename Row, void (*Function)(const Row&, Workspace&)>
-void called(const i64* row, Workspace& m) {
-  Function(*reinterpret_cast<const Row*>(row), m);
-}
-
-Single single_of(const i64* row) {
-  switch (row[0]) {
-    case op_load_inputs: return called<load_inputs_row, load_inputs_single>;
-    case op_store_outputs: return called<store_outputs_row, store_outputs_single>;
-    case op_products: return called<products_row, products_single>;
-    case op_dense_convolutions: return called<dense_convolutions_row, dense_convolutions_single>;
-    case op_dense_products: return called<dense_products_row, dense_products_single>;
-    case op_max_pool: return called<max_pool_row, max_pool_single>;
-    case op_average_pool: return called<average_pool_row, average_pool_single>;
-    case op_pointwise: return called<pointwise_row, pointwise_single>;
-    case op_add: return called<add_row, add_single>;
-    case op_normalise: return called<normalise_row, normalise_single>;
-    case op_copy: return called<copy_row, copy_single>;
-    case op_batch_statistics: {
-      const auto& op = *reinterpret_cast<const batch_statistics_row*>(row);
-      return op.training ? nullptr : called<batch_statistics_row, batch_statistics_single>;
-    }
-    default: return nullptr;
-  }
-}
-
-bool not_negative(const Program& program, i64 first, i64 count) {
-  const i32* const entries = program.lists.data() + first;
-  return std::all_of(entries, entries + count, [](i32 entry) { return entry >= 0; });
-}
-
-// Whether a product's columns are those that these kernels read: outputs side by side, offsets that are not negative,
-// and weights where the values are. What is verified for vectors then holds for positions counted in floats.
-bool reads_plainly(const i64* row, const Program& program) {
-  if (head(row).opcode == op_products) {
-    const auto& op = *reinterpret_cast<const products_row*>(row);
-    return op.which < 0 && op.limits < 0 && (op.across || op.out_x == 1) &&
-           not_negative(program, op.offsets, program.lists[op.starts + op.rows * op.blocks]);
-  }
-  if (head(row).opcode == op_dense_convolutions) {
-    const auto& op = *reinterpret_cast<const dense_convolutions_row*>(row);
-    return op.spread < 0 && op.out_x == 1 && not_negative(program, op.offsets, op.entries);
-  }
-  if (head(row).opcode == op_dense_products) {
-    const auto& op = *reinterpret_cast<const dense_products_row*>(row);
-    return op.spread < 0 && op.value_step == 1;
-  }
-  return true;
-}
-
-}  // namespace
-
-bool has_single(const Program& program) {
-  for (i64 k = 0; k < program.count(); ++k)
-    if (!single_of(program.row(k)) || !reads_plainly(program.row(k), program)) return false;
-  return true;
-}
-
-void run_single(const Program& program, Workspace& workspace) {
-  for (i64 k = 0; k < program.count(); ++k) single_of(program.row(k))(program.row(k), workspace);
 }
 
 }  // namespace lthfunc

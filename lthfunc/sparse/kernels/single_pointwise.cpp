@@ -80,6 +80,12 @@ void normalise_single(const normalise_row& op, Workspace& m) {
   });
 }
 
+void fill_single(const fill_row& op, Workspace& m) {
+  const vec value = op.number < 0 ? vec{} : broadcast(m.constants[op.number]);
+  each_places(op.rows, op.height, op.width,
+              [&](i64 channel, i64 y, i64 x, i64 count) { store(LTHFUNC_FLOATS(out), value, count); });
+}
+
 void copy_single(const copy_row& op, Workspace& m) {
   for (i64 channel = 0; channel < op.rows; ++channel)
     for (i64 y = 0; y < op.height; ++y)

@@ -31,12 +31,17 @@ Lowering = Callable[[Builder, list[Any], dict[str, Any]], View]
 #: By operation; filled by `lowers` as the files of this folder are imported (table.py).
 LOWERINGS: dict[object, Lowering] = {}
 aten = torch.ops.aten
+#: Operations whose first argument may be a parameter or buffer.
+OF_LEAVES: set[object] = set()
 
 
-def lowers(*operations: object) -> Callable[[Lowering], Lowering]:
-    """Make a function the lowering of operations."""
+def lowers(*operations: object, leaves: bool = False) -> Callable[[Lowering], Lowering]:
+    """Make a function the lowering of operations. leaves: whether it takes parameters and buffers in the first place,
+    where others get values alone."""
 
     def add(lowering: Lowering) -> Lowering:
+        if leaves:
+            OF_LEAVES.update(operations)
         LOWERINGS.update(dict.fromkeys(operations, lowering))
         return lowering
 

@@ -1,4 +1,4 @@
-"""Activations, additions, and scaling by a number."""
+"""Activations, dropout, and residual additions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 @lowers(aten.relu.default, aten.relu_.default)
 def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """The operation before rectifies its value as it writes it, where nothing else reads that."""
-    return _pointwise(b, args[0], "relu", 0.0, FusedStep.RECTIFY)
+    return pointwise(b, args[0], "relu", 0.0, FusedStep.RECTIFY)
 
 
 def activation(kind: str) -> Lowering:
@@ -27,40 +27,18 @@ def activation(kind: str) -> Lowering:
         if kind == "hardtanh" and args[1:]:
             limits = tuple(args[1:3])
             if limits == (0, 6):
-                return _pointwise(b, args[0], "relu6", 0.0)
+                return pointwise(b, args[0], "relu6", 0.0)
             if limits != (-1, 1):
                 raise Unsupported("with other limits than -1 and 1")
         if kind == "elu" and len(args) > 2:
             raise Unsupported("with a scale")
-        return _pointwise(b, args[0], kind, float(argument(args, 1, _DEFAULTS.get(kind, 0.0))))
+        return pointwise(b, args[0], kind, float(argument(args, 1, _DEFAULTS.get(kind, 0.0))))
 
     return lowering
 
 
-@lowers(aten.mul.Tensor)
-def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """A value times a number."""
-    if not isinstance(args[1], (int, float)):
-        raise Unsupported("of two values")
-    return _pointwise(b, args[0], "scale", float(args[1]))
-
-
-@lowers(aten.div.Tensor)
-def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """A value divided by a number."""
-    if not isinstance(args[1], (int, float)):
-        raise Unsupported("of two values")
-    return _pointwise(b, args[0], "scale", 1.0 / float(args[1]))
-
-
-@lowers(aten.add.Tensor, aten.add_.Tensor)
-def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+def added(b: Builder, left: View, right: View) -> View:
     """The sum of two values of one shape (a residual connection)."""
-    left, right = args[0], args[1]
-    if kwargs.get("alpha", 1) != 1 or not (isinstance(left, View) and isinstance(right, View)):
-        raise Unsupported("of anything but two values")
-    if left.flat != right.flat or left.value.buffer.size != right.value.buffer.size:
-        raise Unsupported("of different shapes")
     out = Value(TileBuffer(*left.value.buffer.size), needs=left.value.needs or right.value.needs)
 
     def emit(operation: Operation) -> None:
@@ -173,7 +151,8 @@ def copied(b: Builder, source: Value, value: Value) -> None:
     }))  # fmt: skip
 
 
-def _pointwise(b: Builder, view: View, kind: str, number: float, step: FusedStep | None = None) -> View:
+def pointwise(b: Builder, view: View, kind: str, number: float, step: FusedStep | None = None) -> View:
+    """A function of each number of a value, by its name among the machine's. number: its setting."""
     out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
     channels = out.buffer.channels
 
@@ -197,5 +176,5 @@ def _pointwise(b: Builder, view: View, kind: str, number: float, step: FusedStep
 
 for _kind in POINTWISE:
     for _name in (_kind, f"{_kind}_"):
-        if _kind not in ("relu", "scale") and hasattr(aten, _name):
+        if _kind not in ("relu", "scale", "shift") and hasattr(aten, _name):
             lowers(getattr(aten, _name).default)(activation(_kind))

@@ -9,6 +9,7 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.resampling import repeated_border
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 
@@ -65,18 +66,35 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 @lowers(aten.pad.default, aten.constant_pad_nd.default)
 def pad(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """Zeros around channels, height and width."""
+    """A number, or what an image repeats, around it; where an amount is negative, less of it."""
     view, amounts = args[0], list(args[1])
     mode, value = argument(args, 2, "constant"), argument(args, 3, None)
-    if view.flat or mode != "constant" or value not in (None, 0, 0.0) or min(amounts) < 0 or len(amounts) > 6:
-        raise Unsupported("with anything but zeros around images")
-    before = [0, 0, 0]  # channels, height, width: the amounts begin with the last dimension
-    shape = list(view.shape)
+    if args[2:] and not isinstance(args[2], str):  # constant_pad_nd(x, amounts, value)
+        mode, value = "constant", args[2]
+    if view.flat or len(amounts) > 6:
+        raise Unsupported("of anything but channels, height and width")
+    if mode != "constant":
+        return repeated_border(b, view, amounts, mode)
+    before, after = [0, 0, 0], [0, 0, 0]  # channels, height, width: the amounts begin with the last dimension
     for index in range(len(amounts) // 2):
-        before[2 - index] = amounts[2 * index]
-        shape[2 - index] += amounts[2 * index] + amounts[2 * index + 1]
+        before[2 - index], after[2 - index] = amounts[2 * index], amounts[2 * index + 1]
+    if min(amounts) < 0:
+        view = _cut(b, view, [max(0, -each) for each in before], [max(0, -each) for each in after])
+    before, after = ([max(0, each) for each in side] for side in (before, after))
+    shape = [sum(each) for each in zip(view.shape, before, after, strict=True)]
+    if shape == list(view.shape):
+        return view
     out = Value(TileBuffer(*shape), view.value.needs)
-    return _connected(b, [view], out, [before], [1, 1, 1])
+    return _connected(b, [view], out, [before], [1, 1, 1], around=float(value or 0))
+
+
+def _cut(b: Builder, view: View, before: list[int], after: list[int]) -> View:
+    """An image without some of its channels, rows and columns."""
+    shape = [size - a - z for size, a, z in zip(view.shape, before, after, strict=True)]
+    if min(shape) < 1:
+        raise Unsupported("by which nothing is left")
+    out = Value(TileBuffer(*shape), view.value.needs)
+    return _connected(b, [view], out, [before], [1, 1, 1], inside=out)
 
 
 @lowers(aten.cat.default)
@@ -91,12 +109,18 @@ def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 
 def _connected(
-    b: Builder, views: list[View], out: Value, starts: list[list[int]], steps: list[int], inside: Value | None = None
-) -> View:
-    """Copies between values and `out`, of which one is a part: `inside`, or the value."""
+    b: Builder, views: list[View], out: Value, starts: list[list[int]], steps: list[int], inside: Value | None = None,
+    around: float = 0.0,
+) -> View:  # fmt: skip
+    """Copies between values and `out`, of which one is a part: `inside`, or the value. around: what lies between."""
 
     def emit(operation: Operation) -> None:
         b.hold(out.buffer)
+        if around:
+            number, filled = b.numbers([around]), out.buffer
+            b.emit(lambda: (
+                "fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides, "number": number}
+            ))  # fmt: skip
         gradients = [
             _copied(b, x, out, first, steps, inside or x) for x, first in zip(operation.inputs, starts, strict=True)
         ]
@@ -137,7 +161,7 @@ def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int
         grad, target = b.gradient_of(out), b.target(x)
         if parts_of_x and not target.accumulate:
             filled = target.buffer
-            b.emit(lambda: ("fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides}))
+            b.emit(lambda: ("fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides, "number": -1}))
             target = GradientTarget(filled, True, target.gate)
 
         def gate() -> int:

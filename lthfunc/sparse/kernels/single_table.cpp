@@ -1,0 +1,77 @@
+// Which instructions have a kernel for one example. A program with any that is missing here takes a tile.
+#include <algorithm>
+
+#include "single.h"
+
+namespace lthfunc {
+namespace {
+
+using Single = void (*)(const i64*, Workspace&);
+
+template <typename Row, void (*Function)(const Row&, Workspace&)>
+void called(const i64* row, Workspace& m) {
+  Function(*reinterpret_cast<const Row*>(row), m);
+}
+
+Single single_of(const i64* row) {
+  switch (row[0]) {
+    case op_load_inputs: return called<load_inputs_row, load_inputs_single>;
+    case op_store_outputs: return called<store_outputs_row, store_outputs_single>;
+    case op_products: return called<products_row, products_single>;
+    case op_dense_convolutions: return called<dense_convolutions_row, dense_convolutions_single>;
+    case op_dense_products: return called<dense_products_row, dense_products_single>;
+    case op_max_pool: return called<max_pool_row, max_pool_single>;
+    case op_average_pool: return called<average_pool_row, average_pool_single>;
+    case op_pointwise: return called<pointwise_row, pointwise_single>;
+    case op_add: return called<add_row, add_single>;
+    case op_normalise: return called<normalise_row, normalise_single>;
+    case op_copy: return called<copy_row, copy_single>;
+    case op_fill: return called<fill_row, fill_single>;
+    case op_combine: return called<combine_row, combine_single>;
+    case op_load_numbers: return called<load_numbers_row, load_numbers_single>;
+    case op_resample: return called<resample_row, resample_single>;
+    case op_batch_statistics: {
+      const auto& op = *reinterpret_cast<const batch_statistics_row*>(row);
+      return op.training ? nullptr : called<batch_statistics_row, batch_statistics_single>;
+    }
+    default: return nullptr;
+  }
+}
+
+bool not_negative(const Program& program, i64 first, i64 count) {
+  const i32* const entries = program.lists.data() + first;
+  return std::all_of(entries, entries + count, [](i32 entry) { return entry >= 0; });
+}
+
+// Whether a product's columns are those that these kernels read: outputs side by side, offsets that are not negative,
+// and weights where the values are. What is verified for vectors then holds for positions counted in floats.
+bool reads_plainly(const i64* row, const Program& program) {
+  if (head(row).opcode == op_products) {
+    const auto& op = *reinterpret_cast<const products_row*>(row);
+    return op.which < 0 && op.limits < 0 && (op.across || op.out_x == 1) &&
+           not_negative(program, op.offsets, program.lists[op.starts + op.rows * op.blocks]);
+  }
+  if (head(row).opcode == op_dense_convolutions) {
+    const auto& op = *reinterpret_cast<const dense_convolutions_row*>(row);
+    return op.spread < 0 && op.out_x == 1 && not_negative(program, op.offsets, op.entries);
+  }
+  if (head(row).opcode == op_dense_products) {
+    const auto& op = *reinterpret_cast<const dense_products_row*>(row);
+    return op.spread < 0 && op.value_step == 1;
+  }
+  return true;
+}
+
+}  // namespace
+
+bool has_single(const Program& program) {
+  for (i64 k = 0; k < program.count(); ++k)
+    if (!single_of(program.row(k)) || !reads_plainly(program.row(k), program)) return false;
+  return true;
+}
+
+void run_single(const Program& program, Workspace& workspace) {
+  for (i64 k = 0; k < program.count(); ++k) single_of(program.row(k))(program.row(k), workspace);
+}
+
+}  // namespace lthfunc

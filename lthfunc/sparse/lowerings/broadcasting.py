@@ -1,0 +1,209 @@
+"""Sums, differences and products of values, parameters, buffers and numbers, broadcast to one shape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from lthfunc.sparse.builder import Builder, Operation, Value, View
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
+from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, argument, aten, claim, lowers
+from lthfunc.sparse.lowerings.pointwise import added, pointwise
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+
+_Shape = tuple[int, int, int]
+_Leaf = (Param, Buffer)
+
+
+@lowers(aten.mul.Tensor, aten.mul_.Tensor, leaves=True)
+def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """A value times a number, a parameter, a buffer or another value."""
+    left, right = args[0], args[1]
+    if isinstance(right, (int, float)) and isinstance(left, View):
+        return pointwise(b, left, "scale", float(right))
+    return _combined(b, left, right, 1.0, product=True)
+
+
+@lowers(aten.div.Tensor, aten.div_.Tensor)
+def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """A value divided by a number."""
+    if not isinstance(args[1], (int, float)):
+        raise Unsupported("by anything but a number")
+    return pointwise(b, args[0], "scale", 1.0 / float(args[1]))
+
+
+@lowers(aten.neg.default)
+def negative(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """-x."""
+    return pointwise(b, args[0], "scale", -1.0)
+
+
+@lowers(aten.add.Tensor, aten.add_.Tensor, leaves=True)
+def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """x + alpha · y; a residual connection where both are values of one shape."""
+    left, right, alpha = args[0], args[1], float(kwargs.get("alpha", 1))
+    if isinstance(right, (int, float)) and isinstance(left, View):
+        return pointwise(b, left, "shift", alpha * float(right))
+    same = isinstance(left, View) and isinstance(right, View) and _size(left) == _size(right)
+    if same and alpha == 1.0 and left.flat == right.flat:
+        return added(b, left, right)
+    return _combined(b, left, right, alpha, product=False)
+
+
+@lowers(aten.sub.Tensor, aten.sub_.Tensor, leaves=True)
+def subtract(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """x - alpha · y."""
+    left, right, alpha = args[0], args[1], float(kwargs.get("alpha", 1))
+    if isinstance(right, (int, float)) and isinstance(left, View):
+        return pointwise(b, left, "shift", -alpha * float(right))
+    return _combined(b, left, right, -alpha, product=False)
+
+
+@lowers(aten.rsub.Scalar)
+def subtract_from(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """number - alpha · x."""
+    scaled = pointwise(b, args[0], "scale", -float(argument(args, 2, 1)))
+    return pointwise(b, scaled, "shift", float(args[1]))
+
+
+class _Side(NamedTuple):
+    """One operand of two: its value, and where it lies once its memory does."""
+
+    value: Value
+    size: _Shape
+
+    def columns(self, prefix: str, buffer: TileBuffer) -> dict[str, int]:
+        """Of an instruction: along an axis of one place a value is repeated by a step of 0."""
+        steps = {"channel": buffer.channel, "row": buffer.row, "column": 1}
+        return {
+            prefix: buffer.first, f"{prefix}_tile": buffer.tile,
+            **{f"{prefix}_{name}": step if size > 1 else 0
+               for (name, step), size in zip(steps.items(), self.size, strict=True)},
+        }  # fmt: skip
+
+
+def _combined(b: Builder, left: Any, right: Any, number: float, *, product: bool) -> View:
+    """left + number · right, or left · right."""
+    views = [each for each in (left, right) if isinstance(each, View)]
+    if not views:
+        raise Unsupported("of a parameter or buffer")
+    if any(view.flat != views[0].flat for view in views):
+        raise Unsupported("of flattened values and images")
+    whole = views[0] if len(views) == 1 else None
+    sides = [_side(b, each, whole) for each in (left, right)]
+    size = _broadcast(sides[0].size, sides[1].size)
+    out = Value(TileBuffer(*size), needs=any(side.value.needs for side in sides))
+    constants = b.numbers([1.0, number])
+
+    def emit(operation: Operation) -> None:
+        x, y = operation.inputs
+        b.hold(out.buffer)
+        b.emit(lambda: ("combine", BY_TILES, size[0], {
+            **sides[0].columns("a", x.buffer), **sides[1].columns("b", y.buffer), **out.buffer.columns("out"),
+            **out.buffer.sides, "product": int(product), "number": constants + 1,
+        }))  # fmt: skip
+
+        def gradient() -> None:
+            for which, (value, other) in enumerate(((x, y), (y, x))):
+                if value.needs:
+                    beside = (sides[1 - which], other.buffer) if product else None
+                    _gradient(b, out, value, beside, constants + (0 if product else which))
+            if out.needs:
+                b.release(out)
+
+        b.backward.append(gradient)
+
+    b.operations.append(Operation([side.value for side in sides], out, emit))
+    return View(out, views[0].flat)
+
+
+def _gradient(b: Builder, out: Value, value: Value, beside: tuple[_Side, TileBuffer] | None, number: int) -> None:
+    """The part of a value's gradient that comes from `out`: summed over what the value was broadcast to."""
+    grad, target = b.gradient_of(out), b.target(value)
+    size, whole = value.buffer.size, out.buffer.size
+    over = dict(
+        zip(("over_channels", "over_height", "over_width"),
+            (all_ // one for all_, one in zip(whole, size, strict=True)), strict=True)
+    )  # fmt: skip
+
+    def late() -> Any:
+        factor = {**no_buffer("b"), "b_column": 0} if beside is None else beside[0].columns("b", beside[1])
+        return "combine_gradient", BY_TILES, size[0], {
+            **grad.columns("grad"), **factor, **target.buffer.columns("into"), **value.buffer.sides, **over,
+            "number": number, **target.columns,
+        }  # fmt: skip
+
+    b.emit(late)
+
+
+def _side(b: Builder, given: Any, whole: View | None) -> _Side:
+    if isinstance(given, View):
+        return _Side(given.value, _size(given))
+    if not isinstance(given, _Leaf) or whole is None:
+        raise Unsupported("of anything but values, parameters, buffers and numbers")
+    value = leaf_value(b, given, whole)
+    return _Side(value, value.buffer.size)
+
+
+def leaf_value(b: Builder, leaf: Param | Buffer, beside: View) -> Value:
+    """A parameter or buffer as a value that all examples share, of a shape that broadcasts with `beside`."""
+    shape = b.shapes[leaf.name]
+    dimensions = len(beside.shape)
+    if len(shape) > dimensions and math.prod(shape[: len(shape) - dimensions]) == 1:
+        shape = shape[len(shape) - dimensions :]  # the batch's
+    if len(shape) > dimensions:
+        raise Unsupported("of a parameter or buffer with another number for each example")
+    shape = (1,) * (dimensions - len(shape)) + shape
+    size = _size(beside)
+    if not beside.flat:
+        size = shape[0], shape[1], shape[2]
+    elif shape[0] == 1:
+        size = 1, 1, 1
+    value = Value(TileBuffer(*size), needs=isinstance(leaf, Param))
+    if isinstance(leaf, Param):
+        claim(b, leaf)
+
+    def emit(operation: Operation) -> None:
+        b.hold(value.buffer)
+        kept = b.weights[leaf.name].positions if leaf.name in b.weights else slice(None)
+        constant = isinstance(leaf, Buffer)
+        first = b.statistics[leaf.name] if constant else b.leaves[leaf.name].first
+        count = value.buffer.features if constant or leaf.name not in b.weights else len(b.weights[leaf.name].positions)
+        if not count:  # all pruned: what is never written is zero
+            return
+        tables: list[int] = []
+
+        def addresses() -> int:
+            if not tables:
+                tables.append(b.table(value.buffer.addresses()[kept]))
+            return tables[0]
+
+        b.emit(lambda: ("load_numbers", BY_TILES, count, {
+            "out": value.buffer.first, "out_tile": value.buffer.tile, "addresses": addresses(), "first": first,
+            "constant": int(constant),
+        }))  # fmt: skip
+
+        def gradient() -> None:
+            grad = b.gradient_of(value)
+            b.emit(lambda: ("number_gradients", BY_ROWS, count, {
+                "grad": grad.first, "grad_tile": grad.tile, "addresses": addresses(), "ny": 1, "grad_y": 0, "nx": 1,
+                "grad_x": 0, "gradients": first, "accumulate": 0,
+            }))  # fmt: skip
+            b.release(value)
+
+        if value.needs:
+            b.backward.append(gradient)
+
+    b.operations.append(Operation([], value, emit))
+    return value
+
+
+def _size(view: View) -> _Shape:
+    return view.value.buffer.size
+
+
+def _broadcast(left: _Shape, right: _Shape) -> _Shape:
+    if any(a != b and 1 not in (a, b) for a, b in zip(left, right, strict=True)):
+        raise Unsupported("of different shapes")
+    channels, height, width = map(max, left, right)
+    return channels, height, width
