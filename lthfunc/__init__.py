@@ -104,6 +104,7 @@ if TYPE_CHECKING:
         snip as snip,
         taylor as taylor,
     )
+    from lthfunc.sparsify.growth import random_growth as random_growth
     from lthfunc.sparsify.mask_comparison import (
         collapsed_layers as collapsed_layers,
         mask_distance as mask_distance,

@@ -49,3 +49,11 @@ def outcome(plan: Plan, seed: int, device: str = "cpu") -> Outcome:
     steps = sum(each.fit.curve[-1].step - each.fit.curve[0].step for each in rounds)
     ticket = Ticket(last.fit.best.params, last.fit.best.buffers, last.fit.state.masks)
     return Outcome(ticket, steps, last.test, last)
+
+
+def drawn_apart(count: int, of: int, draw: torch.Generator) -> set[int]:
+    """Different numbers, drawn until there are enough; those to be left out instead where they are fewer."""
+    few, found = min(count, of - count), set[int]()
+    while len(found) < few:
+        found.update(torch.randint(of, (few - len(found),), generator=draw).tolist())
+    return found if 2 * count <= of else set(range(of)) - found

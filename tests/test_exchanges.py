@@ -56,7 +56,7 @@ def fits(trainer: lf.Trainer, updates: MaskUpdates, seeds: tuple[int, ...] = (0,
 
 
 def same(ours: lf.Fit, theirs: lf.Fit) -> bool:
-    facts = [(each.changes, each.curve[1:], each.best.point) for each in (ours, theirs)]
+    facts = [repr((each.changes, each.curve[1:], each.best.point)) for each in (ours, theirs)]  # NaN is NaN
     return facts[0] == facts[1] and lf.same_bits((ours.state, ours.best[1:]), (theirs.state, theirs.best[1:]))
 
 
@@ -81,7 +81,7 @@ def test_exchanges_on_survivors_have_the_bits_of_dense_trees(
         assert same(mine, other)
         assert [each.step for each in mine.changes] == list(CHANGED)
         assert all(each.exchanged > 0 for each in mine.changes)
-    assert dense == [6]  # where the network is evaluated anyway
+    assert dense == []  # not even where the network is evaluated anyway
 
 
 def test_a_step_that_is_not_finite_is_left_out_after_an_exchange_too() -> None:

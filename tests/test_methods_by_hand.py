@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradient_of
-from method_plans import Outcome, is_once, outcome, plan_for
+from method_plans import Outcome, drawn_apart, is_once, outcome, plan_for
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.experiments.iterative import Plan
 from lthfunc.training.batches import batches
 from lthfunc.training.trainer import make_trainer
-from lthfunc.trees.rng import key
+from lthfunc.trees.rng import generator, key
 from lthfunc.trees.types import Batch, Masks, Params, Split
 
 SEED, STEPS, EVERY, BATCH, DENSITY, RATE = 3, 120, 5, 40, 0.2, 0.5
@@ -181,9 +181,7 @@ def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> 
     every = end // 30
     start = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "score"), allocate=lf.erk())(dense)
 
-    def promise(step: int, params: Params, masks: Masks) -> Params:
-        if name == "set":
-            return lf.random_scores(SEED, "growth", step)(params, masks)
+    def promise(step: int, params: Params) -> Params:
         ((x, y),) = samples(setting, "growth", step, 1)
         leaves = {each: leaf.detach().clone().requires_grad_() for each, leaf in params.items()}
         with torch.enable_grad():
@@ -192,19 +190,21 @@ def test_drop_and_regrow_by_the_papers_formulas(setting: Setting, name: str) -> 
 
     def change(step: int, params: Params, masks: Masks, velocity: Params) -> Masks:
         share = 0.3 / 2 * (1 + math.cos(math.pi * step / end))
-        hopes, new = promise(step, params, masks), {}
+        hopes, new = promise(step, params) if name == "rigl" else {}, {}
         for each in LAYERS:
             weight, mask = params[each], masks[each]
             number = round(share * int(mask.sum()))
             worth = torch.where(mask, weight.abs(), -torch.inf).flatten()
             first = worth.argsort(descending=True, stable=True)[: int(mask.sum()) - number]  # the first of equals stay
             stays = torch.zeros_like(mask).flatten().index_fill(0, first, True).view(mask.shape)
-            hope = torch.where(stays, -torch.inf, hopes[each]).flatten()
-            new[each] = (
-                stays.flatten()
-                .index_fill(0, hope.argsort(descending=True, stable=True)[:number], True)
-                .view(mask.shape)
-            )
+            if name == "rigl":
+                hope = torch.where(stays, -torch.inf, hopes[each]).flatten()
+                grown = hope.argsort(descending=True, stable=True)[:number]
+            else:
+                draw = generator(SEED, "random-growth", step, each)
+                free = (~stays).flatten().nonzero().flatten()
+                grown = free[sorted(drawn_apart(number, len(free), draw))]
+            new[each] = stays.flatten().index_fill(0, grown, True).view(mask.shape)
             weight *= stays
             velocity[each] *= stays
         return new

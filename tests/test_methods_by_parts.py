@@ -177,13 +177,11 @@ def test_masks_that_change_in_training() -> None:
         end = round(until * STEPS)
         for step in range(every, end, every):
             state = run(state, step)
-            if name == "set":
-                promise = lf.random_scores(SEED, "growth", step)(state.params, state.masks)
-            else:
-                gradient = lf.mean_gradient(loss, batches("growth", step, 1))(state.params, state.masks)
-                promise = {layer: leaf.abs() for layer, leaf in gradient.items()}
+            gradient = lf.mean_gradient(loss, batches("growth", step, 1))(state.params, state.masks)
+            promise = {layer: leaf.abs() for layer, leaf in gradient.items()}
+            growth = lf.random_growth(SEED, step) if name == "set" else promise
             now = {"cosine": lf.cosine_drop_fraction, "linear": lf.linear_drop_fraction}.get(falling)
-            state = lf.drop_and_grow(state, promise, share if now is None else now(share, step, end))
+            state = lf.drop_and_grow(state, growth, share if now is None else now(share, step, end))
         given = {"update_every": every, "update_until": until, "drop_fraction": share, "drop_schedule": falling}
         ends_as(found(name, **given), state, step)
     state, masks = start, []

@@ -156,9 +156,9 @@ BLOCK_BUDGETS = Registry("block-budgets", "--block-budgets", {
 
 #: What of `functions.ScoreContext.offered` it names -> a score of the weights to grow.
 GROWTHS = Registry("growths", "--growth", {
-    "random": Entry(".experiments.functions:random_growth", "uniform, as in SET", "Mocanu et al. 2018"),
+    "random": Entry(".experiments.functions:random_growth_score", "uniform, as in SET", "Mocanu et al. 2018"),
     "gradient": Entry(
-        ".experiments.functions:gradient_growth", "size of the dense gradient on a batch, as in RigL",
+        ".experiments.functions:gradient_growth_score", "size of the dense gradient on a batch, as in RigL",
         "Evci et al. 2020, sec. 3",
     ),
     "ch3-l3": Entry(

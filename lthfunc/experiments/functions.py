@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from lthfunc.catalog.methods import METHODS
@@ -94,12 +95,12 @@ def random_score(seed: int) -> Score:
     return random_scores(seed, "score")
 
 
-def random_growth(seed: int, step: int) -> Score:
+def random_growth_score(seed: int, step: int) -> Score:
     """Uniform random scores, others in every update."""
     return random_scores(seed, "growth", step)
 
 
-def gradient_growth(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
+def gradient_growth_score(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     """The size of the dense gradient on a batch, pruned weights included."""
     (batch,) = batches
     gradient = gradient_in_training(loss, batch)
@@ -110,16 +111,27 @@ def gradient_growth(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
     return score
 
 
-def growth_of(name: str) -> Callable[[ScoreContext], Score]:
-    """A growth score by its name, made of what a score may use, one batch, and the step (`number`)."""
-    GROWTHS.load(name)
+@dataclass(frozen=True)
+class Growing:
+    """Makes a growth score by its name, of what a score may use, one batch, and the step (`number`).
 
-    def made(now: ScoreContext) -> Score:
+    random: whether it is that of SET, which goes without a number for each weight.
+    """
+
+    name: str
+    random: bool
+
+    def __call__(self, now: ScoreContext) -> Score:
+        """The score of an update."""
         offered = Offered({**now._replace(batch_count=1, purpose="growth").offered.data, "step": lambda: now.number})
-        score: Score = GROWTHS.make(name, offered, dict, "Score")
+        score: Score = GROWTHS.make(self.name, offered, dict, "Score")
         return score
 
-    return made
+
+def growth_of(name: str) -> Growing:
+    """What grows, by its name. Raises UserError for an unknown one."""
+    function = GROWTHS.load(name)
+    return Growing(name, function is random_growth_score)
 
 
 def allocation_of(config: Config) -> Allocate:

@@ -31,7 +31,7 @@ from lthfunc.training.losses import cross_entropy
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import Exchanged
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Batch, Masks, Split, TrainState
+from lthfunc.trees.types import Batch, Growth, Masks, Split, TrainState
 
 #: Seconds that one call of the machine should take: long enough to cost nothing, short enough to be interrupted.
 _CALL_SECONDS = 0.1
@@ -185,9 +185,14 @@ class _Loop:
         """The dense state without that of the optimiser."""
         return self._bare(self._workspace, self._state, self._step, self._taken)
 
-    def exchange(self, growth_score: Scores, drop_fraction: float) -> Exchanged:
+    @property
+    def masks(self) -> Masks:
+        """Of the network as it is now."""
+        return self._state.masks
+
+    def exchange(self, growth: Scores | Growth, drop_fraction: float) -> Exchanged:
         """Go on after `drop_and_grow`."""
-        found = exchanged(self._workspace, self._state.masks, growth_score, drop_fraction)
+        found = exchanged(self._workspace, self._state.masks, growth, drop_fraction)
         state = self._state._replace(masks=found.masks)
         program = self._programs.program(state, self._batch, self._stored, found.positions)
         self._take_up(self._workspace.moved(program, found.sources), state)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.sparsify.scores import Scores
 from lthfunc.training.results import LayerChange
-from lthfunc.trees.types import Masks
+from lthfunc.trees.types import Growth, Masks
 
 
 class Exchange(NamedTuple):
@@ -25,10 +25,10 @@ class Exchange(NamedTuple):
     layers: dict[str, LayerChange]
 
 
-def exchanged(workspace: Workspace, masks: Masks, growth_score: Scores, drop_fraction: float) -> Exchange:
-    """Drop a share of each layer's weights, those of the least magnitude, and grow as many where scores are highest.
+def exchanged(workspace: Workspace, masks: Masks, growth: Scores | Growth, drop_fraction: float) -> Exchange:
+    """Drop a share of each layer's weights, those of the least magnitude, and grow as many others.
 
-    growth_score: float32, without NaN.
+    growth: as `drop_and_grow` takes it; scores are float32, without NaN.
     """
     program = workspace.program
     found, positions, layers = dict(masks), dict(program.positions), dict[str, LayerChange]()
@@ -39,7 +39,10 @@ def exchanged(workspace: Workspace, masks: Masks, growth_score: Scores, drop_fra
         moved = round(leaf.size * drop_fraction)
         kept = _largest(values.abs(), before[:0], leaf.size - moved)
         remaining = before.index_select(0, kept)
-        grown = _largest(growth_score[name].flatten(), remaining, moved)
+        if isinstance(growth, dict):
+            grown = _largest(growth[name].flatten(), remaining, moved)
+        else:
+            grown = growth(name, remaining, mask.numel(), moved)
         positions[name], numbers = torch.empty_like(before), torch.empty_like(before)
         torch.ops.lthfunc.merge_places(remaining, kept, grown, positions[name], numbers)
         sources[leaf.first : leaf.first + leaf.size] = torch.where(numbers < 0, -1, numbers + leaf.first)

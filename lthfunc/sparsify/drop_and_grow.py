@@ -12,7 +12,7 @@ from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.ranking import best
 from lthfunc.sparsify.scores import Scores, magnitude
 from lthfunc.trees.ops import apply_masks, masked_like
-from lthfunc.trees.types import Masks, TrainState
+from lthfunc.trees.types import Growth, Masks, TrainState
 
 
 @public
@@ -33,22 +33,30 @@ def drop(scores: Scores, masks: Masks, drop_fraction: float) -> Masks:
 
 
 @public
-def grow(growth_score: Scores, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
-    """Grow `counts[name]` pruned weights of each layer, those with the highest growth_score.
+def grow(growth: Scores | Growth, masks: Masks, counts: Mapping[str, Tensor | int]) -> Masks:
+    """Grow `counts[name]` pruned weights of each layer, those with the highest scores.
 
-    Returns the new masks.
+    growth: scores, or a function that picks the weights (`random_growth`). Returns the new masks.
 
     >>> masks = {"w": torch.tensor([True, False, False, False])}
     >>> lf.grow({"w": torch.tensor([9.0, 1.0, 2.0, 3.0])}, masks, {"w": 2})
     {'w': tensor([ True, False,  True,  True])}
     """
-    return {name: mask | best(growth_score[name], ~mask, counts[name]) for name, mask in masks.items()}
+    if isinstance(growth, dict):
+        return {name: mask | best(growth[name], ~mask, counts[name]) for name, mask in masks.items()}
+
+    def more(name: str, mask: Tensor) -> Tensor:
+        taken = mask.flatten().nonzero().flatten().cpu()
+        places = growth(name, taken, mask.numel(), int(counts[name])).to(mask.device)
+        return mask.flatten().index_fill(0, places, True).view(mask.shape)
+
+    return {name: more(name, mask) for name, mask in masks.items()}
 
 
 @public
 def drop_and_grow(
     state: TrainState,
-    growth_score: Scores,
+    growth: Scores | Growth,
     drop_fraction: float,
     *,
     drop_score: Scores | None = None,
@@ -56,20 +64,21 @@ def drop_and_grow(
 ) -> TrainState:
     """Drop a fraction of each layer's weights by magnitude and grow as many elsewhere, which start at zero.
 
-    growth_score: RigL's is |gradient| (Evci et al. 2020, alg. 1; `mean_gradient`), SET's is random (Mocanu et al. 2018;
-    `random_scores`). drop_fraction: in [0, 1] of the remaining weights; `cosine_drop_fraction` decays it. drop_score:
-    by which the lowest are dropped, instead of the magnitude. A weight that was just dropped may grow again, from zero,
-    or as it was with keep_values. Returns the new state: optimiser moments of surviving weights continue, those of
-    grown weights start at zero. Raises UserError for a fraction out of range.
+    growth: scores, RigL's being |gradient| (Evci et al. 2020, alg. 1; `mean_gradient`), or a function that picks the
+    weights, SET's being `random_growth` (Mocanu et al. 2018). drop_fraction: in [0, 1] of the remaining weights;
+    `cosine_drop_fraction` decays it. drop_score: by which the lowest are dropped, instead of the magnitude. A weight
+    that was just dropped may grow again, from zero, or as it was with keep_values. Returns the new state: optimiser
+    moments of surviving weights continue, those of grown weights start at zero. Raises UserError for a fraction out of
+    range.
 
     >>> state = lf.prune(density=0.5)(lf.init(lf.from_module(nn.Linear(4, 2))))
-    >>> lf.count(lf.drop_and_grow(state, lf.random_scores(0)(state.params, state.masks), 0.5).masks)
+    >>> lf.count(lf.drop_and_grow(state, lf.random_growth(0), 0.5).masks)
     Count(kept=4, total=8)
     """
     masks = state.masks
     fewer = drop(magnitude(state.params, masks) if drop_score is None else drop_score, masks, drop_fraction)
     counts = {name: masks[name].sum() - fewer[name].sum() for name in masks}
-    new = grow(growth_score, fewer, counts)
+    new = grow(growth, fewer, counts)
     stays = new if keep_values else fewer  # what was pruned before is zero anyway
     return state._replace(params=apply_masks(state.params, stays), masks=new, opt=masked_like(state.opt, stays))
 

@@ -133,7 +133,7 @@ def fit_together(
             change = following(updates, fits, until)
             step = look if change is None else min(look, change)
             training.to(step, fits)
-            if updates is not None and step == change != look and updates.exchange:
+            if updates is not None and step == change != look:
                 phase("preparation", step)
                 exchanged = updates.on_survivors(training, fits, step, until)
                 if exchanged is not None:
@@ -152,6 +152,10 @@ def fit_together(
                     observe(step, points)
             if updates is not None and step == change:
                 phase("preparation", step)
+                exchanged = updates.on_survivors(training, fits, step, until) if step == look else None
+                if exchanged is not None:
+                    fits = exchanged
+                    continue
                 fits = [updates.applied(each, seed, until) for each, seed in zip(fits, seeds, strict=True)]
                 training.change_to([each.state for each in fits], [each.since for each in fits if each.since])
     return fits

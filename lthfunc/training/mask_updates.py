@@ -12,11 +12,19 @@ import torch
 
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.tracebacks import is_library_function
-from lthfunc.training.results import Exchanged, Fit, LayerChange, MaskChange, Scoring
+from lthfunc.training.results import (
+    Deciding,
+    DenseNetwork,
+    DropAndGrow,
+    Exchanged,
+    Fit,
+    LayerChange,
+    MaskChange,
+)
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import apply_masks, as_numbers, leaf_difference, masked_like
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Masks, Params, TrainState
+from lthfunc.trees.types import Growth, Masks, Params, TrainState
 
 
 class UpdateContext(NamedTuple):
@@ -41,9 +49,9 @@ class MaskUpdates(NamedTuple):
     steps: increasing; those before a training's start, or from its end on, are left out. change: (state, UpdateContext)
     -> the state to continue from, at the same step; pruned weights must be zero, and moments of its `opt` continue.
     remember: (state, UpdateContext) -> masks to keep until the next update, called before `change`. Both are pure;
-    random layers and the global generators draw the same numbers in every run. exchange: (state without optimiser
-    state, UpdateContext) -> (growth scores, drop fraction), if `change` is `drop_and_grow` of these: an engine that
-    keeps survivors alone then moves only what changes, to the same bits.
+    random layers and the global generators draw the same numbers in every run. exchange: (a function that makes the
+    dense state without optimiser state, UpdateContext) -> (what grows, drop fraction), if `change` is `drop_and_grow`
+    of these: an engine that keeps survivors alone then moves only what changes, to the same bits.
 
     >>> def shrink(state, now):
     ...     return lf.prune(fraction=0.5, keep_moments=True)(state)
@@ -54,7 +62,7 @@ class MaskUpdates(NamedTuple):
     steps: tuple[int, ...]
     change: Callable[[TrainState, UpdateContext], TrainState]
     remember: Callable[[TrainState, UpdateContext], tuple[Masks, ...]] = _nothing
-    exchange: Callable[[TrainState, UpdateContext], tuple[Params, float]] | None = None
+    exchange: Callable[[DenseNetwork, UpdateContext], DropAndGrow] | None = None
 
     def following(self, fit: Fit, until: int) -> int | None:
         """The step of a fit's next update before step `until`; None if there is none."""
@@ -65,7 +73,7 @@ class MaskUpdates(NamedTuple):
         """The fit after its update at its current step. Raises UserError if a user's function returns another state."""
         state = fit.state
         now = self._context(seed, int(state.step), until)
-        with _seeded(now, state):
+        with _seeded(now, state.step.device):
             now = now._replace(memory=self.remember(state, now._replace(memory=fit.memory)))
             after = _checked(self.change, state, now)
         change = MaskChange(now.step, layer_changes(state.masks, after.masks), masks_digest(after.masks))
@@ -76,16 +84,16 @@ class MaskUpdates(NamedTuple):
 
         Their `state` and `since` are those of before.
         """
-        scoring = self.exchange
-        if scoring is None:
+        exchange = self.exchange
+        if exchange is None:
             return None
 
-        def scores_of(state: TrainState, seed: int) -> tuple[Params, float]:
-            now = self._context(seed, step, until)
-            with _seeded(now, state):
-                return scoring(state, now)
+        def decide(network: DenseNetwork, seed: int) -> DropAndGrow:
+            now, device = self._context(seed, step, until), fits[0].state.step.device
+            with _seeded(now, device):
+                return exchange(network, now)
 
-        found = training.exchange(scores_of)
+        found = training.exchange(decide)
         if found is None:
             return None
         changes = [MaskChange(step, layers, masks_digest(masks)) for masks, layers in found]
@@ -98,19 +106,22 @@ class MaskUpdates(NamedTuple):
 class Exchanging(Protocol):
     """A training that may exchange weights where it keeps them (`TrainingSession`)."""
 
-    def exchange(self, scoring: Scoring) -> list[Exchanged] | None:
+    def exchange(self, decide: Deciding) -> list[Exchanged] | None:
         """What each state's masks are now; None, with nothing done, where it can't."""
 
 
-def can_exchange(scores: Params, drop_fraction: float, masks: Masks) -> bool:
-    """Whether there is a score of type float32 for each weight, and the fraction is one."""
-    kinds = {name: (leaf.shape, leaf.dtype) for name, leaf in scores.items()}
-    wanted = {name: (mask.shape, torch.float32) for name, mask in masks.items()}
-    return 0 <= drop_fraction <= 1 and kinds == wanted
+def can_exchange(growth: Params | Growth, drop_fraction: float, masks: Masks) -> bool:
+    """Whether scores, if they are given, are of type float32 for each weight, and the fraction is one."""
+    if not 0 <= drop_fraction <= 1:
+        return False
+    if not isinstance(growth, dict):
+        return True
+    kinds = {name: (leaf.shape, leaf.dtype) for name, leaf in growth.items()}
+    return kinds == {name: (mask.shape, torch.float32) for name, mask in masks.items()}
 
 
-def _seeded(now: UpdateContext, state: TrainState) -> AbstractContextManager[None]:
-    return seeded_generators(key(now.seed, "mask-update", now.step), state.step.device)
+def _seeded(now: UpdateContext, device: torch.device) -> AbstractContextManager[None]:
+    return seeded_generators(key(now.seed, "mask-update", now.step), device)
 
 
 def _checked(

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from lthfunc.trees.types import Buffers, Masks, Params, TrainState
+from lthfunc.trees.types import Buffers, Growth, Masks, Params, TrainState
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -64,8 +64,12 @@ class MaskChange(NamedTuple):
         return sum(each.dropped + each.grown for each in self.layers.values())
 
 
-#: (dense state without optimiser state, its seed) -> (growth scores, drop fraction), as `drop_and_grow` takes them.
-Scoring = Callable[[TrainState, int], tuple[Params, float]]
+#: Gives the dense state of a network without optimiser state, which it makes when asked to.
+DenseNetwork = Callable[[], TrainState]
+#: (what grows, the share to drop), of `drop_and_grow`.
+DropAndGrow = tuple[Params | Growth, float]
+#: (network, its seed) -> what it drops and grows.
+Deciding = Callable[[DenseNetwork, int], DropAndGrow]
 #: The new masks, and what changed in each layer.
 Exchanged = tuple[Masks, dict[str, LayerChange]]
 

@@ -15,7 +15,7 @@ from lthfunc.training.engines.interface import Running, Tick, Work
 from lthfunc.training.mask_updates import can_exchange
 from lthfunc.training.optimizer_states import schedule_in
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.results import Checkpointer, Exchanged, Fit, Observers, Scoring, SinceLastPoint, Stopped
+from lthfunc.training.results import Checkpointer, Deciding, Exchanged, Fit, Observers, SinceLastPoint, Stopped
 from lthfunc.training.schedules import all_end_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, training_context
@@ -165,7 +165,7 @@ class TrainingSession:
         self.running.count_from([each.loss for each in known] or [0.0] * len(ready))
         self.snapshot = lambda: (ready, known)
 
-    def exchange(self, scoring: Scoring) -> list[Exchanged] | None:
+    def exchange(self, decide: Deciding) -> list[Exchanged] | None:
         """Drop and grow on the survivors that the running loop keeps, and continue as `change_to` does.
 
         Returns what each state's masks are now; None, with nothing done, where the loop keeps no survivors alone, where
@@ -177,9 +177,8 @@ class TrainingSession:
         losses = self.running.losses()
         if not (all(map(math.isfinite, losses)) and all(each.is_finite() for each in networks)):
             return None
-        states = [network.network() for network in networks]
-        given = [scoring(state, seed) for state, seed in zip(states, self._seeds, strict=True)]
-        if not all(can_exchange(*each, state.masks) for each, state in zip(given, states, strict=True)):
+        given = [decide(network.network, seed) for network, seed in zip(networks, self._seeds, strict=True)]
+        if not all(can_exchange(*each, network.masks) for each, network in zip(given, networks, strict=True)):
             return None
         with training_context(self.trainer):
             found = [network.exchange(*each) for network, each in zip(networks, given, strict=True)]

@@ -28,6 +28,20 @@ def permutation(n: int, seed: int, purpose: str, *counters: int | str) -> Tensor
     return torch.randperm(n, generator=generator(seed, purpose, *counters))
 
 
+def distinct(count: int, of: int, draw: torch.Generator) -> Tensor:
+    """`count` different numbers from 0 … of-1, each set of them as likely as any other: int64 (count,), rising.
+
+    Nothing of size `of` is made, unless more than half of the numbers are wanted.
+    """
+    if 2 * count > of:
+        left = torch.ones(of, dtype=torch.bool).index_fill_(0, distinct(of - count, of, draw), False)
+        return left.nonzero().flatten()
+    found = torch.empty(0, dtype=torch.int64)
+    while len(found) < count:  # as many more as are missing: those drawn twice count once
+        found = torch.cat([found, torch.randint(of, (count - len(found),), generator=draw)]).unique()
+    return found
+
+
 #: All counter-based draws are made of 32 bits, held in int64 so that products don't overflow.
 _MASK = 0xFFFFFFFF
 # Multipliers of lowbias32 (C. Wellons, "Prospecting for Hash Functions", 2018), the second one less 2³² to fit.

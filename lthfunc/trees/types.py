@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ Params = dict[str, Tensor]
 Buffers = dict[str, Tensor]
 #: bool, one per prunable leaf, the shape of the leaf; True = the weight remains.
 Masks = dict[str, Tensor]
+#: Picks the weights of a layer that grow, by their places in the flattened weight: (name, places that are taken, as
+#: int64 that rise, the layer's size, how many) -> as many other places, int64, rising.
+Growth = Callable[[str, Tensor, int, int], Tensor]
 #: The target of a pixel that has no class, as in PASCAL VOC: it counts in no loss and no metric.
 IGNORED_PIXEL = 255
 #: A batch: inputs (n, ...) and targets (n, ...).

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.functions import ScoreContext, growth_of
+from lthfunc.experiments.functions import Growing, ScoreContext, growth_of
 from lthfunc.experiments.iterative import Plan
 from lthfunc.sparsify.density_schedules import cubic, periodic
 from lthfunc.sparsify.drop_and_grow import drop_and_grow
+from lthfunc.sparsify.growth import random_growth
 from lthfunc.sparsify.mask_comparison import mask_distance
-from lthfunc.sparsify.scores import Score, Scores, checked_score, magnitude
+from lthfunc.sparsify.scores import Scores, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.training.results import DenseNetwork, DropAndGrow
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.ops import density
 from lthfunc.trees.types import Masks, TrainState
@@ -53,23 +55,22 @@ def exchanging(
     )
 
 
-def exchanges(
-    trainer: Trainer, steps: tuple[int, ...], growing: Callable[[ScoreContext], Score], share: Callable[[int], float]
-) -> MaskUpdates:
+def exchanges(trainer: Trainer, steps: tuple[int, ...], growing: Growing, share: Callable[[int], float]) -> MaskUpdates:
     """Updates that drop small weights and grow others. share: of each layer's weights, by the step."""
 
-    def exchange(state: TrainState, now: UpdateContext) -> tuple[Scores, float]:
-        return growth_scores(trainer, growing, state, now), share(now.step)
+    def exchange(network: DenseNetwork, now: UpdateContext) -> DropAndGrow:
+        if growing.random:
+            return random_growth(now.seed, now.step), share(now.step)
+        return growth_scores(trainer, growing, network(), now), share(now.step)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        return drop_and_grow(state, *exchange(state, now))
+        growth, fraction = exchange(lambda: state, now)
+        return drop_and_grow(state, growth, fraction)
 
     return MaskUpdates(steps, change, exchange=exchange)
 
 
-def growth_scores(
-    trainer: Trainer, growing: Callable[[ScoreContext], Score], state: TrainState, now: UpdateContext
-) -> Scores:
+def growth_scores(trainer: Trainer, growing: Growing, state: TrainState, now: UpdateContext) -> Scores:
     """The scores of the weights to grow after a step."""
     work = trainer.work
     about = (work.model, trainer.data, trainer.batch_size, 0.0, now.seed, now.step, state, state, work.loss)

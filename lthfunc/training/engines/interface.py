@@ -14,7 +14,7 @@ from lthfunc.training.results import Exchanged
 from lthfunc.training.steps import Work as Work
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.types import Buffers, Params, Split, TrainState
+from lthfunc.trees.types import Buffers, Growth, Masks, Params, Split, TrainState
 
 #: Told how many steps were taken since the last time; True asks to stop.
 Tick = Callable[[int], bool]
@@ -78,14 +78,18 @@ class Running(Protocol):
 class OnSurvivors(Protocol):
     """A network of a loop under way, of which the loop keeps the surviving weights alone."""
 
+    @property
+    def masks(self) -> Masks:
+        """Its masks now."""
+
     def is_finite(self) -> bool:
         """Whether all its numbers are finite."""
 
     def network(self) -> TrainState:
         """The dense state without that of the optimiser."""
 
-    def exchange(self, growth_score: Params, drop_fraction: float) -> Exchanged:
-        """Go on after `drop_and_grow`. growth_score: float32. Returns the new masks, and what changed."""
+    def exchange(self, growth: Params | Growth, drop_fraction: float) -> Exchanged:
+        """Go on after `drop_and_grow`. growth: scores are float32. Returns the new masks, and what changed."""
 
     def kept(self) -> Callable[[], TrainState]:
         """The public state of now, which can be asked for later."""

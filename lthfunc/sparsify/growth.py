@@ -1,0 +1,35 @@
+"""Which pruned weights of a layer grow: any of them, without a number for each weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lthfunc.arguments import public
+from lthfunc.trees.rng import distinct, generator
+from lthfunc.trees.types import Growth
+
+
+@public
+def random_growth(seed: int, *counters: int | str) -> Growth:
+    """Grow any pruned weights, as SET does (Mocanu et al. 2018, alg. 1): the growth of `drop_and_grow`.
+
+    The same (seed, counters) and parameter name always pick the same weights, every set of them as likely as any other.
+    Nothing as large as the layer is made, so that it costs what grows. Returns a function (name, taken places, size of
+    the layer, count) -> places that grow.
+
+    >>> lf.random_growth(0, "example")("w", torch.tensor([0, 2]), 4, 2)
+    tensor([1, 3])
+    """
+
+    def grow(name: str, taken: Tensor, size: int, count: int) -> Tensor:
+        draw = generator(seed, "random-growth", *counters, name)
+        return free_places(distinct(count, size - len(taken), draw), taken)
+
+    return grow
+
+
+def free_places(numbers: Tensor, taken: Tensor) -> Tensor:
+    """Where the free places of these numbers lie, counted from 0 on without those taken. Both rise."""
+    before = taken - torch.arange(len(taken))  # free places before each one taken
+    return numbers + torch.searchsorted(before, numbers, right=True)
