@@ -9,6 +9,7 @@ from lthfunc.experiments.methods.during_training import growth_scores, period, s
 from lthfunc.sparsify.drop_and_grow import drop, drop_and_grow
 from lthfunc.sparsify.scores import Scores, magnitude
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.training.results import DenseNetwork
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import TrainState
 
@@ -24,13 +25,13 @@ def cht(
     end, every = period(plan, update_every, update_until)
     growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
 
-    def exchange(state: TrainState, now: UpdateContext) -> tuple[Scores, float]:
-        share = falling(drop_fraction, now.step, end)
+    def exchange(network: DenseNetwork, now: UpdateContext) -> tuple[Scores, float]:
+        state, share = network(), falling(drop_fraction, now.step, end)
         fewer = drop(magnitude(state.params, state.masks), state.masks, share)
         left = state._replace(params=apply_masks(state.params, fewer), masks=fewer)
         return growth_scores(plan.trainer, growing, left, now), share
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        return drop_and_grow(state, *exchange(state, now))
+        return drop_and_grow(state, *exchange(lambda: state, now))
 
     return with_updates(plan, MaskUpdates(steps_of(end, every), change, exchange=exchange))
