@@ -73,43 +73,48 @@ def test_broadcasting(body: Callable[[Around, Tensor, Tensor], Tensor]) -> None:
     check(Around(body), (2, 5, 5), batch=19, density=0.5)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(
-    size=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 18)),
-    left=st.tuples(*[st.booleans()] * 3),
-    right=st.tuples(*[st.booleans()] * 3),
-    product=st.booleans(),
-    batch=st.sampled_from([1, 16, 21]),
-)
-def test_broadcasting_of_any_shapes(
-    size: tuple[int, int, int],
-    left: tuple[bool, bool, bool],
-    right: tuple[bool, bool, bool],
-    product: bool,
-    batch: int,
-) -> None:
+@pytest.mark.parametrize("examples", [5, pytest.param(60, marks=pytest.mark.long)])
+def test_broadcasting_of_any_shapes(examples: int) -> None:
     """left, right: along which axes a side has one place alone."""
-    channels, height, width = size
 
-    def narrowed(x: Tensor, ones: tuple[bool, bool, bool]) -> Tensor:
-        x = x[:, :1] if ones[0] else x
-        return F.adaptive_avg_pool2d(x, (1 if ones[1] else height, 1 if ones[2] else width))
+    @settings(max_examples=examples, deadline=None, derandomize=True)
+    @given(
+        size=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 18)),
+        left=st.tuples(*[st.booleans()] * 3),
+        right=st.tuples(*[st.booleans()] * 3),
+        product=st.booleans(),
+        batch=st.sampled_from([1, 16, 21]),
+    )
+    def holds(
+        size: tuple[int, int, int],
+        left: tuple[bool, bool, bool],
+        right: tuple[bool, bool, bool],
+        product: bool,
+        batch: int,
+    ) -> None:
+        channels, height, width = size
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.conv, self.side = nn.Conv2d(2, channels, 1), nn.Conv2d(2, channels, 1)
-            self.head = nn.LazyLinear(3)
+        def narrowed(x: Tensor, ones: tuple[bool, bool, bool]) -> Tensor:
+            x = x[:, :1] if ones[0] else x
+            return F.adaptive_avg_pool2d(x, (1 if ones[1] else height, 1 if ones[2] else width))
 
-        def forward(self, x: Tensor) -> Tensor:
-            a, b = narrowed(torch.relu(self.conv(x)), left), narrowed(torch.tanh(self.side(x)), right)
-            found: Tensor = self.head((a * b if product else a - b).flatten(1))
-            return found
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                torch.manual_seed(0)
+                self.conv, self.side = nn.Conv2d(2, channels, 1), nn.Conv2d(2, channels, 1)
+                self.head = nn.LazyLinear(3)
 
-    net = Net()
-    net(torch.zeros(2, 2, height, width))
-    check(net, (2, height, width), batch, density=0.8)
+            def forward(self, x: Tensor) -> Tensor:
+                a, b = narrowed(torch.relu(self.conv(x)), left), narrowed(torch.tanh(self.side(x)), right)
+                found: Tensor = self.head((a * b if product else a - b).flatten(1))
+                return found
+
+        net = Net()
+        net(torch.zeros(2, 2, height, width))
+        check(net, (2, height, width), batch, density=0.8)
+
+    holds()
 
 
 class Gated(nn.Module):

@@ -27,23 +27,27 @@ class Through(nn.Module):
         return found
 
 
-@settings(max_examples=16, deadline=None, derandomize=True)
-@given(
-    size=st.tuples(st.integers(1, 6), st.integers(1, 9)),
-    mode=st.sampled_from(["nearest", "nearest-exact", "bilinear", "aligned"]),
-    to=st.one_of(
-        st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda each: f"size={each}"),
-        st.tuples(st.sampled_from([0.5, 1.5, 2.0, 3.0]), st.sampled_from([0.7, 1.0, 2.0])).map(
-            lambda each: f"scale_factor={each}"
+@pytest.mark.parametrize("examples", [5, pytest.param(60, marks=pytest.mark.long)])
+def test_interpolation(examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, derandomize=True)
+    @given(
+        size=st.tuples(st.integers(1, 6), st.integers(1, 9)),
+        mode=st.sampled_from(["nearest", "nearest-exact", "bilinear", "aligned"]),
+        to=st.one_of(
+            st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda each: f"size={each}"),
+            st.tuples(st.sampled_from([0.5, 1.5, 2.0, 3.0]), st.sampled_from([0.7, 1.0, 2.0])).map(
+                lambda each: f"scale_factor={each}"
+            ),
         ),
-    ),
-    batch=st.sampled_from([1, 17]),
-)
-def test_interpolation(size: tuple[int, int], mode: str, to: str, batch: int) -> None:
-    named = "mode='bilinear', align_corners=True" if mode == "aligned" else f"mode={mode!r}"
-    assume(min(size) > 1 or "0." not in to)
-    body = Through(f"F.interpolate(x, {to}, {named})")
-    check(Head(body, (2, *size)), (2, *size), batch, density=0.6)
+        batch=st.sampled_from([1, 17]),
+    )
+    def holds(size: tuple[int, int], mode: str, to: str, batch: int) -> None:
+        named = "mode='bilinear', align_corners=True" if mode == "aligned" else f"mode={mode!r}"
+        assume(min(size) > 1 or "0." not in to)
+        body = Through(f"F.interpolate(x, {to}, {named})")
+        check(Head(body, (2, *size)), (2, *size), batch, density=0.6)
+
+    holds()
 
 
 BORDERS = [

@@ -100,7 +100,12 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
     names = dict(zip(placeholders, captured_graph.params, strict=False))
     found = []
     for node in captured_graph.graph.nodes:
-        if node.op == "call_function" and str(node.target).startswith(("aten.conv2d", "aten.linear")):
+        if node.op == "call_function" and str(node.target).startswith("aten.conv_transpose2d"):
+            weight = model.training.get_parameter(names[node.args[1]])
+            work = weight.numel() * torch.Size(node.args[0].meta["val"].shape[2:]).numel()
+            waste = min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[0]))
+            found.append(_LayerCost(names[node.args[1]], float(work), waste, False, math.inf))
+        elif node.op == "call_function" and str(node.target).startswith(("aten.conv2d", "aten.linear")):
             weight = model.training.get_parameter(names[node.args[1]])
             places = torch.Size(node.meta["val"].shape[2:]).numel()
             linear = weight.ndim == 2

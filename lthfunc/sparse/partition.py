@@ -25,7 +25,7 @@ from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, aten
 from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.training.engines.aliases import changed_by, memory_of
 
-_PRODUCTS = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding)
+_PRODUCTS = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input)
 #: Operations whose results have no gradient, whatever they read.
 _WITHOUT_GRADIENT = (aten.detach.default,)
 

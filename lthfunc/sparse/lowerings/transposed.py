@@ -1,0 +1,133 @@
+"""Transposed convolutions: what a convolution's input gradient computes, with gradients that its products are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
+from lthfunc.sparse.lowerings.convolution_lists import ConvolutionLists
+from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, lowers, pair
+from lthfunc.sparse.lowerings.product import Product
+from lthfunc.sparse.lowerings.strides import ConvolutionAxis, plain
+from lthfunc.sparse.patterns import lists_of
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+
+
+@lowers(aten.conv_transpose2d.input)
+def transposed_convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """conv_transpose2d with stride, padding, output padding, groups and dilation."""
+    view, weight, bias = args[0], args[1], argument(args, 2, None)
+    stride, padding, output_padding = (pair(argument(args, 3 + k, default)) for k, default in enumerate((1, 0, 0)))
+    groups, dilation = int(argument(args, 6, 1)), pair(argument(args, 7, 1))
+    if not isinstance(weight, Param) or not (bias is None or isinstance(bias, Param)):
+        raise Unsupported("with weights that are no parameters of their own")
+    if view.flat:
+        raise Unsupported("on flattened values")
+    shape = b.weights[weight.name].shape
+    claim(b, weight, bias)
+    sides = []
+    for size, k, s, p, d, extra in zip(
+        view.shape[1:], shape[2:], stride, padding, dilation, output_padding, strict=True
+    ):
+        # The convolution whose input gradient this is: from the larger image to the smaller one.
+        side = ConvolutionAxis((size - 1) * s - 2 * p + d * (k - 1) + extra + 1, k, s, p, d)
+        side.out = size
+        sides.append(side)
+    down, right = sides
+    lists = ConvolutionLists(shape, (down, right), groups)
+    out = Value(TileBuffer(shape[1] * groups, down.size, right.size), needs=True)
+    product = _Transposed(b, weight.name, bias.name if bias is not None else None, lists)
+
+    def emit(operation: Operation) -> None:
+        source = operation.inputs[0].buffer
+        source.halo = max(source.halo, down.reach, right.reach)
+        if b.training:  # its gradient is read as an image is
+            out.buffer.halo = max(padding)
+        product.emit(operation)
+
+    steps = {FusedStep.RECTIFY} if b.training else {FusedStep.RECTIFY, FusedStep.NORMALISE}
+    b.operations.append(Operation([view.value], out, emit, accepts=frozenset(steps)))
+    return View(out)
+
+
+def _side(size: int, kernel: int, stride: int, padding: int, dilation: int, extra: int) -> ConvolutionAxis:
+    """Of the convolution whose input gradient this is: from the larger image to the smaller one, of `size`."""
+    larger = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+    side = ConvolutionAxis(larger, kernel, stride, padding, dilation)
+    side.out = size
+    return side
+
+
+class _Transposed:
+    """The instructions of a transposed convolution and of its gradients."""
+
+    def __init__(self, b: Builder, weight: str, bias: str | None, lists: ConvolutionLists) -> None:
+        self._b, self._weight, self._lists = b, weight, lists
+        self._bias_at = b.leaves[bias].first if bias is not None else -1
+
+    def emit(self, operation: Operation) -> None:
+        """The products of all phases; then those of the gradients."""
+        b, out, (x,) = self._b, operation.out, operation.inputs
+        b.hold(out.buffer)
+        normalised = operation.fused.get(FusedStep.NORMALISE)
+        for phase in self._lists.of_outputs(x.buffer, out.buffer):
+            b.emit(lambda phase=phase: self._products(phase, {
+                "bias": self._bias_at, "relu": int(out.rectified), "accumulate": 0, "gate": -1,
+                "saved": -1 if normalised is None else normalised.kept,
+            }))  # fmt: skip
+        b.backward.append(lambda: self._gradients(x, out))
+
+    def _gradients(self, x: Value, out: Value) -> None:
+        b, grad = self._b, self._b.gradient_of(out)
+        self._weight_gradients(x.buffer, grad)
+        if self._bias_at >= 0:
+            self._bias_gradients(grad)
+        if x.needs:
+            target = b.target(x)
+            b.emit(lambda: self._products(self._lists.of_image(grad, target.buffer), {
+                "bias": -1, "relu": 0, **target.columns, "saved": -1,
+            }))  # fmt: skip
+        b.release(out)
+
+    def _weight_gradients(self, x: TileBuffer, grad: TileBuffer) -> None:
+        """Of the product that reads the gradient as an image: what it gives stands where its gradient would."""
+        b = self._b
+
+        def late() -> Any:
+            product = self._lists.of_image(grad, x)
+            entries, blocks = product.entries(b.weights[self._weight].positions)
+            lists = lists_of(entries, blocks)
+            return "weight_gradients", SUMS, lists.rows, {
+                **product.region_in.columns("in"), **plain(x).columns("grad"), "ny": x.height, "nx": x.width,
+                "starts": b.table(lists.starts), "blocks": lists.blocks, "offsets": b.table(lists.offsets),
+                "row_grad": b.table(plain(x).rows()), "gradients": b.leaves[self._weight].first, "bias": -1,
+                "across": 0,
+            }  # fmt: skip
+
+        b.emit(late)
+
+    def _bias_gradients(self, grad: TileBuffer) -> None:
+        b = self._b
+        b.emit(lambda: ("number_gradients", BY_ROWS, grad.channels, {
+            "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(plain(grad).rows()),
+            "ny": grad.height, "grad_y": grad.row, "nx": grad.width, "grad_x": 1, "gradients": self._bias_at,
+            "accumulate": 0,
+        }))  # fmt: skip
+
+    def _products(self, product: Product, columns: dict[str, int]) -> Any:
+        b = self._b
+        region_in, region_out, *_ = product
+        entries, blocks = product.entries(b.weights[self._weight].positions)
+        lists = lists_of(entries, blocks)
+        limits = None if blocks is None else blocks.limits
+        gate = columns["gate"]
+        return "products", BY_TILES, lists.rows, {
+            **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
+            "starts": b.table(lists.starts), "blocks": lists.blocks, "offsets": b.table(lists.offsets),
+            "which": -1 if lists.which is None else b.table(lists.which),
+            "limits": -1 if limits is None else b.table(limits.flatten()),
+            "kernel_y": 0 if blocks is None else blocks.kernel_y, "kernel_x": 0 if blocks is None else blocks.kernel_x,
+            "row_out": b.table(region_out.rows()), "values": b.leaves[self._weight].first, "across": 0, "pool": 0,
+            "codes": -1, **no_buffer("b"), **columns, "gate": -1 if gate < 0 else region_out.shifted(gate),
+        }  # fmt: skip
