@@ -21,6 +21,7 @@ NARROW = {
     "vgg19": {"width": "0.25"},
     "wrn-28-10": {"width": "1"},
     "vit-tiny": {"layers": "3"},
+    "lstm": {"width": "32"},
 }
 #: Not the smallest of their family.
 LONG = ("alexnet", "resnet34", "resnet50", "resnet56", "densenet121", "vgg11", "vgg13", "vgg16", "vgg19")
@@ -33,7 +34,8 @@ def small_case(arch: str, side: int = 16) -> tuple[lf.Model, lf.Dataset]:
     shape = (8,) if text else (3, side, side)
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, CLASSES, (24, *shape), generator=draw) if text else torch.randn(24, *shape, generator=draw)
-    y = torch.randint(0, CLASSES, (24, 8) if text else (24,), generator=draw)
+    places = (side, side) if NETWORKS[arch].targets == "pixels" else (8,) if text else ()
+    y = torch.randint(0, CLASSES, (24, *places), generator=draw)
     data = lf.data.from_tensors("random", (x, y), (x[:9], y[:9]), val=8, classes=CLASSES)
     return build(arch, shape, CLASSES, NARROW.get(arch), data.inputs), data
 
@@ -43,8 +45,9 @@ def small_case(arch: str, side: int = 16) -> tuple[lf.Model, lf.Dataset]:
 )
 def test_the_whole_way(arch: str, tmp_path: Path) -> None:
     model, data = small_case(arch)
-    start = lf.init(model, seed=1)
-    train = lf.train(model, data, optimizer=lf.sgd(0.01, 0.9, weight_decay=1e-3), steps=2, batch_size=8)
+    start, pixels = lf.init(model, seed=1), NETWORKS[arch].targets == "pixels"
+    asked = {"loss": lf.pixel_cross_entropy, "metric": lf.pixel_accuracy} if pixels else {}
+    train = lf.train(model, data, optimizer=lf.sgd(0.01, 0.9, weight_decay=1e-3), steps=2, batch_size=8, **asked)
     trained = train(start)
     assert not lf.same_bits(trained.params, start.params)
     pruned = lf.prune(density=0.1)(trained)
@@ -54,7 +57,7 @@ def test_the_whole_way(arch: str, tmp_path: Path) -> None:
     again = train(rewound)
     for name, mask in again.masks.items():
         assert not again.params[name][~mask].any()
-    assert 0 <= lf.accuracy_on(model, again, data) <= 1
+    assert 0 <= lf.accuracy_on(model, again, data, metric=asked.get("metric", lf.accuracy)) <= 1
     lf.save_ticket(tmp_path / "t.safetensors", lf.ticket(rewound))
     ticket, _ = lf.load_ticket(tmp_path / "t.safetensors")
     assert lf.same_bits(ticket, lf.ticket(rewound))
@@ -117,6 +120,8 @@ def test_options_change_the_network() -> None:
         ("vit-tiny", (3, 30, 30), {}, r"patches of 4×4 tile \(--arch-option patch=N\), these are 30×30"),
         ("vit-tiny", (3, 32, 32), {"width": "100"}, r"invalid value 'width=100' \(expected a multiple of the 3 heads"),
         ("resnet20", (3, 32, 32), {"wide": "2"}, r"--arch-option: unknown name 'wide'; did you mean 'width'"),
+        ("unet", (3, 36, 32), {}, r"'unet' halves images 3 times \(--arch-option depth=N\), and these are 36×32"),
+        ("unet", (3, 32, 32), {"depth": "0"}, r"invalid value 'depth=0' \(expected 1 or more"),
         ("char-transformer", (3, 32, 32), {}, r"works on text, numbers of characters .* not on numbers of shape"),
     ],
 )

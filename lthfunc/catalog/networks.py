@@ -36,11 +36,13 @@ class NetworkEntry(Entry):
     """min_side: the minimum height and width of an image. arguments: of its target.
 
     inputs: "images" (channels, height, width); "text" (length,), numbers of characters; or "numbers" of any shape.
+    targets: "pixels" where it tells each pixel's class.
     """
 
     min_side: int = 1
     recipe: Recipe = _DEEP
     inputs: str = "images"
+    targets: str = "classes"
     aliases: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,6 +111,14 @@ NETWORKS = Registry("models", "--arch", {
     "char-transformer": NetworkEntry(
         ".models.transformers:CharTransformer", "which character comes next: 4 layers, width 128",
         recipe=Recipe("adamw", 1e-3, 32, 0.0, 0.01), inputs="text",
+    ),
+    "lstm": NetworkEntry(
+        ".models.recurrent:CharLSTM", "which character comes next: 2 LSTM layers of 256", "Zaremba et al. 2014",
+        recipe=Recipe("adam", 2e-3, 32), inputs="text",
+    ),
+    "unet": NetworkEntry(
+        ".models.encoder_decoder:UNet", "U-Net, a class for each pixel", "Ronneberger et al. 2015", min_side=8,
+        recipe=Recipe("adam", 1e-3, 16), targets="pixels",
     ),
 })  # fmt: skip
 

@@ -42,6 +42,8 @@ def build_for(
     """
     name, data = canonical(name, "name"), check_data(data)
     places = tuple(data.train.y.shape[1:]) if data.pixels else ()
+    if name in NETWORKS and NETWORKS[name].targets == "pixels" and not (places or any_outputs):
+        raise UnfitInputsError(f"--arch: {name!r} tells the class of each pixel, and {data.name} has no such targets")
     model = build(
         name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs, places=places
     )

@@ -24,6 +24,7 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.lowerings.dense import feeds_multipliers
 from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.python_losses import computes_loss
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.loss_context import ContextLoss
 from lthfunc.training.losses import Loss
@@ -138,4 +139,5 @@ def check_mode(work: Work, stored: Stored, *, training: bool) -> None:
     buffers = dict(work.model.training.named_buffers())
     nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}
     graph = captured(work.model, stored.shape, training=training)
-    program_of(graph, params, buffers, nothing, batch=1, stored=stored, epilogue=Epilogue(gradients=training))
+    epilogue = Epilogue("cross_entropy" if computes_loss(work) else None, gradients=training)
+    program_of(graph, params, buffers, nothing, batch=1, stored=stored, epilogue=epilogue)

@@ -23,7 +23,7 @@ _CHUNK = 512
 
 
 class SparseProgram:
-    """Maps inputs (n, ...) to outputs (n, features), float32 on the CPU, in evaluation mode.
+    """Maps inputs (n, ...) to outputs (n, …), float32 on the CPU, in evaluation mode.
 
     It is made ready for a size of batch when that size first comes, in a few milliseconds, and keeps its own copy of
     the weights.
@@ -51,7 +51,8 @@ class SparseProgram:
         outputs: Tensor = infer(
             program, workspace.activations, workspace.values, workspace.constants, x.contiguous(), single
         )
-        return outputs
+        shape = workspace.program.outputs
+        return outputs if len(shape) == 1 else outputs.view(len(x), *shape)
 
     def _made(self, x: Tensor) -> Any:
         """What a call for a batch of this size needs. One memory serves all batches of as many tiles, and one another

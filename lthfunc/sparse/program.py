@@ -86,9 +86,10 @@ def program_of(
     counters: list[str] = []
     given = _given(graph, _load(b, stored))
     output = _interpreted(b, graph, given, counters)
-    if not graph.outputs.single or not isinstance(output, View) or not output.flat:
+    if not graph.outputs.single or not isinstance(output, View) or not (output.flat or epilogue.loss is None):
         raise UserError(
-            f"--engine: sparse takes networks with outputs (batch, features); those of {graph.name} are others"
+            f"--engine: sparse takes networks with outputs (batch, features); those of {graph.name} are others, which "
+            "only a loss of them takes"
         )
     output = output._replace(value=fuse(b.operations, [output.value])[0])
     for operation in b.operations:
