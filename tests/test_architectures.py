@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def small_case(arch: str, side: int = 16) -> tuple[lf.Model, lf.Dataset]:
 def test_the_whole_way(arch: str, tmp_path: Path) -> None:
     model, data = small_case(arch)
     start, pixels = lf.init(model, seed=1), NETWORKS[arch].targets == "pixels"
-    asked = {"loss": lf.pixel_cross_entropy, "metric": lf.pixel_accuracy} if pixels else {}
+    asked: Any = {"loss": lf.pixel_cross_entropy, "metric": lf.pixel_accuracy} if pixels else {}
     train = lf.train(model, data, optimizer=lf.sgd(0.01, 0.9, weight_decay=1e-3), steps=2, batch_size=8, **asked)
     trained = train(start)
     assert not lf.same_bits(trained.params, start.params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ def test_a_step_of_a_u_net() -> None:
     data = images(19)
     model = lf.models.unet((2, 8, 16), CLASSES, width=4)
     start = lf.prune(density=0.4)(lf.init(model, seed=3))
-    losses = {"loss": lf.pixel_cross_entropy, "metric": lf.mean_iou}
+    losses: Any = {"loss": lf.pixel_cross_entropy, "metric": lf.mean_iou}
     after = lf.train(
         model, data, optimizer=lf.sgd(1.0), steps=1, batch_size=18, engine=lf.sparse_engine, **losses
     )(start)  # fmt: skip
@@ -50,10 +52,10 @@ def test_a_step_of_a_u_net() -> None:
     trainer = lf.make_trainer(
         model, data, optimizer=lf.sgd(1.0), batch_size=18, engine=lf.sparse_engine, **losses
     )  # fmt: skip
-    (found,) = trainer.engine.measure([after], data.test)
+    (measured,) = trainer.engine.measure([after], data.test)
     expected = apply_evaluating(model, after.params, after.buffers, data.test.x)
-    assert found.loss == pytest.approx(float(lf.pixel_cross_entropy(expected, data.test.y)), rel=1e-4)
-    assert found.accuracy == pytest.approx(float(lf.mean_iou(expected, data.test.y)), rel=1e-4)
+    assert measured.loss == pytest.approx(float(lf.pixel_cross_entropy(expected, data.test.y)), rel=1e-4)
+    assert measured.accuracy == pytest.approx(float(lf.mean_iou(expected, data.test.y)), rel=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 17])

@@ -67,7 +67,8 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 @lowers(aten.pad.default, aten.constant_pad_nd.default)
 def pad(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A number, or what an image repeats, around it; where an amount is negative, less of it."""
-    view, amounts = args[0], list(args[1])
+    view: View = args[0]
+    amounts = list(args[1])
     mode, value = argument(args, 2, "constant"), argument(args, 3, None)
     if args[2:] and not isinstance(args[2], str):  # constant_pad_nd(x, amounts, value)
         mode, value = "constant", args[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from lthfunc.sparse.builder import Builder, Operation, Value, View
@@ -53,11 +54,15 @@ def _shuffled(b: Builder, view: View, buffer: TileBuffer, factor: int, *, spread
     def copies(read: TileBuffer, into: TileBuffer, accumulate: int, *, spread: bool) -> None:
         one, other = (channels_of, places_of) if spread else (places_of, channels_of)
         small = read if spread else into
-        for number in range(factor**2):
-            b.emit(lambda number=number: ("copy", BY_TILES, small.channels // factor**2, {
+
+        def one_copy(number: int) -> Any:
+            return "copy", BY_TILES, small.channels // factor**2, {
                 **one("in", read, number), **other("out", into, number), **small.sides,
                 "accumulate": accumulate, "gate": -1,
-            }))  # fmt: skip
+            }  # fmt: skip
+
+        for number in range(factor**2):
+            b.emit(functools.partial(one_copy, number))
 
     def emit(operation: Operation) -> None:
         (x,) = operation.inputs

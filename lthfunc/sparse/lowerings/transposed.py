@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
@@ -71,11 +72,12 @@ class _Transposed:
         b, out, (x,) = self._b, operation.out, operation.inputs
         b.hold(out.buffer)
         normalised = operation.fused.get(FusedStep.NORMALISE)
+        columns = {
+            "bias": self._bias_at, "relu": int(out.rectified), "accumulate": 0, "gate": -1,
+            "saved": -1 if normalised is None else normalised.kept,
+        }  # fmt: skip
         for phase in self._lists.of_outputs(x.buffer, out.buffer):
-            b.emit(lambda phase=phase: self._products(phase, {
-                "bias": self._bias_at, "relu": int(out.rectified), "accumulate": 0, "gate": -1,
-                "saved": -1 if normalised is None else normalised.kept,
-            }))  # fmt: skip
+            b.emit(functools.partial(self._products, phase, columns))
         b.backward.append(lambda: self._gradients(x, out))
 
     def _gradients(self, x: Value, out: Value) -> None:
