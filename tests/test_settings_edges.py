@@ -59,6 +59,7 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("gradient_weight", [0.0, 1e9], [-1e-9], "a number of at least 0"),
     ("min_salient", [0.0, 1.0], [-1e-9, 1 + 1e-15], r"a number in \[0, 1\]"),
     ("backward_density", [1e-300, 1.0], [0.0, 1 + 1e-15], r"a number in \(0, 1\]"),
+    ("gate_rate", [1e-300, 1e9], [0.0], "a number above 0"),
     ("label_smoothing", [0.0, 1 - 1e-16], [-1e-9, 1.0], r"a number in \[0, 1\)"),
     ("distill_weight", [0.0, 1.0], [-1e-9, 1 + 1e-15], r"a number in \[0, 1\]"),
     ("temperature", [1e-300, 1e9], [0.0], "a number above 0"),

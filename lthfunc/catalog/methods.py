@@ -87,6 +87,14 @@ def _trained_masks(about: str, source: str, target: str, allocate: str) -> Metho
     )  # fmt: skip
 
 
+def _gated(about: str, source: str, target: str, gate_rate: float) -> MethodEntry:
+    """One training, of gates or thresholds as well as weights."""
+    return _untrained(
+        about, source, f"trained_gates:{target}", takes=("gate_rate",), defaults={"gate_rate": gate_rate},
+        score="magnitude", structure="unstructured", compact=False,
+    )  # fmt: skip
+
+
 def _block_by_block(target: str, about: str, source: str, **settings: Any) -> MethodEntry:
     """One pruning of the trained network, for the inputs that its layers get."""
     return _method(
@@ -162,6 +170,13 @@ METHODS = Registry("methods", "--method", {
         "Top-KAST: the largest weights compute, more of them learn", "Jayakumar et al. 2020", "top_kast:top_kast",
         takes=("backward_density",), score="magnitude", allocate="uniform", structure="unstructured", compact=False,
     ),
+    "str": _gated(
+        "STR: a soft threshold trained for each layer", "Kusupati et al. 2020", "soft_threshold", 50.0,
+    ),
+    "continuous-sparsification": _gated(
+        "every weight's gate trained, and sharpened", "Savarese et al. 2020", "continuous", 1.0,
+    ),
+    "l0": _gated("L0: the chances of hard concrete gates trained", "Louizos et al. 2018", "l0", 50.0),
     "supermask": _trained_masks(
         "Zhou et al.: random weights, a Bernoulli mask trained", "Zhou et al. 2019, sec. 5", "supermask", "uniform",
     ),

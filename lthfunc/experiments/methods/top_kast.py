@@ -9,6 +9,7 @@ from torch import Tensor
 from lthfunc.errors import invalid
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.methods.trained_masks import (
+    around,
     as_they_are,
     largest,
     through,
@@ -18,7 +19,7 @@ from lthfunc.experiments.methods.trained_masks import (
 )
 from lthfunc.experiments.trained_masks import TrainedMasks
 from lthfunc.sparsify.budgets import uniform
-from lthfunc.training.chain import ChainContext, Part, chain
+from lthfunc.training.chain import ChainContext, Part
 from lthfunc.training.parametrize import straight_through, top_k_mask, trained_name
 from lthfunc.trees.types import Buffers, Params
 
@@ -50,7 +51,7 @@ def top_kast(plan: Plan, backward_density: float | None) -> Plan:
             return {**trained, **{name: one(name) for name in names}}
 
         counts = {trained_name(name): (forward[name], backward[name]) for name in names}
-        optimizer = chain(_exploring(counts, density), plan.trainer.work.optimizer, _holding(counts))
+        optimizer = around(plan.trainer.work.optimizer, (_exploring(counts, density),), (_holding(counts),))
         return trained_masks(plan, "top-kast", as_they_are, weights, weights, largest(full, keep), optimizer)
 
     return through(plan, of_density)

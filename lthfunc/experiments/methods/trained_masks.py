@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lthfunc.sparsify.allocation import KeepCounts
 from lthfunc.sparsify.budgets import erk, uniform
 from lthfunc.sparsify.scores import magnitude
 from lthfunc.sparsify.structures import unstructured
+from lthfunc.training.chain import Part, chain
 from lthfunc.training.optimizers import Optimizer, adam
 from lthfunc.training.parametrize import (
     WeightFunction,
@@ -177,6 +178,13 @@ def through(plan: Plan, of_density: Callable[[float], TrainedMasks]) -> Plan:
     """The plan with trainings of masks, which start from the dense network."""
     each = tuple(of_density(plan.density_of(number)) for number in range(1, plan.rounds + 1))
     return plan._replace(densities=(1.0,) * plan.rounds, through=each)
+
+
+def around(optimizer: Optimizer, before: Sequence[Part] = (), after: Sequence[Part] = ()) -> Optimizer:
+    """The optimiser with parts right before and right after its own update, inside of those that it has already."""
+    parts = optimizer.parts or (optimizer,)
+    place = next(at for at, part in enumerate(parts) if isinstance(part, Optimizer))
+    return chain(*parts[:place], *before, parts[place], *after, *parts[place + 1 :])
 
 
 def trained_masks(

@@ -58,6 +58,10 @@ class Methods:
         None, "Density of the weights that Top-KAST trains, of which the largest compute.",
         PRUNING, ("prune",), default="twice the density",
     )  # fmt: skip
+    gate_rate: Annotated[float, Gt(0)] | None = setting(
+        None, "How many times as fast as weights their gates and thresholds learn.",
+        PRUNING, ("prune",), default="50; 1 for continuous-sparsification",
+    )  # fmt: skip
     blocks: tuple[str, ...] = setting(
         (),
         "Submodules that are pruned one after the other, such as 'layers.*'; repeatable. By default those of one class "
