@@ -72,12 +72,15 @@ class _Transposed:
         b, out, (x,) = self._b, operation.out, operation.inputs
         b.hold(out.buffer)
         normalised = operation.fused.get(FusedStep.NORMALISE)
-        columns = {
-            "bias": self._bias_at, "relu": int(out.rectified), "accumulate": 0, "gate": -1,
-            "saved": -1 if normalised is None else normalised.kept,
-        }  # fmt: skip
+
+        def one_phase(phase: Product) -> Any:
+            return self._products(phase, {
+                "bias": self._bias_at, "relu": int(out.rectified), "accumulate": 0, "gate": -1,
+                "saved": -1 if normalised is None else normalised.kept,
+            })  # fmt: skip
+
         for phase in self._lists.of_outputs(x.buffer, out.buffer):
-            b.emit(functools.partial(self._products, phase, columns))
+            b.emit(functools.partial(one_phase, phase))
         b.backward.append(lambda: self._gradients(x, out))
 
     def _gradients(self, x: Value, out: Value) -> None:
