@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.sparse.builder import MachineCode
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
 from lthfunc.sparse.lowerings import dense
+from lthfunc.sparse.machine_code import MachineCode
 from lthfunc.sparse.partition import Input, partition
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.regions import region_program
@@ -82,12 +82,13 @@ class Parts(NamedTuple):
     lists: Tensor
     constants: Tensor
     vectors: int
+    local: int
     values: int
     batch: int
 
     def made(self) -> int:
         number: int = torch.ops.lthfunc.make_program(
-            self.rows, self.lists, self.vectors, self.values, len(self.constants), self.batch
+            self.rows, self.lists, self.vectors, self.local, self.values, len(self.constants), self.batch
         )
         return number
 
@@ -125,7 +126,7 @@ def programs() -> tuple[Parts, ...]:
 
 
 def parts_of(code: MachineCode) -> Parts:
-    return Parts(code.rows, code.lists, code.constants, code.vectors, code.values, code.batch)
+    return Parts(code.rows, code.lists, code.constants, code.vectors, code.local, code.values, code.batch)
 
 
 def mutated(parts: Parts, rng: random.Random) -> Parts:
@@ -135,7 +136,7 @@ def mutated(parts: Parts, rng: random.Random) -> Parts:
     for _ in range(rng.randint(1, 3)):
         where = rng.random()
         if where < 0.1:
-            name = rng.choice(("vectors", "values", "batch"))
+            name = rng.choice(("vectors", "local", "values", "batch"))
             sizes[name] = rng.choice((0, 1, rng.randint(0, getattr(parts, name)), getattr(parts, name) + 16))
         elif where < 0.3:
             lists[rng.randrange(len(lists))] = number(rng, int(rng.choice(lists)))

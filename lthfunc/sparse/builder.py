@@ -6,8 +6,6 @@ Whatever depends on addresses is a function that is called once all halos are kn
 
 from __future__ import annotations
 
-import functools
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -17,8 +15,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.kernels.instructions import BY_TILES, encoded
+from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
 
 #: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
@@ -36,12 +33,32 @@ class FusedStep(IntEnum):
 
 
 @dataclass(eq=False)
+class Normalised:
+    """What batch normalisation gave a value of: of `value`, with constants from `saved` on.
+
+    sums: each tile's of its gradient. summed: whether whoever writes the gradient's last part writes them. gates: the
+    gradient passes where the normalised value is above zero, which needs nothing but these constants.
+    """
+
+    value: Value
+    saved: int
+    sums: TileBuffer
+    summed: bool = False
+    gates: bool = False
+
+
+@dataclass(eq=False)
 class Value:
     """What an operation gives. Views (a flattened value) share one.
 
     needs: whether a gradient is wanted. rectified: whether ReLU was applied in place; whoever writes the last part of
     its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets. pending: writes
-    the value, with another one added to it or None; whoever reads it first calls this.
+    the value, with another one added to it or None; whoever reads it first calls this. pending_gradient: writes the
+    gradient; whoever reads that calls this.
+
+    sums: each tile's, for a batch normalisation; summable: whoever writes the value can write them. normalised: how
+    batch normalisation gave the value, if it did. rewrite: writes a local value once more, for gradients. legacy: gives
+    the memory of its gradient away once that was read. owed: parts of its gradient that others still are to write.
     """
 
     buffer: TileBuffer
@@ -51,6 +68,13 @@ class Value:
     grad: TileBuffer | None = None
     written: int = 0
     pending: Callable[[Value | None], None] | None = None
+    pending_gradient: Callable[[], None] | None = None
+    sums: TileBuffer | None = None
+    summable: bool = False
+    normalised: Normalised | None = None
+    rewrite: Callable[[], None] | None = None
+    legacy: Callable[[], bool] | None = None
+    owed: list[Callable[[], object]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -61,7 +85,8 @@ class Operation:
     gradient does. step: what it is to the operation before it, if that one can do it on the way. accepts: what it can
     do on the way itself. deferred: its value is written when it is first read. fused: the operations that it does on
     the way, in their order. host: the one that does this one. kept: what a fused operation keeps for its host: where
-    the constants of a normalisation lie, or the codes of maxima.
+    the constants of a normalisation lie, or the codes of maxima. reads_local: it reads its input, and gives that one's
+    gradient, tile by tile, so that a local buffer may hold it; gradient_local: and so it reads its own gradient.
     """
 
     inputs: list[Value]
@@ -73,6 +98,8 @@ class Operation:
     fused: dict[FusedStep, Operation] = field(default_factory=dict)
     host: Operation | None = None
     kept: Any = None
+    reads_local: bool = False
+    gradient_local: bool = False
 
 
 class View(NamedTuple):
@@ -89,11 +116,15 @@ class View(NamedTuple):
 
 
 class GradientTarget(NamedTuple):
-    """Where to write a gradient: added to what is there or not, and zeroed where `gate` is not above zero."""
+    """Where to write a gradient: added to what is there or not, and zeroed where `gate` is not above zero.
+
+    normalised: of its last part, how batch normalisation gave the value; whoever can may then write the sums as well.
+    """
 
     buffer: TileBuffer
     accumulate: bool
     gate: TileBuffer | None
+    normalised: Normalised | None = None
 
     @property
     def columns(self) -> dict[str, int]:
@@ -121,7 +152,7 @@ class Builder:
 
     leaves: where parameters lie among the values. weights: of the prunable leaves. shapes: of all parameters and
     buffers, when dense. statistics: where buffers lie among the constants. claimed: parameters that an operation has
-    the gradient of. spare: memory of gradients that were read already.
+    the gradient of. outputs: the network's, which are handed out. spare: memory of gradients that were read already.
     """
 
     batch: int
@@ -137,6 +168,7 @@ class Builder:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
     claimed: set[str] = field(default_factory=set)
+    outputs: set[Value] = field(default_factory=set)
     list_entries: int = 0
     spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
 
@@ -189,6 +221,11 @@ class Builder:
 
         Raises UserError where nothing wrote any, since the value does not lead to the network's output.
         """
+        for write in value.owed:
+            write()
+        if value.pending_gradient is not None:
+            write, value.pending_gradient = value.pending_gradient, None
+            write()
         if value.grad is None:
             raise UserError("--engine: sparse takes networks all of whose operations lead to the output")
         return value.grad
@@ -203,7 +240,8 @@ class Builder:
             value.grad = kept.pop() if kept else self.allocate(*shape)
         value.written += 1
         last = value.written == value.uses
-        return GradientTarget(value.grad, value.written > 1, value.buffer if value.rectified and last else None)
+        gate = value.buffer if value.rectified and last else None
+        return GradientTarget(value.grad, value.written > 1, gate, value.normalised if last else None)
 
     def differentiate(
         self, x: Value, out: Value, write: Callable[[TileBuffer, GradientTarget], Late], *, gates: bool = True
@@ -234,65 +272,5 @@ class Builder:
     def release(self, value: Value) -> None:
         """The gradient was read for the last time."""
         buffer = self.gradient_of(value)
-        self.spare.setdefault(buffer.layout, []).append(buffer)
-
-
-@dataclass(eq=False)
-class MachineCode:
-    """A finished program. rows: its instructions (n, width); lists, constants; and sizes of the memory that it needs:
-    vectors of activations, values, and examples."""
-
-    rows: Tensor
-    lists: Tensor
-    constants: Tensor
-    vectors: int
-    values: int
-    batch: int
-
-    @functools.cached_property
-    def verified(self) -> int:
-        """The number of the machine's own copy, which lives as long as this object.
-
-        The kernels are loaded now, and built where they were not yet: what only checks a network waits for no compiler.
-        Raises ValueError where an instruction could read or write outside the memory that it is given.
-        """
-        load_kernels()
-        number: int = torch.ops.lthfunc.make_program(
-            self.rows, self.lists, self.vectors, self.values, len(self.constants), self.batch
-        )
-        weakref.finalize(self, torch.ops.lthfunc.free_program, number).atexit = False
-        return number
-
-
-def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
-    """About how many vectors an instruction touches."""
-    if "entries" in columns:
-        positions = columns.get("count", columns.get("ny", 1) * columns.get("nx", 1))
-        return rows * columns["entries"] * positions * tiles
-    if "starts" in columns and "ny" in columns:
-        entries = int(lists[columns["starts"] + rows * columns["blocks"]])
-        positions = 1 if columns["across"] else columns["ny"] * columns["nx"]
-        return entries * positions * tiles
-    if "features" in columns:
-        return rows * columns["features"] * tiles
-    if "last" in columns:
-        return (columns["last"] - columns["first"]) // 4
-    sides = columns.get("height", columns.get("out_height", 1)) * columns.get("width", columns.get("out_width", 1))
-    return rows * sides * tiles
-
-
-def finished(builder: Builder) -> MachineCode:
-    """Lay out memory and write all instructions down."""
-    vectors = 0
-    for buffer in builder.tile_buffers:
-        buffer.base = vectors
-        vectors += builder.tiles * buffer.tile
-    made = [late() for late in builder.instructions]
-    lists = torch.cat(builder.lists) if builder.lists else torch.zeros(0, dtype=torch.int32)
-    rows = [
-        encoded(name, split, count, _work(builder.tiles, lists, count, columns), **columns)
-        for name, split, count, columns in made
-    ]
-    constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
-    values = sum(leaf.size for leaf in builder.leaves.values())
-    return MachineCode(torch.tensor(rows, dtype=torch.int64), lists, constants, vectors, values, builder.batch)
+        if not (value.legacy is not None and value.legacy()) and not buffer.local:
+            self.spare.setdefault(buffer.layout, []).append(buffer)

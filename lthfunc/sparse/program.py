@@ -11,12 +11,13 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, store
-from lthfunc.sparse.builder import Builder, Leaf, MachineCode, Value, View, Weights, finished
+from lthfunc.sparse.builder import Builder, Leaf, Value, View, Weights
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import counts_steps, lowered, no_rule
 from lthfunc.sparse.kernels.instructions import WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
+from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by
 from lthfunc.trees.types import Buffers, Masks, Params, Scale
@@ -92,6 +93,7 @@ def program_of(
             "only a loss of them takes"
         )
     output = output._replace(value=fuse(b.operations, [output.value])[0])
+    b.outputs.add(output.value)
     for operation in b.operations:
         for read in operation.inputs:
             b.read(read)

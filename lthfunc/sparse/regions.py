@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.sparse.boundaries import load_gradient, loaded, store, store_input_gradient
-from lthfunc.sparse.builder import Builder, Leaf, MachineCode, Value, View, finished
+from lthfunc.sparse.builder import Builder, Leaf, Value, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import lowered
 from lthfunc.sparse.lowerings.interface import aten
+from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.partition import Part, Partition, add_leaves, leaves_of
 
 Shape = tuple[int, ...]
@@ -69,6 +70,7 @@ def region_program(
     views: list[View] = [known[node] for node in part.gives]
     given = fuse(b.operations, [view.value for view in views])
     outputs = list(dict.fromkeys(given))  # a value and the same, flattened, are one
+    b.outputs.update(outputs)
     for operation in b.operations:
         for read in operation.inputs:
             b.read(read)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -15,12 +16,20 @@ LANES = CONSTANTS["LANES"]
 VECTOR_BYTES = 4 * LANES
 
 
+class Local(IntEnum):
+    """What memory of one tile at a time holds: a value, or a gradient. Those of one kind and layout share it."""
+
+    VALUE = 1
+    GRADIENT = 2
+
+
 @dataclass(eq=False)
 class TileBuffer:
     """A value of shape (channels, height, width) for each example: ``[tile][channel][row][column][16]``.
 
     halo: rows and columns of zeros around each channel, which padded convolutions read. It grows while a program is
-    put together and is settled before memory is laid out. base: its first vector in the activations.
+    put together and is settled before memory is laid out. base: its first vector in the activations. local: it holds
+    one tile at a time, for the instructions right behind the one that writes it.
     """
 
     channels: int
@@ -28,6 +37,7 @@ class TileBuffer:
     width: int
     halo: int = 0
     base: int = -1
+    local: Local | None = field(default=None, kw_only=True)
 
     @property
     def row(self) -> int:
@@ -42,6 +52,11 @@ class TileBuffer:
     @property
     def tile(self) -> int:
         """Vectors from one tile to the next."""
+        return 0 if self.local else self.vectors
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a tile."""
         return self.channels * self.channel
 
     @property

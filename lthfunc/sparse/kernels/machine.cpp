@@ -2,7 +2,8 @@
 //
 // Instructions next to each other that never mix examples run tile by tile, so that what one has written is still in
 // a cache when the next reads it; threads share the tiles. The others are split by rows. Sums over tiles are added up
-// in one order, so results don't depend on the number of threads.
+// in one order, so results don't depend on the number of threads. Local buffers hold one tile at a time and so stay in
+// a cache; each thread has the copy of its first tile.
 #include <stdexcept>
 #include <unordered_map>
 
@@ -60,6 +61,15 @@ void add_up(const i64* row, const Workspace& workspace) {
   }
 }
 
+// Instructions that find local buffers in a copy of them.
+std::vector<i64> moved(const Program& program, i64 begin, i64 end, i64 copy) {
+  std::vector<i64> rows(program.row(begin), program.row(end));
+  for (const auto& place : program.local_places)
+    if (begin <= place.row && place.row < end)
+      rows[static_cast<std::size_t>((place.row - begin) * program.width + place.column)] += copy * program.local;
+  return rows;
+}
+
 void run_tiles(const Program& program, i64 begin, i64 end, Workspace& workspace, bool threads) {
   i64 work = 0;
   for (i64 k = begin; k < end; ++k) work += head(program.row(k)).work;
@@ -67,9 +77,14 @@ void run_tiles(const Program& program, i64 begin, i64 end, Workspace& workspace,
   const auto tiles = [&](i64 from, i64 to) {
     Workspace mine = workspace;
     if (!threads) mine.partials = nullptr;
+    const std::vector<i64> copy = from > 0 ? moved(program, begin, end, from) : std::vector<i64>();
+    const i64* const rows = from > 0 ? copy.data() : program.row(begin);
     for (i64 tile = from; tile < to; ++tile) {
       if (threads) mine.gradients = workspace.partials + tile * workspace.numbers;
-      for (i64 k = begin; k < end; ++k) execute(program.row(k), mine, {tile, tile + 1, 0, head(program.row(k)).rows});
+      for (i64 k = 0; k < end - begin; ++k) {
+        const i64* const row = rows + k * program.width;
+        execute(row, mine, {tile, tile + 1, 0, head(row).rows});
+      }
     }
   };
   if (!threads) return tiles(0, workspace.tiles);

@@ -99,7 +99,7 @@ void layer_products(const Tiles& input, Vector<float> values, Vector<float> bias
   row.which = lists.which.first ? row.offsets + lists.offsets.count : -1;
   row.row_out = static_cast<i64>(all.size()) - row.rows;
   row.bias = bias.first ? values.count : -1;
-  row.limits = row.gate = row.codes = row.saved = row.b = -1;
+  row.limits = row.gate = row.codes = row.saved = row.b = row.sums = row.norm = -1;
   row.across = in.across;
   parallel_for(0, in.across ? row.rows : workspace.tiles, 1, [&](i64 from, i64 to) {
     Workspace mine = workspace;

@@ -4,7 +4,7 @@
 // multiply-adds with memory operands. No lane depends on the mask, so no pattern of survivors is slower than another.
 #include <algorithm>
 
-#include "regions.h"
+#include "batch_sums.h"
 
 namespace lthfunc {
 namespace {
@@ -46,7 +46,8 @@ struct Some {
 
 // All rows of one stretch of outputs.
 template <int Sums, bool Unit, bool Indexed>
-void stretch(const products_row& op, const Workspace& m, Region region, Some blocks, i64 from, i64 to) {
+void stretch(const products_row& op, const Workspace& m, Region region, const Norm& norm, Some blocks, i64 from,
+             i64 to) {
   const i32* const starts = m.lists + op.starts;
   const i32* const offsets = m.lists + op.offsets;
   const i32* const which = m.lists + op.which;
@@ -67,7 +68,7 @@ void stretch(const products_row& op, const Workspace& m, Region region, Some blo
     }
     run_list<Sums, Unit, Indexed>(sum, region.in, region.in_step, offsets + begin, which + begin,
                                   Indexed ? values : values + begin, end - begin);
-    if (blocks.finish) finish(sum, op, m, region, row, row_out[row]);
+    if (blocks.finish) finish(sum, op, m, region, norm, row, row_out[row]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
   }
@@ -115,7 +116,8 @@ LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, co
 // All rows of one stretch, whose sums stay in registers while one kernel column after the other adds to those of them
 // that lie inside the image for it.
 template <int Sums>
-void windowed_stretch(const products_row& op, const Workspace& m, Region region, Window window, i64 from, i64 to) {
+void windowed_stretch(const products_row& op, const Workspace& m, Region region, const Norm& norm, Window window,
+                      i64 from, i64 to) {
   const i32* const row_out = m.lists + op.row_out;
   const float* const values = m.values + op.values;
   const i64 in_part = op.kernel_x * op.kernel_y, parts = op.blocks / in_part;
@@ -134,7 +136,7 @@ void windowed_stretch(const products_row& op, const Workspace& m, Region region,
       run_windowed(window.left(column) * (MAX_MISSING + 1) + window.right(column), sum, region.in,
                    m.lists + op.offsets + begin, m.lists + op.which + begin, values, count);
     }
-    if (window.part == parts - 1) finish(sum, op, m, region, row, row_out[row]);
+    if (window.part == parts - 1) finish(sum, op, m, region, norm, row, row_out[row]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
   }
@@ -142,7 +144,7 @@ void windowed_stretch(const products_row& op, const Workspace& m, Region region,
 
 // 2 × 2 maxima of a stretch of outputs, which never leave the registers: two rows of 2 · Pairs sums.
 template <int Pairs, bool Unit>
-void pooled_stretch(const products_row& op, const Workspace& m, Region region, Some, i64 from, i64 to) {
+void pooled_stretch(const products_row& op, const Workspace& m, Region region, const Norm&, Some, i64 from, i64 to) {
   constexpr int Sums = 2 * Pairs;
   const i32* const starts = m.lists + op.starts;
   const i32* const offsets = m.lists + op.offsets;
@@ -173,7 +175,7 @@ void pooled_stretch(const products_row& op, const Workspace& m, Region region, S
   }
 }
 
-using Stretch = void (*)(const products_row&, const Workspace&, Region, Some, i64, i64);
+using Stretch = void (*)(const products_row&, const Workspace&, Region, const Norm&, Some, i64, i64);
 
 template <int Sums>
 Stretch choose(bool unit, bool indexed) {
@@ -233,11 +235,12 @@ void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 coun
   const bool unit = op.in_x == 1;
   // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
   const i64 most = op.pool ? MAX_PAIRS : op.across ? std::min<i64>(op.across, MAX_SUMS) : MAX_SUMS;
-  stretches(op, m, tile, y, count, most, [&](const Region& region, i64, i64 size) {
-    if (op.pool) return pooled_of(size, unit)(op, m, region, {0, op.blocks, true, true}, part.row, part.rows);
+  stretches(op, m, tile, y, count, most, [&](const Region& region, i64 x, i64 size) {
+    const Norm norm = norm_of(op, m, tile, y, x);
+    if (op.pool) return pooled_of(size, unit)(op, m, region, norm, {0, op.blocks, true, true}, part.row, part.rows);
     const Stretch kernel = stretch_of(size, unit, op.which >= 0);
     for (i64 block = 0; block < op.blocks; ++block)
-      kernel(op, m, region, {block, block + 1, block == 0, block == op.blocks - 1}, part.row, part.rows);
+      kernel(op, m, region, norm, {block, block + 1, block == 0, block == op.blocks - 1}, part.row, part.rows);
   });
 }
 
@@ -251,8 +254,9 @@ void windowed(const products_row& op, const Workspace& m, i64 tile, i64 y, Part 
   while (to > from && !(rows[2 * to - 2] <= y && y < rows[2 * to - 1])) --to;
   stretches(op, m, tile, y, op.nx, MAX_SUMS, [&](const Region& region, i64 x, i64 size) {
     const auto kernel = windowed_of(size);
+    const Norm norm = norm_of(op, m, tile, y, x);
     for (i64 channels = 0; channels < op.blocks / (op.kernel_x * op.kernel_y); ++channels)
-      kernel(op, m, region, {columns, x, size, channels, from, to}, part.row, part.rows);
+      kernel(op, m, region, norm, {columns, x, size, channels, from, to}, part.row, part.rows);
   });
 }
 
@@ -267,6 +271,7 @@ void verify(const products_row& op, Verifier& v) {
   const Range which = op.which < 0 ? Range{0, entries - 1} : v.list("which", op.which, entries);
   if (entries > 0) v.values("values", op.values, {{1, 0}}, which);
   verify_region(op, v, entries, v.offsets("offsets", op.offsets, entries), op.across > 0);
+  if (op.sums >= 0) verify_sums(op, v);
   if (op.limits < 0) return;
   v.require(op.which >= 0 && !op.across && !op.pool && op.in_x == 1, "limits: of a convolution's gradient");
   v.require(op.kernel_y > 0 && op.kernel_x > 0 && op.kernel_y * op.kernel_x <= op.blocks &&

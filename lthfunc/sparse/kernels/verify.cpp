@@ -2,6 +2,7 @@
 #include "verify.h"
 
 #include <algorithm>
+#include <sstream>
 #include <stdexcept>
 
 #include "single.h"
@@ -19,13 +20,25 @@ constexpr i64 MOST_KEPT = 16;
 constexpr struct {
   const char* name;
   i64 columns;
+  const char* names;
   void (*verify)(const i64*, Verifier&);
 } instructions[] = {
-#define INSTRUCTION(name, ...)              \
-  {#name, sizeof(name##_row) / sizeof(i64), \
+#define INSTRUCTION(name, ...)                            \
+  {#name, sizeof(name##_row) / sizeof(i64), #__VA_ARGS__, \
    [](const i64* row, Verifier& v) { verify(*reinterpret_cast<const name##_row*>(row), v); }},
 #include "instructions.def"
 };
+
+// Columns of an instruction that say where a buffer lies: those that have a step to the next tile.
+std::vector<i64> buffers_of(const char* names) {
+  std::vector<std::string> columns;
+  std::istringstream text(names);
+  for (std::string name; std::getline(text >> std::ws, name, ',');) columns.push_back(name);
+  std::vector<i64> found;
+  for (std::size_t k = 0; k < columns.size(); ++k)
+    if (std::count(columns.begin(), columns.end(), columns[k] + "_tile")) found.push_back(HEAD + static_cast<i64>(k));
+  return found;
+}
 
 bool sums_up(i64 opcode) {
   return opcode == op_weight_gradients || opcode == op_dense_convolution_gradients ||
@@ -57,6 +70,8 @@ void Verifier::check() {
     for (i64 k = HEAD; k < instructions[h.opcode].columns; ++k)
       require(row[k] >= -1 && row[k] < LARGEST, "a column is out of range");
     instructions[h.opcode].verify(row, *this);
+    for (const i64 column : buffers_of(instructions[h.opcode].names))
+      if (row[column] >= vectors() - program.local) program.local_places.push_back({at_, column});
   }
   program.single = has_single(program);
 }
@@ -74,11 +89,11 @@ void Verifier::inside(const char* name, const char* memory, i64 size, i64 first,
 }
 
 void Verifier::activations(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside) const {
-  inside(name, "activations", program.vectors, first, axes, beside);
+  inside(name, "activations", vectors(), first, axes, beside);
 }
 
 void Verifier::floats(const char* name, i64 vector, std::initializer_list<Axis> axes, Range beside) const {
-  inside(name, "activations", program.vectors * LANES, vector * LANES, axes, beside);
+  inside(name, "activations", vectors() * LANES, vector * LANES, axes, beside);
 }
 
 void Verifier::values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside) const {

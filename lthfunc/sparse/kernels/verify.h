@@ -21,8 +21,14 @@ struct Program {
   i64 inputs_until = 0;                    // the instruction behind the last that reads inputs
   i64 gradients_from = i64{1} << 62;       // the first that writes gradients
   bool writes_gradients = false, reads_targets = false, single = false;
+  i64 local = 0;          // vectors of local buffers, of which each tile has room for a copy at the activations' end
   i64 kept = 0;           // rows of what an optimiser keeps
   bool averages = false;  // of values: it reads the clock
+
+  struct Place {
+    i64 row, column;
+  };
+  std::vector<Place> local_places;  // columns that say where a local buffer lies, in the order of rows
 
   i64 count() const { return static_cast<i64>(rows.size()) / width; }
   const i64* row(i64 k) const { return rows.data() + k * width; }
@@ -66,6 +72,8 @@ class Verifier {
   const i64 tiles;
 
  private:
+  // Vectors of the activations that one copy of local buffers reaches to.
+  i64 vectors() const { return program.vectors - (tiles - 1) * program.local; }
   void inside(const char* name, const char* memory, i64 size, i64 first, std::initializer_list<Axis> axes,
               Range beside) const;
   [[noreturn]] void refuse(const std::string& why) const;
@@ -83,6 +91,12 @@ class Verifier {
   if (op.gate >= 0)                                  \
   v.activations("gate", op.gate,                     \
                 {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
+
+// A normalisation's weights and biases, one a channel, where there are any.
+inline void verify_affine(i64 weight, i64 bias, i64 channels, const Verifier& v) {
+  if (weight >= 0) v.values("weight", weight, {{channels, 1}});
+  if (bias >= 0) v.values("bias", bias, {{channels, 1}});
+}
 
 #define INSTRUCTION(name, ...) void verify(const name##_row&, Verifier&);
 #include "instructions.def"

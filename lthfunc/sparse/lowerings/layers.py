@@ -77,7 +77,10 @@ def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             out.buffer.halo = max(down.reach, right.reach)
         product.emit(operation, lists.of_image(source, out.buffer), lists.of_outputs(out.buffer, source))
 
-    b.operations.append(Operation([view.value], out, emit, accepts=product.accepts))
+    b.operations.append(Operation(
+        [view.value], out, emit, accepts=product.accepts, gradient_local=product.by_lists,
+        reads_local=product.by_lists and stride == (1, 1),
+    ))  # fmt: skip
     return View(out)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SAVED, SUMS
+from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value, View
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, SAVED, SUMS
 from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, aten, check_unflattened, claim, lowers
-from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer
+
+_VALUE_SUMS, _GRADIENT_SUMS = CONSTANTS["VALUE_SUMS"], CONSTANTS["GRADIENT_SUMS"]
 
 
 @lowers(aten.batch_norm.default)
@@ -27,12 +29,15 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         buffer = x.buffer
         saved = operation.kept = b.numbers([0.0] * (len(SAVED) * buffer.channels))
         settings = b.numbers([float(momentum), float(epsilon)])
+        if training and operation.host is None:
+            _sum_up(b, x)
 
         def statistics() -> Any:
             return "batch_statistics", BY_ROWS, buffer.channels, {
-                **buffer.columns("in"), **buffer.sides, "saved": saved, "running_mean": b.statistics[mean.name],
-                "running_variance": b.statistics[variance.name], "momentum": settings, "epsilon": settings + 1,
-                "training": int(training), "weight": leaves[0], "bias": leaves[1],
+                **_sums_columns(x.sums if training else None), "places": buffer.height * buffer.width, "saved": saved,
+                "running_mean": b.statistics[mean.name], "running_variance": b.statistics[variance.name],
+                "momentum": settings, "epsilon": settings + 1, "training": int(training), "weight": leaves[0],
+                "bias": leaves[1],
             }  # fmt: skip
 
         if operation.host is not None:
@@ -45,24 +50,45 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 **(no_buffer("b") if other is None else other.buffer.columns("b")), "relu": int(out.rectified),
             }))  # fmt: skip
 
-        def gradient() -> None:
+        plain = FusedStep.ADD not in operation.fused
+        if b.training:
+            sums = b.allocate(_GRADIENT_SUMS * buffer.channels)
+            normalised = out.normalised = Normalised(x, saved, sums, gates=plain and out.rectified)
+            b.backward.append(lambda: gradient(normalised))
+            if plain and _read_once(b, out):  # it takes less time to write it again than to keep it
+                out.buffer.local, out.rewrite = Local.VALUE, lambda: write(None)
+
+        def gradient(normalised: Normalised) -> None:
             grad = b.gradient_of(out)
-            b.emit(lambda: ("normalise_sums", BY_ROWS, buffer.channels, {
-                **buffer.columns("in"), **grad.columns("grad"), **buffer.sides, "saved": saved,
+            if not normalised.summed:
+                b.emit(lambda: ("gradient_sums", BY_TILES, buffer.channels, {
+                    **buffer.columns("in"), **grad.columns("grad"), **buffer.sides, "saved": saved,
+                    **_sums_columns(normalised.sums),
+                }))  # fmt: skip
+            b.emit(lambda: ("gradient_means", BY_ROWS, buffer.channels, {
+                **_sums_columns(normalised.sums), "places": buffer.height * buffer.width, "saved": saved,
                 "training": int(training), "weight_gradient": leaves[0], "bias_gradient": leaves[1],
             }))  # fmt: skip
-            if x.needs:
-                target = b.target(x)
-                b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
-                    **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **buffer.sides,
-                    "saved": saved, **target.columns,
-                }))  # fmt: skip
+            if not x.needs:
+                b.release(out)
+            elif _takes_local(b, x):
+                x.pending_gradient = lambda: write_gradient(TileBuffer(*x.buffer.layout, local=Local.GRADIENT))
+            else:
+                write_gradient()
+
+        def write_gradient(room: TileBuffer | None = None) -> None:
+            if room is not None:
+                x.grad = b.hold(room)
+            grad, target = b.gradient_of(out), b.target(x)
+            b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
+                **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **buffer.sides,
+                "saved": saved, **target.columns,
+            }))  # fmt: skip
             b.release(out)
 
         b.hold(out.buffer)
         b.emit(statistics)
         out.pending = write
-        b.backward.append(gradient)
 
     # What a product normalises on the way has no gradient.
     step, accepts = (
@@ -71,6 +97,34 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     )
     b.operations.append(Operation([view.value], out, emit, step, accepts, deferred=True))
     return View(out, view.flat)
+
+
+def _sum_up(b: Builder, x: Value) -> None:
+    """Have the sums of a value's tiles written: by who writes the value, or by an instruction of their own."""
+    if x.sums is not None:
+        return
+    sums = x.sums = b.allocate(_VALUE_SUMS * x.buffer.channels)
+    if not x.summable:
+        b.emit(lambda: ("value_sums", BY_TILES, x.buffer.channels, {
+            **x.buffer.columns("in"), **x.buffer.sides, **_sums_columns(sums),
+        }))  # fmt: skip
+
+
+def _sums_columns(sums: TileBuffer | None) -> dict[str, int]:
+    return {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
+
+
+def _read_once(b: Builder, value: Value) -> bool:
+    """Whether nothing but a layer that takes a local buffer reads a value."""
+    readers = [operation for operation in b.operations if value in operation.inputs]
+    return len(readers) == 1 and readers[0].reads_local and value not in b.outputs
+
+
+def _takes_local(b: Builder, value: Value) -> bool:
+    """Whether nothing but a layer that takes its gradient from a local buffer reads that of a value."""
+    writer = next((operation for operation in b.operations if operation.out is value), None)
+    plain = value.uses == 1 and not value.rectified and value.normalised is None and not value.owed
+    return plain and writer is not None and writer.host is None and writer.gradient_local
 
 
 @lowers(aten.group_norm.default)

@@ -75,10 +75,41 @@ def _emit_fused_add(b: Builder, operation: Operation, host: Operation) -> None:
 
     def gradient() -> None:
         if other.needs:
-            copied(b, host.out, other)
+            _bequeath(b, host.out, other)
 
     # Runs before the gradient of what wrote the value, which reads the same gradient.
     b.backward.append(gradient)
+
+
+def _bequeath(b: Builder, source: Value, value: Value) -> None:
+    """Part of a value's gradient that is the gradient of another: it gets that one's memory once that was read.
+
+    It is copied where the value has parts of a gradient already, or its own is read before.
+    """
+    owes = True
+
+    def copy() -> None:
+        nonlocal owes
+        if owes:
+            owes = False
+            copied(b, source, value)
+
+    def give() -> bool:
+        nonlocal owes
+        grad = source.grad
+        assert grad is not None
+        alone = value.grad is None and value.buffer.layout == grad.layout and (value.uses > 1 or not value.rectified)
+        if not (owes and alone) or grad.local:
+            copy()
+            return False
+        owes, value.grad, value.written = False, grad, 1
+        return True
+
+    if source.legacy is not None or value is source:
+        copy()
+    else:
+        source.legacy = give
+        value.owed.append(copy)
 
 
 @lowers(aten.dropout.default, aten.dropout_.default)

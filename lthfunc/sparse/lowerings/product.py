@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Operation, Value
+from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import Param, claim
@@ -89,6 +89,11 @@ class ProductLowering:
         return frozenset(steps)
 
     @property
+    def by_lists(self) -> bool:
+        """Whether it is a convolution whose products and gradients go by lists of survivors, tile by tile."""
+        return not (self.across or self.is_dense or self.gradients_dense)
+
+    @property
     def _bias_at(self) -> int:
         return self.b.leaves[self.bias].first if self.bias else -1
 
@@ -99,6 +104,7 @@ class ProductLowering:
     def emit(self, operation: Operation, forward: Product, back: list[Product]) -> None:
         """The layer's product, and what those of its gradient, `back`, need."""
         (self.x,), self.out, fused = operation.inputs, operation.out, operation.fused
+        self.out.summable = self.by_lists and FusedStep.MAXIMA not in fused
         self.forward, (region_in, region_out, *_) = forward, forward
         self.b.hold(fused[FusedStep.MAXIMA].out.buffer if FusedStep.MAXIMA in fused else self.out.buffer)
         self.back = [(each, self._transposed(each)) for each in back]
@@ -124,11 +130,12 @@ class ProductLowering:
                 "saved": -1 if normalised is None else normalised.kept,
                 **(no_buffer("b") if addition is None else addition.inputs[0].buffer.columns("b")),
             }  # fmt: skip
+            sums = self.out.sums if self.out.summable else None
             if self.is_dense:
                 return self.dense.convolution(self._reads(), region_in, region, **columns)
             rows, lists = self._lists(forward, in_blocks=maxima is None)
             self.lists = {name: lists[name] for name in ("starts", "offsets", "blocks")}
-            return self._products(rows, region_in, region, lists | columns)
+            return self._products(rows, region_in, region, lists | columns | sums_columns(sums))
 
         self.b.emit(late)
         self.b.backward.append(self.gradients)
@@ -186,6 +193,8 @@ class ProductLowering:
     def gradients(self) -> None:
         """Of the weights, the bias and the input."""
         grad = self.b.gradient_of(self.out)
+        if self.x.rewrite is not None:
+            self.x.rewrite()
         self._weight_gradients(grad)
         if self.x.needs:
             target = self.b.target(self.x)
@@ -216,6 +225,12 @@ class ProductLowering:
     def _input_gradient(
         self, back: Product, transposed: TransposedWeights | None, grad: TileBuffer, target: GradientTarget
     ) -> None:
+        norm = target.normalised
+        if norm is not None and self.sums_gradients(back):
+            norm.summed = True
+        else:
+            norm = None
+
         def late() -> Any:
             if self.across and self.is_dense:
                 rows = self.b.table(self.x.buffer.addresses())
@@ -229,6 +244,26 @@ class ProductLowering:
             if transposed is not None:
                 return transposed.convolution(self.dense.reads(self._first_row(back)[0]), region_grad, into, **columns)
             rows, lists = self._lists(back)
-            return self._products(rows, region_grad, into, lists | columns)
+            if norm is not None and norm.gates:
+                columns["gate"] = -1
+            return self._products(rows, region_grad, into, lists | columns | norm_columns(norm))
 
         self.b.emit(late)
+
+    def sums_gradients(self, back: Product) -> bool:
+        """Whether the product of a gradient writes all of it, and can sum it up for a batch normalisation."""
+        return self.by_lists and len(self.back) == 1 and back.region_out.stride == (1, 1)
+
+
+def sums_columns(sums: TileBuffer | None) -> dict[str, int]:
+    """The columns of the sums that a product takes of what it writes."""
+    at = {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
+    return {**at, **no_buffer("norm"), "norm_saved": -1, "norm_relu": 0}
+
+
+def norm_columns(norm: Normalised | None) -> dict[str, int]:
+    """The columns of the sums that it takes of a gradient, for the batch normalisation before it."""
+    if norm is None:
+        return sums_columns(None)
+    of = {"norm_saved": norm.saved, "norm_relu": int(norm.gates)}
+    return {**sums_columns(norm.sums), **norm.value.buffer.columns("norm"), **of}

@@ -9,7 +9,7 @@ from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.convolution_lists import ConvolutionLists
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, lowers, pair
-from lthfunc.sparse.lowerings.product import Product
+from lthfunc.sparse.lowerings.product import Product, sums_columns
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, plain
 from lthfunc.sparse.patterns import lists_of
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
@@ -134,5 +134,6 @@ class _Transposed:
             "limits": -1 if limits is None else b.table(limits.flatten()),
             "kernel_y": 0 if blocks is None else blocks.kernel_y, "kernel_x": 0 if blocks is None else blocks.kernel_x,
             "row_out": b.table(region_out.rows()), "values": b.leaves[self._weight].first, "across": 0, "pool": 0,
-            "codes": -1, **no_buffer("b"), **columns, "gate": -1 if gate < 0 else region_out.shifted(gate),
+            "codes": -1, **no_buffer("b"), **sums_columns(None), **columns,
+            "gate": -1 if gate < 0 else region_out.shifted(gate),
         }  # fmt: skip

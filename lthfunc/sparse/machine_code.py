@@ -1,0 +1,92 @@
+"""A finished program: memory laid out, instructions as rows of numbers, and the machine's own copy of them."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.builder import Builder
+from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.kernels.instructions import encoded
+
+
+@dataclass(eq=False)
+class MachineCode:
+    """A finished program. rows: its instructions (n, width); lists, constants; and sizes of the memory that it needs:
+    vectors of activations, values, and examples. local: the vectors of local buffers; their copies come last."""
+
+    rows: Tensor
+    lists: Tensor
+    constants: Tensor
+    vectors: int
+    values: int
+    batch: int
+    local: int = 0
+
+    @functools.cached_property
+    def verified(self) -> int:
+        """The number of the machine's own copy, which lives as long as this object.
+
+        The kernels are loaded now, and built where they were not yet: what only checks a network waits for no compiler.
+        Raises ValueError where an instruction could read or write outside the memory that it is given.
+        """
+        load_kernels()
+        number: int = torch.ops.lthfunc.make_program(
+            self.rows, self.lists, self.vectors, self.local, self.values, len(self.constants), self.batch
+        )
+        weakref.finalize(self, torch.ops.lthfunc.free_program, number).atexit = False
+        return number
+
+
+def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
+    """About how many vectors an instruction touches."""
+    if "entries" in columns:
+        positions = columns.get("count", columns.get("ny", 1) * columns.get("nx", 1))
+        return rows * columns["entries"] * positions * tiles
+    if "starts" in columns and "ny" in columns:
+        entries = int(lists[columns["starts"] + rows * columns["blocks"]])
+        positions = 1 if columns["across"] else columns["ny"] * columns["nx"]
+        return entries * positions * tiles
+    if "features" in columns:
+        return rows * columns["features"] * tiles
+    if "last" in columns:
+        return (columns["last"] - columns["first"]) // 4
+    sides = columns.get("height", columns.get("out_height", 1)) * columns.get("width", columns.get("out_width", 1))
+    return rows * sides * tiles
+
+
+def finished(builder: Builder) -> MachineCode:
+    """Lay out memory and write all instructions down."""
+    vectors = 0
+    for buffer in builder.tile_buffers:
+        buffer.base = vectors
+        vectors += builder.tiles * buffer.tile
+    local = _lay_out_local(builder, vectors)
+    made = [late() for late in builder.instructions]
+    lists = torch.cat(builder.lists) if builder.lists else torch.zeros(0, dtype=torch.int32)
+    rows = [
+        encoded(name, split, count, _work(builder.tiles, lists, count, columns), **columns)
+        for name, split, count, columns in made
+    ]
+    constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
+    values = sum(leaf.size for leaf in builder.leaves.values())
+    room = vectors + builder.tiles * local
+    return MachineCode(torch.tensor(rows, dtype=torch.int64), lists, constants, room, values, builder.batch, local)
+
+
+def _lay_out_local(builder: Builder, first: int) -> int:
+    """Place local buffers from a vector on; returns how many vectors they need together."""
+    places: dict[object, int] = {}
+    end = first
+    for buffer in builder.tile_buffers:
+        if buffer.local is None:
+            continue
+        key = buffer.local, buffer.layout
+        if key not in places:
+            places[key], end = end, end + buffer.vectors
+        buffer.base = places[key]
+    return end - first
