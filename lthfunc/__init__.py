@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from lthfunc.deployment.compaction.compact import Compacted as Compacted, compact as compact, put_back as put_back
     from lthfunc.deployment.compaction.compact_engine import compact_engine as compact_engine
+    from lthfunc.deployment.compaction.dependency_groups import dependency_groups as dependency_groups
     from lthfunc.deployment.cost import cost as cost
     from lthfunc.deployment.specialize import specialize as specialize
     from lthfunc.deployment.specialized_module import SpecializedModule as SpecializedModule
@@ -103,6 +104,14 @@ if TYPE_CHECKING:
         movement as movement,
         snip as snip,
         taylor as taylor,
+    )
+    from lthfunc.sparsify.groups import (
+        DependencyGroup as DependencyGroup,
+        GroupPart as GroupPart,
+        group_scores as group_scores,
+        prune_groups as prune_groups,
+        whole_groups as whole_groups,
+        without_dead_groups as without_dead_groups,
     )
     from lthfunc.sparsify.growth import random_growth as random_growth
     from lthfunc.sparsify.mask_comparison import (

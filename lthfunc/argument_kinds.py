@@ -172,6 +172,9 @@ KINDS: dict[str, ArgumentKind] = {
     "BlockBudgets": _instance("BlockBudgets", "BlockBudgets, such as lf.owl()"),
     "FlaxLayout": _instance("FlaxLayout", "what lf.flax_layout(model) gives"),
     "Dependencies": _instance("Dependencies", "what lf.dependencies(model, shape) gives"),
+    "Sequence[DependencyGroup]": _many(
+        "what lf.dependency_groups(model, shape) gives", partial(is_a, name="DependencyGroup")
+    ),
     "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),
     "Done": _instance("Done", "where an interrupted experiment stands"),
     "Scale": ArgumentKind(

@@ -207,9 +207,9 @@ GROUPS: dict[str, dict[str, Scene]] = {
             f"structure {name}": partial(
                 masks_of,
                 allocate=lf.uniform(),
-                select=structure_of(Config(structure=name, exempt=("fc3.weight",)), MLP),
+                select=structure_of(Config(structure=name, exempt=("fc3.weight",)), MLP, (1, 8, 8)),
             )
-            for name in ("per-output", "units", "2:4", "4x4")
+            for name in ("per-output", "units", "groups", "2:4", "4x4")
         },
         "in parts": lambda on: lf.prune_sharded(SINGLE_RANK, fraction=0.3)(to_device(lf.init(MLP), on)).masks,
         "surgery": surgery,

@@ -113,13 +113,13 @@ def test_structures_by_name_are_those_functions(own: str) -> None:
     }
     for name, select in expected.items():
         exempt = {"exempt": ("2*",)} if ":" in name or "x" in name[1:2] else {}
-        found = structure_of(settings(structure=name, **exempt), model)(scores, state.masks, keep)
+        found = structure_of(settings(structure=name, **exempt), model, (8,))(scores, state.masks, keep)
         assert lf.same_bits(found, select(scores, state.masks, keep)), name
-    found = structure_of(settings(structure="units", exempt=("0*",)), model)(scores, state.masks, keep)
+    found = structure_of(settings(structure="units", exempt=("0*",)), model, (8,))(scores, state.masks, keep)
     assert lf.same_bits(found, lf.unstructured(scores, state.masks, keep))
-    assert structure_of(settings(structure=f"{own}:select"), model)(scores, state.masks, keep) == state.masks
+    assert structure_of(settings(structure=f"{own}:select"), model, (8,))(scores, state.masks, keep) == state.masks
     with pytest.raises(UserError, match=r"^--structure: "):
-        structure_of(settings(structure=f"{own}:no"), model)
+        structure_of(settings(structure=f"{own}:no"), model, (8,))
     dead = state._replace(masks={**state.masks, "0.weight": state.masks["0.weight"].clone()})
     dead.masks["0.weight"][2] = False
     tidied = tidying_of("units", model, (8,))(dead)

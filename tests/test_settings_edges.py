@@ -199,8 +199,9 @@ def test_rewindings_are_read() -> None:
 
 def test_structures_are_read() -> None:
     for text, numbers in {
-        **{key: {} for key in ("unstructured", "per-output", "units")}, OWN: None, "2:4": {"n": 2, "m": 4},
-        "4:4": {"n": 4, "m": 4}, "16x8": {"rows": 16, "columns": 8}, "8x16": {"rows": 8, "columns": 16},
+        **{key: {} for key in ("unstructured", "per-output", "units", "heads", "residual", "groups")}, OWN: None,
+        "2:4": {"n": 2, "m": 4}, "4:4": {"n": 4, "m": 4}, "16x8": {"rows": 16, "columns": 8},
+        "8x16": {"rows": 8, "columns": 16},
     }.items():  # fmt: skip
         found = STRUCTURES.find(text)
         assert (None if found is None else found[1]) == numbers

@@ -94,6 +94,19 @@ STRUCTURES = Registry("structures", "--structure", {
     "units": StructureEntry(
         ".experiments.functions:units_but_outputs", "whole neurons and channels", takes=("exempt",), rows=False,
     ),
+    "heads": StructureEntry(
+        ".experiments.functions:whole_heads", "whole attention heads, with grouped queries all of a key",
+        "Michel et al. 2019", takes=("exempt",), rows=False,
+    ),
+    "residual": StructureEntry(
+        ".experiments.functions:residual_dimensions", "whole dimensions of residual streams and embeddings",
+        takes=("exempt",), rows=False,
+    ),
+    "groups": StructureEntry(
+        ".experiments.functions:groups_of_all_kinds",
+        "heads, residual dimensions, neurons and channels, with all that goes together", "Fang et al. 2023",
+        takes=("exempt",), rows=False,
+    ),
     "N:M": StructureEntry(
         ".sparsify.structures:n_of_m", "at most N of every M consecutive inputs", "Mishra et al. 2021",
         takes=("exempt",), pattern=r"(?P<n>[1-9]\d*):(?P<m>[1-9]\d*)", example="2:4",

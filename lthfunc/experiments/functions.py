@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import ALLOCATIONS, GROWTHS, REWINDINGS, SCORES, STRUCTURES
+from lthfunc.deployment.compaction.dependency_groups import dependency_groups
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, filled
 from lthfunc.experiments.iterative import Plan
@@ -21,6 +23,7 @@ from lthfunc.sparsify.allocation import Allocate, globally, layerwise
 from lthfunc.sparsify.budgets import globally_with_minimum
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
 from lthfunc.sparsify.gradient_scores import LossOfParams, gradient_in_training
+from lthfunc.sparsify.groups import HEADS, RESIDUAL, DependencyGroup, whole_groups, without_dead_groups
 from lthfunc.sparsify.scores import Score, Scores, random_scores
 from lthfunc.sparsify.structures import Select, units
 from lthfunc.tracebacks import call_user_function
@@ -177,9 +180,12 @@ def method_of(config: Config, plan: Plan) -> Plan:
     return made
 
 
-def structure_of(config: Config, model: Model) -> Select:
+def structure_of(config: Config, model: Model, shape: tuple[int, ...]) -> Select:
     """A structure by its name; a user's is ``scores, masks, keep -> masks``."""
-    made: Select = STRUCTURES.make(config.structure, {"exempt": config.exempt, "model": model}, dict, "Select")
+    offered = Offered(
+        exempt=lambda: config.exempt, model=lambda: model, groups=lambda: dependency_groups(model, shape)
+    )  # fmt: skip
+    made: Select = STRUCTURES.make(config.structure, offered, dict, "Select")
     return made
 
 
@@ -188,8 +194,40 @@ def units_but_outputs(exempt: Sequence[str], model: Model) -> Select:
     return units((*exempt, *(name for name in model.prunable if name == model.output)))
 
 
+def whole_heads(exempt: Sequence[str], groups: Sequence[DependencyGroup]) -> Select:
+    """Whole attention heads."""
+    return _groups_of_kind("heads", HEADS, exempt, groups)
+
+
+def residual_dimensions(exempt: Sequence[str], groups: Sequence[DependencyGroup]) -> Select:
+    """Whole dimensions of residual streams."""
+    return _groups_of_kind("residual", RESIDUAL, exempt, groups)
+
+
+def groups_of_all_kinds(exempt: Sequence[str], groups: Sequence[DependencyGroup]) -> Select:
+    """Whatever goes together: heads, dimensions of residual streams, neurons and channels."""
+    return _groups_of_kind("groups", None, exempt, groups)
+
+
+def _groups_of_kind(
+    structure: str, kind: str | None, exempt: Sequence[str], groups: Sequence[DependencyGroup]
+) -> Select:
+    found = [
+        group for group in groups
+        if kind in (None, group.kind)
+        and not any(fnmatch.fnmatchcase(part.name, pattern) for part in group.parts for pattern in exempt)
+    ]  # fmt: skip
+    if not found:
+        what = {HEADS: "an attention of several heads", RESIDUAL: "residual additions"}.get(str(kind), "groups")
+        raise invalid("--structure", structure, f"a structure that this network has, which is without {what}")
+    return whole_groups(found)
+
+
 def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transformation:
     """What else pruning does: if whole units are pruned, what depends on them is pruned as well."""
+    if structure in ("heads", "residual", "groups"):
+        groups = dependency_groups(model, shape)
+        return lambda state: without_dead_groups(state, groups)
     if structure != "units":
         return compose()
     found = dependencies(model, shape)

@@ -211,7 +211,7 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
         densities=densities_of(config),
         score=scoring_of(config, work, data),
         allocate=allocation_of(config),
-        select=structure_of(config, model),
+        select=structure_of(config, model, data.shape),
         tidy=tidying_of(config.structure, model, data.shape),
         rewind=rewind,
         anchor_step=anchor_step,

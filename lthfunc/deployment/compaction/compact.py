@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from lthfunc.arguments import public
 from lthfunc.deployment.compaction.dataflow import solve
 from lthfunc.deployment.compaction.liveness import Liveness, args_of, values_of
 from lthfunc.deployment.compaction.modules import module_of
+from lthfunc.deployment.compaction.narrowing import Narrowed, loses_units, narrowed
 from lthfunc.deployment.compaction.rewriting import Cut, Rewriter, rewritten
 from lthfunc.deployment.compaction.tracing import Traced, cannot, traced
 from lthfunc.errors import UserError, failing_as
@@ -41,13 +43,14 @@ class Compacted(NamedTuple):
 
 @public
 def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *, selecting: bool = True) -> Compacted:
-    """Remove the inputs, units and channels that lie on no path from input to output, in evaluation mode.
+    """Remove the inputs, units, channels, heads and dimensions that no output depends on, in evaluation mode.
 
     Units that do not depend on the input are constants: they are folded into the biases of the layers that read them,
     or, where padding makes them differ from place to place, into a constant that is added. The analysis follows the
     traced graph through linear layers and convolutions (grouped ones by whole groups), batch normalisation, pooling,
     activations, residual additions, concatenations, flattening, slices and padding; every other operation keeps its
-    whole inputs.
+    whole inputs. Where features lie behind positions, as in transformers, what `lf.dependency_groups` finds goes as a
+    whole: heads, dimensions of embeddings and residual streams (which normalisations go on to count), hidden units.
 
     ticket: params, buffers and masks of `model`. shape: of one input, without the batch. selecting: whether the inputs
     that a linear layer doesn't read are taken out of a flattened value; the sparse engine doesn't need that.
@@ -65,13 +68,47 @@ def compact(model: Model, ticket: Ticket | TrainState, shape: tuple[int, ...], *
     """
     with _refusing(model):
         graph = traced(model, ticket.params, shape, training=False)
-        facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
-        solve(facts, aligned=not selecting)
-        r = rewritten(facts, selecting=selecting)
-        r.graph.eliminate_dead_code()  # branches of which nothing is wanted
-        params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
-        module = module_of(r.graph, params, buffers).eval()
-        return _compacted(model, r, module, module, params, buffers, ticket.masks)
+        narrow = narrowed(graph, ticket.params, ticket.buffers, ticket.masks, shape)
+        if narrow is None:
+            return _without_channels(model, ticket, graph, shape, selecting=selecting)
+        narrow.graph.eliminate_dead_code()
+        first = _evaluating(model, narrow, ticket)
+        if not any(map(loses_units, first.masks.values())):
+            return first
+        rest = Ticket(first.params, first.buffers, first.masks)
+        first.model.evaluating.float()  # which is traced like any other network, in the ticket's dtype
+        graph = traced(first.model, first.params, shape, training=False)
+        small = _without_channels(first.model, rest, graph, shape, selecting=selecting)
+        return small._replace(cuts=_one_after_another(first.cuts, small.cuts))
+
+
+def _without_channels(
+    model: Model, ticket: Ticket | TrainState, graph: Traced, shape: tuple[int, ...], *, selecting: bool
+) -> Compacted:
+    """Without units and channels along dimension 1, one by one."""
+    facts = _facts(graph, ticket, [_values(graph, ticket, shape)], training=False)
+    solve(facts, aligned=not selecting)
+    r = rewritten(facts, selecting=selecting)
+    r.graph.eliminate_dead_code()  # branches of which nothing is wanted
+    return _evaluating(model, r, ticket)
+
+
+def _evaluating(model: Model, r: Rewriter | Narrowed, ticket: Ticket | TrainState) -> Compacted:
+    """The network that a graph in evaluation mode computes."""
+    params, buffers = _leaves(r, ticket.params, ticket.buffers, ticket.masks)
+    module = module_of(r.graph, params, buffers).eval()
+    return _compacted(model, r, module, module, params, buffers, ticket.masks)
+
+
+def _one_after_another(first: Mapping[str, Cut], then: Mapping[str, Cut]) -> dict[str, Cut]:
+    """The cuts of leaves that were cut twice."""
+
+    def joined(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        return other if one is None else one if other is None else one[other]
+
+    return {
+        name: tuple(joined(*both) for both in zip_longest(first.get(name, ()), each)) for name, each in then.items()
+    }  # fmt: skip
 
 
 @public
@@ -203,7 +240,7 @@ def _alike(theirs: Node, ours: Node, partner: dict[Node, Node], known: set[Node]
     return theirs.target == ours.target and read == [each for each in ours.all_input_nodes if each in known]
 
 
-def _leaves(r: Rewriter, params: Params, buffers: Buffers, masks: Masks) -> tuple[Params, Buffers]:
+def _leaves(r: Rewriter | Narrowed, params: Params, buffers: Buffers, masks: Masks) -> tuple[Params, Buffers]:
     device = next(iter(params.values())).device
     changed, constants = to_device((r.changed, r.constants), device)
     new = {**cut(apply_masks(params, masks), r.cuts), **changed}
@@ -212,7 +249,7 @@ def _leaves(r: Rewriter, params: Params, buffers: Buffers, masks: Masks) -> tupl
 
 
 def _compacted(
-    model: Model, r: Rewriter, training: Any, evaluating: Any, params: Params, buffers: Buffers, masks: Masks
+    model: Model, r: Rewriter | Narrowed, training: Any, evaluating: Any, params: Params, buffers: Buffers, masks: Masks
 ) -> Compacted:
     left = {name for name, _ in evaluating.named_parameters()}
     params = {name: leaf for name, leaf in params.items() if name in left}

@@ -1,0 +1,226 @@
+"""Networks without heads, dimensions and hidden units compute what masked ones do; and they are as small by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from networks_with_features import LENGTH, WORDS, Attend, Concatenating, Language, noisy
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchvision.models.detection.fcos import FCOSHead
+
+import lthfunc as lf
+from lthfunc.models.transformers import CharTransformer, ViT
+from lthfunc.sparsify.groups import without_groups
+
+
+class Detector(nn.Module):
+    """torchvision's head of FCOS on one map: convolutions, normalisation of groups, views and permutations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 64, 3, stride=2), FCOSHead(64, 1, 3, num_convs=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.head([torch.relu(self.stem(x))])
+        return found
+
+
+NETWORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "vit": (lambda: ViT((1, 8, 8), 10, layers=1, heads=3, width=24), (1, 8, 8)),
+    "characters": (lambda: CharTransformer((LENGTH,), WORDS, layers=1, heads=3, width=12), (LENGTH,)),
+    "grouped queries": (Language, (LENGTH,)),
+    "attention by hand, tied": (lambda: Language(by_hand=True, tied=True), (LENGTH,)),
+    "torchvision's vit": (
+        lambda: torchvision.models.VisionTransformer(8, 4, 1, 4, 16, 32, num_classes=10), (3, 8, 8),
+    ),
+    "convnext": (
+        lambda: torchvision.models.ConvNeXt([torchvision.models.convnext.CNBlockConfig(16, None, 2)], num_classes=5),
+        (3, 8, 8),
+    ),
+    "concatenating": (Concatenating, (3, 6, 6)),
+    "detector": (Detector, (3, 7, 7)),
+}  # fmt: skip
+
+
+def numbers(tree: dict[str, Tensor]) -> int:
+    return sum(leaf.numel() for leaf in tree.values())
+
+
+def inputs_of(model: lf.Model, shape: tuple[int, ...]) -> Tensor:
+    draw = torch.Generator().manual_seed(1)
+    if model.tokens:
+        return torch.randint(WORDS, (3, *shape), generator=draw)
+    return torch.randn(3, *shape, generator=draw, dtype=torch.float64)
+
+
+def called(model: lf.Model, state: Any, x: Tensor) -> Any:
+    return functional_call(model.evaluating, ({**state.params, **state.buffers},), (x,))
+
+
+def agree(small: lf.Compacted, model: lf.Model, state: Any, x: Tensor) -> None:
+    got, wanted = small.model.evaluating(x), called(model, state, x)
+    torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(called(small.model, small, x), wanted, rtol=1e-11, atol=1e-11)
+
+
+def revived(state: lf.TrainState) -> lf.TrainState:
+    """With numbers in what training moves although nothing reads it, such as biases in front of a normalisation."""
+    draw = torch.Generator().manual_seed(2)
+    params = {
+        name: leaf if name in state.masks else leaf + torch.rand(leaf.shape, generator=draw, dtype=leaf.dtype)
+        for name, leaf in state.params.items()
+    }
+    return state._replace(params=params)
+
+
+LONG = ("characters", "convnext", "torchvision's vit")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in NETWORKS]
+)
+def test_groups_that_went_are_gone(name: str) -> None:
+    """All kinds at once, in float64; no masked weight is left, nor any number of a group; biases may have revived."""
+    make, shape = NETWORKS[name]
+    model = lf.from_module(make(), tokens=len(shape) == 1, warn=False)
+    groups = lf.dependency_groups(model, shape)
+    places: dict[int, int] = {}
+    gone = []
+    for group in groups:
+        places[group.width] = places.get(group.width, 0) + 1
+        gone += [group] if places[group.width] % 3 == 2 else []
+    assert {group.kind for group in gone} == {group.kind for group in groups}
+    state = noisy(lf.init(model))
+    state = lf.without_dead_groups(state._replace(masks=without_groups(state.masks, gone)), groups)
+    x = inputs_of(model, shape)
+    if name != "convnext":  # in which what a normalisation writes to the residual stream is alive again
+        state = revived(state)
+    small = lf.compact(model, state, shape)
+    agree(small, model, state, x)
+    assert all(mask.all() for mask in small.masks.values())
+    assert lf.count(small.masks).kept == lf.count(state.masks).kept
+    wanted = dict[str, set[tuple[int, int]]]()
+    for group in gone:
+        for part in group.parts:
+            wanted.setdefault(part.name, set()).update((part.axis, place) for place in part.indices.tolist())
+    for leaf, whole in {**state.params, **state.buffers}.items():
+        if leaf in small.params and leaf in wanted:
+            sizes = [size - sum(axis == each for axis, _ in wanted[leaf]) for each, size in enumerate(whole.shape)]
+            assert list(small.params[leaf].shape) == sizes
+
+
+def test_two_heads_are_the_network_with_two_heads() -> None:
+    """Against the smaller module made by hand, with the slices copied into it."""
+    model = lf.from_module(Attend(12, 3, 4))
+    state = noisy(lf.init(model))
+    groups = lf.dependency_groups(model, (LENGTH, 12))
+    assert [group.kind for group in groups] == ["heads"] * 3
+    masks = dict(state.masks)
+    rows = torch.tensor([4, 5, 6, 7])
+    masks["qkv.weight"] = masks["qkv.weight"].index_fill(0, torch.cat([rows, rows + 12, rows + 24]), False)
+    masks["out.weight"] = masks["out.weight"].index_fill(1, rows, False)
+    state = lf.without_dead_groups(state._replace(masks=masks), groups)
+    assert not state.params["qkv.bias"][rows + 12].any()
+    smaller = Attend(12, 2, 4).double()
+    kept = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
+    with torch.no_grad():
+        whole = torch.cat([kept, kept + 12, kept + 24])
+        smaller.qkv.weight.copy_(state.params["qkv.weight"][whole])
+        smaller.qkv.bias.copy_(state.params["qkv.bias"][whole])
+        smaller.out.weight.copy_(state.params["out.weight"][:, kept])
+        smaller.out.bias.copy_(state.params["out.bias"])
+    small = lf.compact(model, state, (LENGTH, 12))
+    by_hand = dict(smaller.named_parameters())
+    assert {name: tuple(leaf.shape) for name, leaf in small.params.items()} == {
+        name: tuple(leaf.shape) for name, leaf in by_hand.items()
+    }
+    x = torch.randn(2, LENGTH, 12, dtype=torch.float64)
+    torch.testing.assert_close(small.model.evaluating(x), smaller(x), rtol=1e-11, atol=1e-11)
+    assert torch.equal(lf.put_back(state.params, small.params, small.cuts)["qkv.weight"], state.params["qkv.weight"])
+
+
+class Averaging(nn.Module):
+    """A mean over features, which their number is part of, and a sum; and a normalisation that examples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shift, self.last = nn.Linear(4, 6), nn.Parameter(torch.zeros(3, 6)), nn.Linear(6, 2)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) + self.shift
+        mixed = x.mean(-1, keepdim=True) + x.sum(-1, keepdim=True) * x.square().mean(-1, keepdim=True)
+        flat = self.norm(x.reshape(-1, 6)).view(x.shape)
+        out: Tensor = self.last(flat + x * mixed)
+        return out
+
+
+def test_means_and_normalisations_count_what_is_gone() -> None:
+    """Two of six features that are constants, others at each position: means and variances are still of six."""
+    model = lf.from_module(Averaging(), warn=False)
+    state = noisy(lf.init(model))
+    masks = dict(state.masks)
+    masks["first.weight"] = masks["first.weight"].index_fill(0, torch.tensor([1, 4]), False)
+    masks["last.weight"] = masks["last.weight"].index_fill(1, torch.tensor([1, 4]), False)
+    params = lf.apply_masks(state.params, masks)
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    same = {**params, "shift": params["shift"][:1].expand(3, 6)}  # positions and examples are one dimension of a view
+    for leaves, size in ((same, 4), (params, 6)):
+        state = state._replace(params=leaves, masks=masks)
+        small = lf.compact(model, state, (3, 4))
+        agree(small, model, state, x)
+        assert small.params["norm.weight"].shape == (size,)
+
+
+def test_a_dimension_that_is_still_read_stays() -> None:
+    """A normalisation depends on what varies, though no weight behind it does."""
+    model = lf.from_module(Averaging(), warn=False)
+    state = noisy(lf.init(model))
+    masks = {**state.masks, "last.weight": state.masks["last.weight"].index_fill(1, torch.tensor([2]), False)}
+    state = state._replace(params=lf.apply_masks(state.params, masks), masks=masks)
+    small = lf.compact(model, state, (3, 4))
+    agree(small, model, state, torch.randn(5, 3, 4, dtype=torch.float64))
+    assert small.params["norm.weight"].shape == (6,)
+
+
+class Pieces(nn.Module):
+    """Features split, sliced with steps, selected, padded and joined again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(4, 12), nn.Linear(4, 3), nn.Linear(6, 2)
+        self.padded, self.even = nn.Linear(10, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        left, right = h.split([4, 8], -1)
+        gate, right = right.chunk(2, -1)
+        padded = F.pad(right, (4, 2)) + F.pad(self.left(x), (3, 4))
+        joined = torch.cat([left[..., 1:3], right * gate], -1)
+        out: Tensor = self.right(joined) + self.even(h[..., ::2]) + self.padded(padded)
+        return out
+
+
+def test_places_are_counted_anew() -> None:
+    model = lf.from_module(Pieces())
+    groups = lf.dependency_groups(model, (3, 4))
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    for density in (0.8, 0.5, 0.3):
+        state = revived(lf.prune_groups(groups, density=density)(noisy(lf.init(model))))
+        small = lf.compact(model, state, (3, 4))
+        agree(small, model, state, x)
+        assert numbers(small.params) < numbers(state.params)
+        assert small.params["first.weight"].shape[0] < 12
+
+
+def test_a_whole_network_is_left_as_it_is() -> None:
+    model = lf.from_module(Language(), tokens=True)
+    state = noisy(lf.init(model))
+    small = lf.compact(model, state, (LENGTH,))
+    agree(small, model, state, inputs_of(model, (LENGTH,)))
+    assert numbers(small.params) == numbers(state.params)
