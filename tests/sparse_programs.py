@@ -17,7 +17,7 @@ from lthfunc.sparse.kernels import build
 from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
-from lthfunc.trees.model import apply_training
+from lthfunc.trees.model import apply_evaluating, apply_training
 
 #: float32 sums of some hundred terms against float64 ones, relative to the largest of a leaf.
 TOLERANCE = 2e-5
@@ -56,40 +56,70 @@ def random_masks(model: lf.Model, density: float, seed: int) -> dict[str, Tensor
     return {name: torch.rand(params[name].shape, generator=generator) < density for name in model.prunable}
 
 
-def both(module: nn.Module, shape: tuple[int, ...], batch: int, density: float, seed: int = 0) -> Any:
-    """(loss, gradients) of a masked network by the machine and in float64."""
-    model = lf.from_module(module)
+def both(
+    module: nn.Module, shape: tuple[int, ...], batch: int, density: float, seed: int = 0, *, tokens: int = 0
+) -> Any:
+    """(loss, gradients) of a masked network by the machine and in float64.
+
+    tokens: of the vocabulary, where inputs are tokens. A network of outputs (n, length, classes) has a target for each
+    token, every fifth of which counts for nothing.
+    """
+    model = lf.from_module(module, tokens=bool(tokens), warn=False)
     masks = random_masks(model, density, seed)
     params, buffers = model.init(seed)
     params = lf.apply_masks(params, masks)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, *shape, generator=generator)
-    y = torch.randint(0, 3, (batch,), generator=generator)
+    if tokens:
+        x = torch.randint(0, tokens, (batch, *shape), generator=generator)
 
     graph = captured(model, shape, training=True)
     program = program_of(
-        graph, params, buffers, masks, batch=batch, stored=Stored(shape, torch.float32), epilogue=Epilogue(),
+        graph, params, buffers, masks, batch=batch, stored=Stored(shape, x.dtype), epilogue=Epilogue(),
     )  # fmt: skip
+    y = torch.randint(0, 3, (batch, *program.outputs[:-1]), generator=generator)
+    if y.ndim > 1:
+        y = torch.where(torch.rand(y.shape, generator=generator) < 0.2, -100, y)
+        y.flatten()[0] = 1
     workspace = Workspace(program, params, buffers)
     workspace.run(x[None], y[None])
     ours = workspace.dense(workspace.gradients)
 
     def loss(params: dict[str, Tensor]) -> Tensor:
         wide = {name: value.double() if value.is_floating_point() else value for name, value in buffers.items()}
-        return F.cross_entropy(apply_training(model, params, wide, x.double())[0], y)
+        outputs = apply_training(model, params, wide, x if tokens else x.double())[0]
+        return F.cross_entropy(outputs.flatten(0, -2), y.flatten())
 
     grads, value = torch.func.grad_and_value(loss)({name: leaf.double() for name, leaf in params.items()})
     theirs = {name: grad * masks[name] if name in masks else grad for name, grad in grads.items()}
     return float(workspace.totals[0]), ours, float(value), theirs
 
 
-def check(module: nn.Module, shape: tuple[int, ...], batch: int = 20, density: float = 0.4, seed: int = 0) -> None:
-    loss, ours, value, theirs = both(module, shape, batch, density, seed)
+def check(
+    module: nn.Module, shape: tuple[int, ...], batch: int = 20, density: float = 0.4, seed: int = 0, *, tokens: int = 0
+) -> None:
+    loss, ours, value, theirs = both(module, shape, batch, density, seed, tokens=tokens)
     assert loss == pytest.approx(value, rel=1e-5)
     for name, grad in theirs.items():
         scale = float(grad.abs().max()) + 1e-4
         difference = float((ours[name].double() - grad).abs().max())
         assert difference <= TOLERANCE * scale + 1e-6, (name, difference, scale)
+
+
+def check_inference(
+    module: nn.Module, shape: tuple[int, ...], batch: int = 5, density: float = 0.4, *, tokens: int = 0
+) -> None:
+    """A ticket's outputs by the machine against the module's own, of a batch and of one example."""
+    model = lf.from_module(module, tokens=bool(tokens), warn=False)
+    masks = random_masks(model, density, 1)
+    params, buffers = model.init(1)
+    params = lf.apply_masks(params, masks)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(0, tokens, (batch, *shape), generator=generator) if tokens else torch.randn(batch, *shape)
+    run = lf.sparse_program(model, lf.Ticket(params, buffers, masks))
+    wanted = apply_evaluating(model, params, buffers, x)
+    torch.testing.assert_close(run(x), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(x[:1]), wanted[:1], rtol=1e-4, atol=1e-5)
 
 
 class Head(nn.Module):

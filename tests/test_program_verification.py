@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -75,6 +76,22 @@ class Mixed(nn.Module):
         return scores.log_softmax(1)
 
 
+class Attended(nn.Module):
+    """What reads tokens: an embedding, attention, normalisation of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.head = nn.Embedding(9, 12), nn.Linear(12, 36), nn.Linear(12, 3)
+        self.norm, self.root = nn.LayerNorm(12), nn.RMSNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.embed(x))
+        q, k, v = self.qkv(x).view(len(x), -1, 3, 2, 6).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        scores: Tensor = self.head(self.root(x + mixed)[:, -1])
+        return scores
+
+
 class Parts(NamedTuple):
     """A program as it is handed to the machine."""
 
@@ -85,6 +102,7 @@ class Parts(NamedTuple):
     local: int
     values: int
     batch: int
+    tokens: bool = False
 
     def made(self) -> int:
         number: int = torch.ops.lthfunc.make_program(
@@ -104,8 +122,13 @@ def programs() -> tuple[Parts, ...]:
         (False, Epilogue(None, gradients=False)),
     ]  # fmt: skip
     found = []
-    for module, share, batch in ((Plain(), math.inf, 20), (Plain(), 0.5, 70), (Mixed(), 0.5, 20), (Mixed(), 0.5, 1)):
-        model = lf.from_module(module)
+    cases: tuple[tuple[nn.Module, float, int], ...] = (
+        (Plain(), math.inf, 20), (Plain(), 0.5, 70), (Mixed(), 0.5, 20), (Mixed(), 0.5, 1), (Attended(), 0.5, 20),
+    )  # fmt: skip
+    for module, share, batch in cases:
+        tokens = isinstance(module, Attended)
+        stored = Stored((7,), torch.int64) if tokens else Stored(SHAPE, torch.float32)
+        model = lf.from_module(module, tokens=tokens)
         state = lf.init(model, seed=0)
         masks = {name: torch.rand(mask.shape) < 0.9 for name, mask in state.masks.items()}
         for training, epilogue in epilogues:
@@ -113,10 +136,12 @@ def programs() -> tuple[Parts, ...]:
                 for name in ("GRADIENTS_FROM", "PRODUCTS_FROM", "CONVOLUTIONS_FROM"):
                     patch.setattr(dense, name, share)
                 program = program_of(
-                    captured(model, SHAPE, training=training), state.params, state.buffers, masks, batch=batch,
-                    stored=Stored(SHAPE, torch.float32), epilogue=epilogue,
+                    captured(model, stored.shape, training=training), state.params, state.buffers, masks, batch=batch,
+                    stored=stored, epilogue=epilogue,
                 )  # fmt: skip
-            found.append(parts_of(program.code))
+            found.append(parts_of(program.code)._replace(tokens=tokens))
+        if tokens:
+            continue
         graph = captured(model, SHAPE, training=True)
         whole = partition(graph, (Input(batched=True, needs=True),), dict, gradients=True)
         kept = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
@@ -185,7 +210,10 @@ def outcome(parts: Parts, rng: random.Random) -> str:
     rooms["constants"].inside.copy_(parts.constants)
     held = {name: room.inside for name, room in rooms.items()}
     clock, totals = Room(6, 0.9, torch.float64), Room(2, 0.0, torch.float64)
-    x, y = torch.rand(1, share * examples, *SHAPE), torch.zeros(1, share * examples, dtype=torch.int64)
+    x = torch.rand(1, share * examples, *SHAPE)
+    if parts.tokens:
+        x = torch.randint(0, 9, (1, share * examples, 7), generator=torch.Generator().manual_seed(examples))
+    y = torch.zeros(1, share * examples, dtype=torch.int64)
     machine, every, update = torch.ops.lthfunc, (program, 0, len(parts.rows)), rng.randint(0, len(parts.rows))
     memory = [held[name] for name in ("activations", "values", "gradients", "partials", "constants")]
     calls: tuple[Callable[[], object], ...] = (
@@ -201,8 +229,8 @@ def outcome(parts: Parts, rng: random.Random) -> str:
         try:
             call()
             ran += 1
-        except (ValueError, RuntimeError) as error:
-            if "lthfunc: " not in str(error):
+        except (ValueError, RuntimeError, IndexError) as error:
+            if "lthfunc: " not in str(error) and not re.search(r"token \S+ is none of", str(error)):
                 raise
     torch.set_num_threads(1)
     torch.ops.lthfunc.free_program(program)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from lthfunc.sparse.builder import Builder, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, STORED
+from lthfunc.sparse.lowerings.placing import addresses_of, covers, filled
 from lthfunc.sparse.tile_buffers import TileBuffer
+from lthfunc.sparse.views import arranged_view
 
 #: The dtypes of inputs that kernels read.
 KINDS = {getattr(torch, name): number for number, name in enumerate(STORED)}
@@ -45,25 +49,37 @@ def loaded(
     return View(Value(buffer, needs), flat)
 
 
-def store(b: Builder, buffer: TileBuffer, first: int = 0) -> None:
-    """Hand out a value. first: numbers of an example in the outputs before this one."""
-    _by_address(b, "store_outputs", "in", buffer, first)
+def loaded_sequence(b: Builder, shape: tuple[int, ...], dtype: torch.dtype) -> View:
+    """An input of tokens (length) or of anything (length, features), or of any other dimensions."""
+    tokens = dtype == torch.int64
+    rows, columns = (1, math.prod(shape)) if tokens else (math.prod(shape[:-1]), shape[-1])
+    view = loaded(b, (rows, 1, columns), dtype)
+    view.value.tokens = tokens
+    arrangement = view.arrangement.reshaped([view.arrangement.sizes[0], *shape])
+    return arranged_view(view.value, arrangement)
 
 
-def load_gradient(b: Builder, value: Value, first: int = 0) -> None:
+def store(b: Builder, view: View, value: Value, first: int = 0) -> None:
+    """Hand out a value as a view has it. first: numbers of an example in the outputs before this one."""
+    _by_address(b, "store_outputs", "in", view, value.buffer, first)
+
+
+def load_gradient(b: Builder, view: View, value: Value, first: int = 0) -> None:
     """Take in the gradient of a value that was handed out; the first part of its gradient."""
     target = b.target(value)
-    _by_address(b, "load_gradients", "out", target.buffer, first)
+    if not covers(view):
+        filled(b, target)
+    _by_address(b, "load_gradients", "out", view, target.buffer, first)
     if target.gate is not None:
         b.rectify(target, target.gate)
 
 
 def store_input_gradient(b: Builder, value: Value, first: int = 0) -> None:
     """Hand out the gradient of an input, of which all parts are written."""
-    _by_address(b, "store_input_gradients", "in", b.gradient_of(value), first)
+    _by_address(b, "store_input_gradients", "in", View(value, flat=True), b.gradient_of(value), first)
 
 
-def _by_address(b: Builder, name: str, prefix: str, at: TileBuffer, first: int) -> None:
-    b.emit(lambda: (name, BY_TILES, at.features, {
-        prefix: at.first, f"{prefix}_tile": at.tile, "addresses": b.table(at.addresses()), "first": first,
+def _by_address(b: Builder, name: str, prefix: str, view: View, at: TileBuffer, first: int) -> None:
+    b.emit(lambda: (name, BY_TILES, math.prod(view.shape), {
+        prefix: at.first, f"{prefix}_tile": at.tile, "addresses": b.table(addresses_of(view, at)), "first": first,
     }))  # fmt: skip

@@ -17,6 +17,7 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
+from lthfunc.sparse.views import Normalised as Normalised, Value as Value, View as View
 
 #: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
 Late = Callable[[], tuple[str, int, int, dict[str, int]]]
@@ -30,51 +31,6 @@ class FusedStep(IntEnum):
     ADD = 2
     RECTIFY = 3
     MAXIMA = 4
-
-
-@dataclass(eq=False)
-class Normalised:
-    """What batch normalisation gave a value of: of `value`, with constants from `saved` on.
-
-    sums: each tile's of its gradient. summed: whether whoever writes the gradient's last part writes them. gates: the
-    gradient passes where the normalised value is above zero, which needs nothing but these constants.
-    """
-
-    value: Value
-    saved: int
-    sums: TileBuffer
-    summed: bool = False
-    gates: bool = False
-
-
-@dataclass(eq=False)
-class Value:
-    """What an operation gives. Views (a flattened value) share one.
-
-    needs: whether a gradient is wanted. rectified: whether ReLU was applied in place; whoever writes the last part of
-    its gradient zeroes it where the value is not above zero. uses: operations whose gradients it gets. pending: writes
-    the value, with another one added to it or None; whoever reads it first calls this. pending_gradient: writes the
-    gradient; whoever reads that calls this.
-
-    sums: each tile's, for a batch normalisation; summable: whoever writes the value can write them. normalised: how
-    batch normalisation gave the value, if it did. rewrite: writes a local value once more, for gradients. legacy: gives
-    the memory of its gradient away once that was read. owed: parts of its gradient that others still are to write.
-    """
-
-    buffer: TileBuffer
-    needs: bool
-    rectified: bool = False
-    uses: int = 0
-    grad: TileBuffer | None = None
-    written: int = 0
-    pending: Callable[[Value | None], None] | None = None
-    pending_gradient: Callable[[], None] | None = None
-    sums: TileBuffer | None = None
-    summable: bool = False
-    normalised: Normalised | None = None
-    rewrite: Callable[[], None] | None = None
-    legacy: Callable[[], bool] | None = None
-    owed: list[Callable[[], object]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -100,19 +56,6 @@ class Operation:
     kept: Any = None
     reads_local: bool = False
     gradient_local: bool = False
-
-
-class View(NamedTuple):
-    """A value as the network sees it: of its own shape, or flattened."""
-
-    value: Value
-    flat: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Without the batch."""
-        buffer = self.value.buffer
-        return (buffer.features,) if self.flat else (buffer.channels, buffer.height, buffer.width)
 
 
 class GradientTarget(NamedTuple):
@@ -152,7 +95,8 @@ class Builder:
 
     leaves: where parameters lie among the values. weights: of the prunable leaves. shapes: of all parameters and
     buffers, when dense. statistics: where buffers lie among the constants. claimed: parameters that an operation has
-    the gradient of. outputs: the network's, which are handed out. spare: memory of gradients that were read already.
+    the gradient of. read_as_values: parameters and buffers that are values themselves. outputs: the network's, which
+    are handed out. spare: memory of gradients that were read already.
     """
 
     batch: int
@@ -169,6 +113,7 @@ class Builder:
     statistics: dict[str, int] = field(default_factory=dict)
     claimed: set[str] = field(default_factory=set)
     outputs: set[Value] = field(default_factory=set)
+    read_as_values: dict[str, View] = field(default_factory=dict)
     list_entries: int = 0
     spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
 

@@ -108,12 +108,13 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
             found.append(_LayerCost(names[node.args[1]], float(work), waste, False, math.inf))
         elif node.op == "call_function" and str(node.target).startswith(("aten.conv2d", "aten.linear")):
             weight = model.training.get_parameter(names[node.args[1]])
-            places = torch.Size(node.meta["val"].shape[2:]).numel()
-            linear = weight.ndim == 2
-            waste = 1.0 if linear else min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[1]))
+            made = node.meta["val"]
+            places = made.numel() // (made.shape[0] * weight.shape[0])
+            linear = weight.ndim == 2 and places == 1  # of tokens they are 1 × 1 convolutions
+            waste = 1.0 if weight.ndim == 2 else min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[1]))
             whole = node.args[0].meta["val"].shape[1] == weight.shape[1]
             most = _FULL_LINEAR if linear else math.inf
-            if wide and not linear and whole and feeds_multipliers(weight.shape[0], weight[0].numel()):
+            if wide and weight.ndim > 2 and whole and feeds_multipliers(weight.shape[0], weight[0].numel()):
                 most = _FULL_CONVOLUTION if weight.shape[1] < _MANY_CHANNELS else _BEST_CONVOLUTION
             found.append(_LayerCost(names[node.args[1]], float(weight.numel() * places), waste, linear, most))
     return tuple(found)

@@ -27,7 +27,6 @@ from lthfunc.sparsify.scores import Scores
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Engine, Network, OnSurvivors, Running, Tick, Work
 from lthfunc.training.evaluation import Evaluation
-from lthfunc.training.losses import cross_entropy
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import Exchanged
 from lthfunc.trees.rng import key
@@ -105,7 +104,7 @@ def _loops_of(running: Running) -> Sequence[_Loop]:
 
 def takes_whole_steps(work: Work) -> bool:
     """Whether the machine takes all of a step: no part of it is Python's, and it draws its own random numbers."""
-    return work.augment is None and work.loss is cross_entropy and machine_numbers(work.optimizer) is not None
+    return work.augment is None and computes_loss(work) and machine_numbers(work.optimizer) is not None
 
 
 class _Programs(threading.local):

@@ -45,7 +45,7 @@ def exchanged(workspace: Workspace, masks: Masks, growth: Scores | Growth, drop_
             grown = growth(name, remaining, mask.numel(), moved)
         positions[name], numbers = torch.empty_like(before), torch.empty_like(before)
         torch.ops.lthfunc.merge_places(remaining, kept, grown, positions[name], numbers)
-        sources[leaf.first : leaf.first + leaf.size] = numbers.add_(leaf.first).masked_fill_(numbers < leaf.first, -1)
+        sources[leaf.first : leaf.first + leaf.size] = torch.where(numbers < 0, -1, numbers + leaf.first)
         again = int(mask.flatten().index_select(0, grown).sum())  # dropped and grown
         layers[name] = LayerChange(leaf.size, moved - again, moved - again)
         found[name] = torch.zeros_like(mask).view(-1).index_fill_(0, positions[name], True).view(mask.shape)

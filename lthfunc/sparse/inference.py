@@ -38,7 +38,7 @@ class SparseProgram:
         self._workspaces: dict[object, Workspace] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The network's outputs. x: float32, or uint8 where a scale was given; on the CPU."""
+        """The network's outputs. x: float32, uint8 where a scale was given, or tokens (int64); on the CPU."""
         if len(x) <= _CHUNK:
             return self._outputs(x)
         return torch.cat([self._outputs(part) for part in torch.split(x, _CHUNK)])

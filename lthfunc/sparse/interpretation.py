@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,31 +11,61 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, View
-from lthfunc.sparse.capture import TRACED_BATCH, line_of, operation_of
-from lthfunc.sparse.lowerings.interface import OF_LEAVES, Buffer, Unsupported
+from lthfunc.sparse.capture import line_of, operation_of
+from lthfunc.sparse.lowerings.interface import ARRANGED, OF_LEAVES, Buffer, Unsupported
+from lthfunc.sparse.lowerings.placing import plain_view
 from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
 
 _IN_PLACE = "in place, of memory that another tensor sees,"
 
 
-def lowered(b: Builder, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any], at: Mapping[Node, int]) -> View:
+def lowered(
+    b: Builder,
+    node: Node,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    at: Mapping[Node, int],
+    *,
+    plain: bool = True,
+) -> Any:
     """What an operation gives. args, kwargs: its arguments as Views, Params, Buffers and plain values. at: each node's
-    place in the graph. Raises Unsupported, with its form in words, where it has no lowering."""
+    place in the graph. plain: whether only one view is taken, of (batch, features) or an image. Raises Unsupported,
+    with its form in words, where it has no lowering."""
     if any(is_seen_elsewhere(node, each, at) for each in changed_by(node)):
         raise Unsupported(_IN_PLACE)
+    if node.target is operator.getitem and not plain:
+        return args[0][args[1]]
     lowering = LOWERINGS.get(node.target)
     if lowering is None:
         raise Unsupported
-    first = args[0] if isinstance(args[0], list) else args[:1]
-    if node.target not in OF_LEAVES and not all(isinstance(each, View) for each in first):
-        raise Unsupported("of a parameter or buffer")
-    view = lowering(b, list(args), dict(kwargs))
+    if node.target in ARRANGED and not plain:
+        given = list(args)
+    else:
+        first = args[0] if isinstance(args[0], list) else args[:1]
+        if node.target not in OF_LEAVES and not all(isinstance(each, View) for each in first):
+            raise Unsupported("of a parameter or buffer")
+        given = [_plain(b, each) for each in args]
+    found = lowering(b, given, dict(kwargs))
+    views = list(found) if isinstance(found, (list, tuple)) and not isinstance(found, View) else [found]
+    traced = node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]
     # A lowering gives what the operation gave as it was traced, or it misread its arguments.
-    traced = node.meta["val"]
-    if (TRACED_BATCH, *view.shape) != tuple(traced.shape) or traced.dtype != torch.float32:
+    if len(views) != len(traced) or not all(map(_is_as_traced, views, traced)):
         raise Unsupported("of this form")
-    return view
+    if plain and (not isinstance(found, View) or found.arranged is not None):
+        raise Unsupported("of this form")
+    return found
+
+
+def _plain(b: Builder, given: Any) -> Any:
+    if isinstance(given, list):
+        return [_plain(b, each) for each in given]
+    return plain_view(b, given) if isinstance(given, View) else given
+
+
+def _is_as_traced(view: View, traced: torch.Tensor) -> bool:
+    kind = torch.int64 if view.value.tokens else torch.float32
+    return view.arrangement.sizes == tuple(traced.shape) and traced.dtype == kind
 
 
 def counts_steps(node: Node, changed: Any) -> bool:

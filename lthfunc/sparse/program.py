@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,14 +11,17 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, store
-from lthfunc.sparse.builder import Builder, Leaf, Value, View, Weights
+from lthfunc.sparse.axes import Side, size_of
+from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, loaded_sequence, store
+from lthfunc.sparse.builder import Builder, Leaf, View, Weights
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import counts_steps, lowered, no_rule
 from lthfunc.sparse.kernels.instructions import WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
+from lthfunc.sparse.lowerings.placing import covers, filled, first_of, sum_of_steps
 from lthfunc.sparse.machine_code import MachineCode, finished
+from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by
 from lthfunc.trees.types import Buffers, Masks, Params, Scale
@@ -87,7 +91,7 @@ def program_of(
     counters: list[str] = []
     given = _given(graph, _load(b, stored))
     output = _interpreted(b, graph, given, counters)
-    if not graph.outputs.single or not isinstance(output, View) or not (output.flat or epilogue.loss is None):
+    if not graph.outputs.single or not isinstance(output, View) or not _is_taken(output, epilogue):
         raise UserError(
             f"--engine: sparse takes networks with outputs (batch, features); those of {graph.name} are others, which "
             "only a loss of them takes"
@@ -106,6 +110,13 @@ def program_of(
     )  # fmt: skip
 
 
+def _is_taken(view: View, epilogue: Epilogue) -> bool:
+    """Whether the first dimension is the batch alone; with a loss, the last one the classes of examples or tokens."""
+    batch, *others = ([axis.side for axis in each] for each in view.arrangement.dimensions)
+    plain = batch == [Side.EXAMPLE] and not any(Side.EXAMPLE in each for each in others)
+    return plain and (epilogue.loss is None or len(others) in (1, 2))
+
+
 def _add_leaf(b: Builder, name: str, value: Tensor, mask: Tensor | None, positions: Tensor | None) -> None:
     first = sum(leaf.size for leaf in b.leaves.values())
     if value.dtype != torch.float32:
@@ -122,9 +133,11 @@ def _add_leaf(b: Builder, name: str, value: Tensor, mask: Tensor | None, positio
 def _load(b: Builder, stored: Stored) -> View:
     shape, dtype, scale = stored
     if dtype not in KINDS:
-        raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, not as {dtype}")
-    if len(shape) not in (1, 3):
-        raise UserError(f"--engine: sparse takes inputs (features) or (channels, height, width), not of shape {shape}")
+        raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, or tokens (int64), not as {dtype}")
+    if dtype == torch.int64 or len(shape) not in (1, 3):
+        if scale is not None or dtype == torch.uint8:
+            raise UserError(f"--engine: sparse scales inputs (features) or (channels, height, width), not {shape}")
+        return loaded_sequence(b, shape, dtype)
     channels = 1 if len(shape) == 1 else shape[0]
     if scale is not None and len(scale.mean) not in (1, channels):
         raise UserError("--engine: sparse scales inputs by channels, not features of their own")
@@ -159,7 +172,7 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             known[node] = args[0]
             continue
         try:
-            view = known[node] = lowered(b, node, args, kwargs, at)
+            view = known[node] = lowered(b, node, args, kwargs, at, plain=False)
         except Unsupported as error:
             raise no_rule(node, str(error), name) from error
         if changed_by(node):
@@ -172,12 +185,12 @@ def _finish(b: Builder, output: View, epilogue: Epilogue, statistics: int) -> tu
     value = output.value
     b.read(value)
     if epilogue.loss is None:
-        store(b, value.buffer)
+        store(b, output, value)
     forward = len(b.instructions)
     if epilogue.loss is not None:
-        _add_loss(b, value, epilogue)
+        _add_loss(b, output, epilogue)
     elif epilogue.gradients:
-        load_gradient(b, value)
+        load_gradient(b, output, value)
     if epilogue.gradients:
         for gradient in reversed(b.backward):
             gradient()
@@ -186,16 +199,25 @@ def _finish(b: Builder, output: View, epilogue: Epilogue, statistics: int) -> tu
     return forward, backward, backward + found.each_part, found.averages
 
 
-def _add_loss(b: Builder, value: Value, epilogue: Epilogue) -> None:
-    buffer, target = value.buffer, b.target(value) if epilogue.gradients else None
+def _add_loss(b: Builder, output: View, epilogue: Epilogue) -> None:
+    value, (*places, classes) = output.value, output.arrangement.dimensions[1:]
+    target = b.target(value) if epilogue.gradients else None
+    if target is not None and not covers(output):
+        target = filled(b, target)
     grad = None if target is None else target.buffer
 
+    def addresses(buffer: TileBuffer) -> int:
+        first = first_of(output.arrangement, buffer) - buffer.first
+        each = [axis for dimension in places for axis in dimension]
+        return b.table(torch.cat([first + sum_of_steps(classes, buffer), sum_of_steps(each, buffer)]))
+
     def late() -> Any:
-        addresses = b.table(buffer.addresses())
+        listed = addresses(value.buffer)
         return "cross_entropy", WHOLE, 1, {
-            "in": buffer.first, "in_tile": buffer.tile, "addresses": addresses, "classes": buffer.features,
-            "grad": -1 if grad is None else grad.first, "grad_tile": 0 if grad is None else grad.tile,
-            "gradients": addresses if grad is None else b.table(grad.addresses()),
+            "in": value.buffer.first, "in_tile": value.buffer.tile, "addresses": listed, "classes": size_of(classes),
+            "places": math.prod(map(size_of, places)), "grad": -1 if grad is None else grad.first,
+            "grad_tile": 0 if grad is None else grad.tile,
+            "gradients": listed if grad is None else addresses(grad),
         }  # fmt: skip
 
     b.emit(late)

@@ -11,6 +11,7 @@ from torch.func import grad_and_value
 
 from lthfunc.errors import UserError
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.language import next_token
 from lthfunc.training.loss_context import LossContext, features_of, takes_context, with_its_context
 from lthfunc.training.losses import cross_entropy
 from lthfunc.trees.augmenting import changes_targets
@@ -20,8 +21,9 @@ from lthfunc.trees.types import Masks, Split
 
 
 def computes_loss(work: Work) -> bool:
-    """Whether the machine computes the loss of a step: cross entropy, unless an augmentation mixes the targets."""
-    return work.loss is cross_entropy and not changes_targets(work.augment)
+    """Whether the machine computes the loss of a step: cross entropy, of examples or of tokens, unless an augmentation
+    mixes the targets."""
+    return work.loss in (cross_entropy, next_token) and not changes_targets(work.augment)
 
 
 class _NoParams(Mapping[str, Tensor]):

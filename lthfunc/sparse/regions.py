@@ -93,12 +93,12 @@ def _halves(b: Builder, outputs: list[Value], inputs: list[Value]) -> int:
     firsts = [0]
     for value in outputs:
         b.read(value)
-        store(b, value.buffer, firsts[-1])
+        store(b, View(value, flat=True), value, firsts[-1])
         firsts.append(firsts[-1] + value.buffer.features)
     forward = len(b.instructions)
     if b.training:
         for value, first in zip(outputs, firsts, strict=False):
-            load_gradient(b, value, first)
+            load_gradient(b, View(value, flat=True), value, first)
         for gradient in reversed(b.backward):
             gradient()
         first = 0

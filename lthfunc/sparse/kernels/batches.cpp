@@ -81,6 +81,15 @@ void load_row(const Number* from, i64 apart, i64 examples, i64 width, float gain
   }
 }
 
+// A row of tokens; missing examples are zeros. Numbers that floats don't hold stay out of any vocabulary's range.
+void load_numbers(const i64* from, i64 apart, i64 examples, i64 width, vec* out) {
+  for (i64 x = 0; x < width; ++x) {
+    vec value{};
+    for (i64 lane = 0; lane < examples; ++lane) value[lane] = static_cast<float>(from[lane * apart + x]);
+    out[x] = value;
+  }
+}
+
 // rows: (examples, features) floats, C order. Features lie anywhere in a tile, by their addresses; where 16 of them lie
 // side by side, as in the row of an image, they are transposed at once.
 void verify_rows(const char* name, i64 place, i64 step, i64 addresses, i64 features, i64 first, const Verifier& v) {
@@ -88,7 +97,11 @@ void verify_rows(const char* name, i64 place, i64 step, i64 addresses, i64 featu
   v.require(first >= 0, "first: not negative");
 }
 
-LTHFUNC_INLINE bool side_by_side(const i32* addresses) { return addresses[LANES - 1] - addresses[0] == LANES - 1; }
+LTHFUNC_INLINE bool side_by_side(const i32* addresses) {
+  bool all = true;
+  for (i32 k = 1; k < LANES; ++k) all &= addresses[k] - addresses[0] == k;
+  return all;
+}
 
 void store_rows(const vec* tile, const i32* addresses, i64 features, i64 examples, float* rows) {
   for (i64 feature = 0; feature < features;) {
@@ -131,8 +144,8 @@ void store_tiles(const Row& op, const Workspace& m, Part part, float* to) {
 
 }  // namespace
 
-// in: examples, channels, height, width, C order, uint8 or float32, any alignment. out: a row of a channel side by
-// side, rows `out_row` apart. Lanes of missing examples become zero.
+// in: examples, channels, height, width, C order, uint8, float32 or int64, any alignment. out: a row of a channel side
+// by side, rows `out_row` apart. Lanes of missing examples become zero.
 void verify(const load_inputs_row& op, Verifier& v) {
   LTHFUNC_INSIDE(out, op.channels, op.height, op.width);
   const i64 plane = op.height * op.width;
@@ -156,6 +169,8 @@ void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
         const i64 from = op.first * m.examples + tile * LANES * apart + channel * plane + y * width;
         if (op.kind == kind_uint8)
           load_row(static_cast<const std::uint8_t*>(m.inputs) + from, apart, examples, width, gain, shift, out);
+        else if (op.kind == kind_int64)
+          load_numbers(static_cast<const i64*>(m.inputs) + from, apart, examples, width, out);
         else
           load_row(static_cast<const float*>(m.inputs) + from, apart, examples, width, gain, shift, out);
       }

@@ -23,8 +23,12 @@ void check_slots(const char* name, const Tensor& slots, i64 count, i64 needed, S
 }
 
 ScalarType stored_as(const Program& program) {
-  return program.kind == kind_uint8 ? ScalarType::Byte : ScalarType::Float;
+  return program.kind == kind_uint8   ? ScalarType::Byte
+         : program.kind == kind_int64 ? ScalarType::Long
+                                      : ScalarType::Float;
 }
+
+i64 bytes_each(const Program& program) { return program.kind == kind_uint8 ? 1 : program.kind == kind_int64 ? 8 : 4; }
 
 const char* slot(const Tensor& slots, i64 number) {
   if (!slots.numel()) return nullptr;
@@ -74,21 +78,21 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
           "takes 1 to ", program.batch, " examples, one part or more, and one step or more");
   require(!program.input_gradients, "takes a program without gradients of inputs");
   check_slots("inputs", inputs, steps, parts * examples * program.stored, stored_as(program));
-  check_slots("targets", targets, steps, program.reads_targets ? parts * examples : 0, ScalarType::Long);
+  check_slots("targets", targets, steps, parts * examples * program.targets, ScalarType::Long);
   const bool threads = has_threads();
   const i64 written = program.writes_gradients ? program.numbers : 0;
   Workspace workspace = workspace_of(program, activations, values, constants, examples);
   workspace.gradients = data<float>("gradients", gradients, written);
   workspace.partials = data<float>("partials", partials, threads ? written * workspace.tiles : 0);
   workspace.kept = data<float>("kept", kept, program.kept * program.numbers);
-  workspace.totals = data<double>("totals", totals, program.reads_targets ? 2 : 0);
+  workspace.totals = data<double>("totals", totals, program.targets ? 2 : 0);
   workspace.outputs = data<float>("outputs", outputs, examples * program.features);
   workspace.seed = static_cast<std::uint32_t>(seed);
   const float* const rates = data<float>("schedule", schedule, 0);
   double* const powers = data<double>("clock", clock, clock.numel() || program.averages ? 6 : 0);
   workspace.clock = powers;
   workspace.parts = parts;
-  const i64 part_bytes = examples * program.stored * (program.kind == kind_uint8 ? 1 : 4);
+  const i64 part_bytes = examples * program.stored * bytes_each(program);
   for (i64 k = 0; k < steps; ++k) {
     if (rates) workspace.rate = rates[std::min(step + k, schedule.numel() - 1)];
     if (powers) {
@@ -100,7 +104,7 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
     const i64* const classes = reinterpret_cast<const i64*>(slot(targets, k));
     for (workspace.part = 0; workspace.part < parts; ++workspace.part) {
       workspace.inputs = batch + workspace.part * part_bytes;
-      workspace.targets = classes ? classes + workspace.part * examples : nullptr;
+      workspace.targets = classes ? classes + workspace.part * examples * program.targets : nullptr;
       workspace.step = static_cast<std::uint32_t>((step + k) * parts + workspace.part);
       run_step(program, begin, std::min(end, update), workspace, threads);
     }
@@ -118,8 +122,7 @@ void run_half(i64 number, i64 begin, i64 end, const Tensor& activations, const T
   const std::shared_ptr<const Program> held = program_of(number);
   const Program& program = *held;
   require(begin >= 0 && begin <= end && end <= program.count(), "no such instructions");
-  require(!program.reads_targets && !program.kept && !program.averages,
-          "takes a program without a loss and an optimiser");
+  require(!program.targets && !program.kept && !program.averages, "takes a program without a loss and an optimiser");
   require(examples > 0 && examples <= program.batch, "takes 1 to ", program.batch, " examples");
   const bool reads = begin < program.inputs_until;
   const bool writes = end > program.gradients_from;
@@ -144,7 +147,7 @@ Tensor infer(i64 number, const Tensor& activations, const Tensor& values, const 
              bool single) {
   const std::shared_ptr<const Program> held = program_of(number);
   const Program& program = *held;
-  require(!program.writes_gradients && !program.input_gradients && !program.reads_targets, "a program for training");
+  require(!program.writes_gradients && !program.input_gradients && !program.targets, "a program for training");
   require(inputs.dim() > 0 && inputs.size(0) <= program.batch, "takes up to ", program.batch, " examples");
   const i64 examples = inputs.size(0);
   require(inputs.is_contiguous() && inputs.scalar_type() == stored_as(program) &&

@@ -23,6 +23,7 @@ FLAGS = (
 #: Files that are compiled by themselves, the longest first; all others, which are short, are compiled as one.
 _ALONE = (
     "sparse_gradients", "sparse_products", "dense_convolutions", "bindings", "survivor_bindings", "dense_products",
+    "attention",
 )  # fmt: skip
 
 

@@ -7,49 +7,72 @@
 
 namespace lthfunc {
 
-// in, grad: one vector for each class, anywhere in a tile; grad may be in. Targets: int64, one for each example.
+namespace {
+
+// Of targets that count for nothing, as PyTorch has it.
+constexpr i64 IGNORED = -100;
+
+i64 counted(const Workspace& m, i64 places) {
+  i64 count = 0;
+  for (i64 k = 0; k < m.examples * places; ++k) count += m.targets[k] != IGNORED;
+  return count;
+}
+
+}  // namespace
+
+// in, grad: one vector for each class and place, anywhere in a tile; grad may be in. Targets: int64, one for each place
+// of an example, place after place.
 void verify(const cross_entropy_row& op, Verifier& v) {
-  v.require(op.classes > 0, "classes: positive");
-  v.activations("in", op.in, {{v.tiles, op.in_tile}}, v.list("addresses", op.addresses, op.classes));
-  if (op.grad >= 0)
-    v.activations("grad", op.grad, {{v.tiles, op.grad_tile}}, v.list("gradients", op.gradients, op.classes));
-  v.program.reads_targets = true;
+  v.require(op.classes > 0 && op.places > 0, "classes and places: positive");
+  const auto listed = [&](const char* name, i64 first, i64 tile, i64 list) {
+    const Range classes = v.list(name, list, op.classes), places = v.list(name, list + op.classes, op.places);
+    v.activations(name, first, {{v.tiles, tile}}, {classes.low + places.low, classes.high + places.high});
+  };
+  listed("in", op.in, op.in_tile, op.addresses);
+  if (op.grad >= 0) listed("grad", op.grad, op.grad_tile, op.gradients);
+  v.program.targets = std::max(v.program.targets, op.places);
 }
 
 void cross_entropy(const cross_entropy_row& op, Workspace& m, Part) {
-  const i32* const addresses = m.lists + op.addresses;
-  const i32* const into = m.lists + op.gradients;
-  const float share = 1.0f / static_cast<float>(m.examples);
+  const i32 *const addresses = m.lists + op.addresses, *const places = addresses + op.classes;
+  const i32 *const into = m.lists + op.gradients, *const into_places = into + op.classes;
+  const float share = 1.0f / static_cast<float>(counted(m, op.places));
   double total = 0;
   for (i64 tile = 0; tile < m.tiles; ++tile) {
     const i64 examples = std::min<i64>(LANES, m.examples - tile * LANES);
-    const vec* const logits = m.activations + op.in + tile * op.in_tile;
-    vec most = logits[addresses[0]];
-    ivec winner{};
-    for (i64 c = 1; c < op.classes; ++c) {
-      const vec logit = logits[addresses[c]];
-      // NaN counts as the largest, as it does to argmax.
-      const ivec higher = (most == most) & ((logit <= most) == broadcast_int(0));
-      most = where(higher, logit, most);
-      winner = where(higher, broadcast_int(static_cast<i32>(c)), winner);
+    for (i64 place = 0; place < op.places; ++place) {
+      const vec* const logits = m.activations + op.in + tile * op.in_tile + places[place];
+      const i64* const targets = m.targets + tile * LANES * op.places + place;
+      vec most = logits[addresses[0]];
+      ivec winner{};
+      for (i64 c = 1; c < op.classes; ++c) {
+        const vec logit = logits[addresses[c]];
+        // NaN counts as the largest, as it does to argmax.
+        const ivec higher = (most == most) & ((logit <= most) == broadcast_int(0));
+        most = where(higher, logit, most);
+        winner = where(higher, broadcast_int(static_cast<i32>(c)), winner);
+      }
+      vec sum{};
+      for (i64 c = 0; c < op.classes; ++c) sum += exponential(logits[addresses[c]] - most);
+      ivec there{};
+      for (i64 lane = 0; lane < examples; ++lane) {
+        const i64 target = targets[lane * op.places];
+        if (target == IGNORED) continue;
+        if (target < 0 || target >= op.classes)
+          throw std::out_of_range("target " + std::to_string(target) + " is none of " + std::to_string(op.classes) +
+                                  " classes");
+        there[lane] = -1;
+        total += static_cast<double>(std::log(sum[lane]) + most[lane] - logits[addresses[target]][lane]);
+        m.totals[1] += winner[lane] == target;
+      }
+      if (op.grad < 0) continue;
+      vec* const grads = m.activations + op.grad + tile * op.grad_tile + into_places[place];
+      const vec scale = share / sum;
+      for (i64 c = 0; c < op.classes; ++c)
+        grads[into[c]] = where(there, exponential(logits[addresses[c]] - most) * scale, vec{});
+      for (i64 lane = 0; lane < examples; ++lane)
+        if (there[lane]) grads[into[targets[lane * op.places]]][lane] -= share;
     }
-    vec sum{};
-    for (i64 c = 0; c < op.classes; ++c) sum += exponential(logits[addresses[c]] - most);
-    for (i64 lane = 0; lane < examples; ++lane) {
-      const i64 target = m.targets[tile * LANES + lane];
-      if (target < 0 || target >= op.classes)
-        throw std::out_of_range("target " + std::to_string(target) + " is none of " + std::to_string(op.classes) +
-                                " classes");
-      total += static_cast<double>(std::log(sum[lane]) + most[lane] - logits[addresses[target]][lane]);
-      m.totals[1] += winner[lane] == target;
-    }
-    if (op.grad < 0) continue;
-    vec* const grads = m.activations + op.grad + tile * op.grad_tile;
-    const ivec there = first_lanes(examples);
-    const vec scale = share / sum;
-    for (i64 c = 0; c < op.classes; ++c)
-      grads[into[c]] = where(there, exponential(logits[addresses[c]] - most) * scale, vec{});
-    for (i64 lane = 0; lane < examples; ++lane) grads[into[m.targets[tile * LANES + lane]]][lane] -= share;
   }
   m.totals[0] += total * static_cast<double>(share);
 }

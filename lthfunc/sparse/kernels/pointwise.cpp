@@ -21,12 +21,22 @@ LTHFUNC_INLINE vec clamped(vec x, float low, float high) {
 LTHFUNC_INLINE vec inside(vec grad, vec x, float low, float high) {
   return where(x <= broadcast(low), vec{}, where(x >= broadcast(high), vec{}, grad));
 }
-// The error function lane by lane: GELU's exact form needs it, and few networks use GELU between sparse layers.
-LTHFUNC_INLINE vec normal_share(vec x) {
-  vec share;
-  for (int i = 0; i < LANES; ++i) share[i] = 0.5f * (1.0f + std::erf(x[i] * 0.70710678118654752f));
-  return share;
+// e^(-x²/2), and the share of a normal distribution below x: within 1.5e-7. (Abramowitz & Stegun 1964, eq. 7.1.26.)
+LTHFUNC_INLINE vec bell(vec x) { return exponential(-0.5f * x * x); }
+LTHFUNC_INLINE vec normal_share(vec x, vec bell) {
+  const vec size = where(x < vec{}, -x, x) * 0.70710678118654752f;
+  const vec t = 1.0f / (1.0f + 0.3275911f * size);
+  vec sum = broadcast(1.061405429f);
+  sum = sum * t - 1.453152027f;
+  sum = sum * t + 1.421413741f;
+  sum = sum * t - 0.284496736f;
+  sum = sum * t + 0.254829592f;
+  const vec above = 0.5f * sum * t * bell;
+  return where(x < vec{}, above, 1.0f - above);
 }
+// What GELU's approximate form takes the hyperbolic tangent of, and its slope (Hendrycks & Gimpel 2016, sec. 2).
+LTHFUNC_INLINE vec gelu_inner(vec x) { return 0.79788456080286536f * (x + 0.044715f * x * x * x); }
+LTHFUNC_INLINE vec gelu_slope(vec x) { return 0.79788456080286536f * (1.0f + 0.134145f * x * x); }
 
 // The gradient before a function from the one behind it. Functions that are flat somewhere let nothing pass there,
 // not even NaN; where the value is NaN, each does what PyTorch's does.
@@ -48,8 +58,12 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
       return grad * (s + x * s * (1.0f - s));
     }
     case pointwise_gelu: {
-      const vec square = x * x, bell = where(square > broadcast(1e30f), vec{}, exponential(square * -0.5f));
-      return grad * (normal_share(x) + x * bell * 0.39894228040143268f);
+      const vec height = where(x * x > broadcast(1e30f), vec{}, bell(x));
+      return grad * (normal_share(x, height) + x * height * 0.39894228040143268f);
+    }
+    case pointwise_gelu_tanh: {
+      const vec t = tangent(gelu_inner(x)), steep = x * (1.0f - t * t) * gelu_slope(x);
+      return grad * 0.5f * (1.0f + t + where(x * x > broadcast(1e12f), vec{}, steep));
     }
     case pointwise_hardtanh: return inside(grad, x, -1.0f, 1.0f);
     case pointwise_hardsigmoid: return where((x > broadcast(-3.0f)) & (x < broadcast(3.0f)), grad * (1.0f / 6), vec{});
@@ -79,7 +93,8 @@ vec value_of(i64 kind, vec x, float number) {
     case pointwise_sigmoid: return logistic(x);
     case pointwise_tanh: return tangent(x);
     case pointwise_silu: return x * logistic(x);
-    case pointwise_gelu: return x * normal_share(x);
+    case pointwise_gelu: return x * normal_share(x, bell(x));
+    case pointwise_gelu_tanh: return x * 0.5f * (1.0f + tangent(gelu_inner(x)));
     case pointwise_hardtanh: return clamped(x, -1.0f, 1.0f);
     case pointwise_hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
     case pointwise_hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);

@@ -42,7 +42,7 @@ std::vector<i64> buffers_of(const char* names) {
 
 bool sums_up(i64 opcode) {
   return opcode == op_weight_gradients || opcode == op_dense_convolution_gradients ||
-         opcode == op_group_normalise_gradient;
+         opcode == op_group_normalise_gradient || opcode == op_token_normalise_gradient;
 }
 
 }  // namespace

@@ -20,7 +20,8 @@ struct Program {
   i64 stored = 0, kind = -1;               // numbers of an example's inputs, and their kind
   i64 inputs_until = 0;                    // the instruction behind the last that reads inputs
   i64 gradients_from = i64{1} << 62;       // the first that writes gradients
-  bool writes_gradients = false, reads_targets = false, single = false;
+  i64 targets = 0;                         // of an example; 0: none are read
+  bool writes_gradients = false, single = false;
   i64 local = 0;          // vectors of local buffers, of which each tile has room for a copy at the activations' end
   i64 kept = 0;           // rows of what an optimiser keeps
   bool averages = false;  // of values: it reads the clock

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, argument, aten, claim, lowers
+from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.placing import aligned
 from lthfunc.sparse.lowerings.pointwise import added, pointwise
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
@@ -15,16 +17,16 @@ _Shape = tuple[int, int, int]
 _Leaf = (Param, Buffer)
 
 
-@lowers(aten.mul.Tensor, aten.mul_.Tensor, leaves=True)
+@lowers(aten.mul.Tensor, aten.mul_.Tensor, leaves=True, arranged=True)
 def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value times a number, a parameter, a buffer or another value."""
-    left, right = args[0], args[1]
+    left, right = _laid_out(b, args[0], args[1])
     if isinstance(right, (int, float)) and isinstance(left, View):
         return pointwise(b, left, "scale", float(right))
     return _combined(b, left, right, 1.0, product=True)
 
 
-@lowers(aten.div.Tensor, aten.div_.Tensor)
+@lowers(aten.div.Tensor, aten.div_.Tensor, arranged=True)
 def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value divided by a number."""
     if not isinstance(args[1], (int, float)):
@@ -32,16 +34,16 @@ def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return pointwise(b, args[0], "scale", 1.0 / float(args[1]))
 
 
-@lowers(aten.neg.default)
+@lowers(aten.neg.default, arranged=True)
 def negative(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """-x."""
     return pointwise(b, args[0], "scale", -1.0)
 
 
-@lowers(aten.add.Tensor, aten.add_.Tensor, leaves=True)
+@lowers(aten.add.Tensor, aten.add_.Tensor, leaves=True, arranged=True)
 def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """x + alpha · y; a residual connection where both are values of one shape."""
-    left, right, alpha = args[0], args[1], float(kwargs.get("alpha", 1))
+    (left, right), alpha = _laid_out(b, args[0], args[1]), float(kwargs.get("alpha", 1))
     if isinstance(right, (int, float)) and isinstance(left, View):
         return pointwise(b, left, "shift", alpha * float(right))
     same = isinstance(left, View) and isinstance(right, View) and _size(left) == _size(right)
@@ -50,20 +52,28 @@ def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return _combined(b, left, right, alpha, product=False)
 
 
-@lowers(aten.sub.Tensor, aten.sub_.Tensor, leaves=True)
+@lowers(aten.sub.Tensor, aten.sub_.Tensor, leaves=True, arranged=True)
 def subtract(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """x - alpha · y."""
-    left, right, alpha = args[0], args[1], float(kwargs.get("alpha", 1))
+    (left, right), alpha = _laid_out(b, args[0], args[1]), float(kwargs.get("alpha", 1))
     if isinstance(right, (int, float)) and isinstance(left, View):
         return pointwise(b, left, "shift", -alpha * float(right))
     return _combined(b, left, right, -alpha, product=False)
 
 
-@lowers(aten.rsub.Scalar)
+@lowers(aten.rsub.Scalar, arranged=True)
 def subtract_from(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """number - alpha · x."""
     scaled = pointwise(b, args[0], "scale", -float(argument(args, 2, 1)))
     return pointwise(b, scaled, "shift", float(args[1]))
+
+
+def _laid_out(b: Builder, left: Any, right: Any) -> tuple[Any, Any]:
+    """Both operands of one shape and laid out alike, where one is neither an image nor flattened."""
+    plain = not any(isinstance(each, View) and each.arranged is not None for each in (left, right))
+    if plain or isinstance(right, (int, float)):
+        return left, right
+    return aligned(b, as_view(b, left), as_view(b, right))
 
 
 class _Side(NamedTuple):
@@ -114,7 +124,7 @@ def _combined(b: Builder, left: Any, right: Any, number: float, *, product: bool
         b.backward.append(gradient)
 
     b.operations.append(Operation([side.value for side in sides], out, emit))
-    return View(out, views[0].flat)
+    return views[0].of(out)
 
 
 def _gradient(b: Builder, out: Value, value: Value, beside: tuple[_Side, TileBuffer] | None, number: int) -> None:

@@ -100,6 +100,11 @@ class DenseWeights:
         return {"values": self._values, "spread": -1 if self._spread is None else self._spread.first}
 
     @property
+    def table(self) -> dict[str, int]:
+        """Where all weights lie, row after row, as columns of an instruction. To be asked for after `spread`."""
+        return {**self._columns, "value_row": self._row}
+
+    @property
     def _row(self) -> int:
         """Numbers from a row to the next."""
         return self.ins if self._spread is None else -(-self.ins // LANES) * LANES
@@ -152,7 +157,7 @@ class DenseWeights:
     ) -> Any:
         """Of weights row by row."""
         return _convolution(self.outs, region_in, region_out, {
-            **reads, **self._columns, "value_row": self._row, **columns,
+            **reads, **self.table, **columns,
         })  # fmt: skip
 
     def transposed(self, which: Callable[[], Tensor], entries: int, step: int) -> TransposedWeights:

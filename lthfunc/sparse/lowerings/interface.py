@@ -26,23 +26,28 @@ class Unsupported(Exception):  # noqa: N818 - says what it is
     """This form of the operation has no lowering; the text says which form."""
 
 
-#: (builder, arguments, keyword arguments) -> what the operation gives. Arguments are Views, Params, Buffers or plain.
-Lowering = Callable[[Builder, list[Any], dict[str, Any]], View]
+#: (builder, arguments, keyword arguments) -> what the operation gives: a View, or several. Arguments are Views, Params,
+#: Buffers or plain.
+Lowering = Callable[[Builder, list[Any], dict[str, Any]], Any]
 #: By operation; filled by `lowers` as the files of this folder are imported (table.py).
 LOWERINGS: dict[object, Lowering] = {}
+#: Operations whose lowerings take views of any arrangement, and parameters as values; others get plain views alone.
+ARRANGED: set[object] = set()
 aten = torch.ops.aten
 #: Operations whose first argument may be a parameter or buffer.
 OF_LEAVES: set[object] = set()
 
 
-def lowers(*operations: object, leaves: bool = False) -> Callable[[Lowering], Lowering]:
+def lowers(*operations: object, leaves: bool = False, arranged: bool = False) -> Callable[[Lowering], Lowering]:
     """Make a function the lowering of operations. leaves: whether it takes parameters and buffers in the first place,
-    where others get values alone."""
+    where others get values alone. arranged: whether it takes views of any arrangement."""
 
     def add(lowering: Lowering) -> Lowering:
         if leaves:
             OF_LEAVES.update(operations)
         LOWERINGS.update(dict.fromkeys(operations, lowering))
+        if arranged:
+            ARRANGED.update(operations)
         return lowering
 
     return add

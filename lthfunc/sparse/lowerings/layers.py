@@ -10,21 +10,27 @@ from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.lowerings.convolution_lists import NEAR_BYTES, STRETCH, ConvolutionLists
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, lowers, pair
+from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.placing import has_tokens_layout, plain_view
 from lthfunc.sparse.lowerings.product import Product, ProductLowering
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, flat
+from lthfunc.sparse.lowerings.tokens import tokens_linear
 from lthfunc.sparse.patterns import Lists, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 
 _TILES_AT_ONCE = CONSTANTS["TILES_AT_ONCE"]
 
 
-@lowers(aten.linear.default)
+@lowers(aten.linear.default, arranged=True)
 def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """``x @ weight.T + bias`` on flattened values."""
-    view, weight, bias = args[0], args[1], argument(args, 2, None)
+    """``x @ weight.T + bias`` on flattened values, or on each token."""
+    view, weight, bias = as_view(b, args[0]), args[1], argument(args, 2, None)
     shape = _weights(b, weight, bias).shape
+    if len(view.arrangement.sizes) != 2 or (has_tokens_layout(view) and not view.flat):
+        return tokens_linear(b, view, weight, bias)
+    view = plain_view(b, view)
     if view.shape != (shape[1],):
-        raise Unsupported("on more than one dimension of features")
+        raise Unsupported("of other features than the weight has")
     out = Value(TileBuffer(shape[0], 1, 1), needs=True)
     across = min(b.tiles, _TILES_AT_ONCE)
     product = ProductLowering(b, weight, bias, across, positions=1)

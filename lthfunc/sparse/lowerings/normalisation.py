@@ -7,6 +7,8 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, SAVED, SUMS
 from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, aten, check_unflattened, claim, lowers
+from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.token_norm import tokens_norm
 from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer
 
 _VALUE_SUMS, _GRADIENT_SUMS = CONSTANTS["VALUE_SUMS"], CONSTANTS["GRADIENT_SUMS"]
@@ -134,11 +136,13 @@ def group_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return _grouped(b, args[0], int(args[1]), weight, bias, epsilon)
 
 
-@lowers(aten.layer_norm.default)
+@lowers(aten.layer_norm.default, arranged=True)
 def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """layer_norm(x, shape, weight, bias, eps) over all that an example has."""
-    view, shape = args[0], tuple(args[1])
+    """layer_norm(x, shape, weight, bias, eps) over all that an example has, or over each token's features."""
+    view, shape = as_view(b, args[0]), tuple(args[1])
     weight, bias, epsilon = argument(args, 2, None), argument(args, 3, None), float(argument(args, 4, 1e-5))
+    if view.arranged is not None:
+        return tokens_norm(b, view, shape, weight, bias, epsilon=epsilon, centred=True)
     if shape != view.shape:
         raise Unsupported("over a part of the features")
     buffer = view.value.buffer

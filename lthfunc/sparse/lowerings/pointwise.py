@@ -7,12 +7,14 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, POINTWISE
 from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.placing import whole
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 
 
-@lowers(aten.relu.default, aten.relu_.default)
+@lowers(aten.relu.default, aten.relu_.default, arranged=True)
 def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """The operation before rectifies its value as it writes it, where nothing else reads that."""
     return pointwise(b, args[0], "relu", 0.0, FusedStep.RECTIFY)
@@ -23,7 +25,7 @@ def activation(kind: str) -> Lowering:
 
     def lowering(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         if kind == "gelu" and kwargs.get("approximate", "none") != "none":
-            raise Unsupported("in its approximate form")
+            return pointwise(b, args[0], "gelu_tanh", 0.0)
         if kind == "hardtanh" and args[1:]:
             limits = tuple(args[1:3])
             if limits == (0, 6):
@@ -63,7 +65,7 @@ def added(b: Builder, left: View, right: View) -> View:
 
     accepts = frozenset({FusedStep.RECTIFY})
     b.operations.append(Operation([left.value, right.value], out, emit, FusedStep.ADD, accepts))
-    return View(out, left.flat)
+    return left.of(out)
 
 
 def _emit_fused_add(b: Builder, operation: Operation, host: Operation) -> None:
@@ -112,13 +114,14 @@ def _bequeath(b: Builder, source: Value, value: Value) -> None:
         value.owed.append(copy)
 
 
-@lowers(aten.dropout.default, aten.dropout_.default)
+@lowers(aten.dropout.default, aten.dropout_.default, arranged=True)
 def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """dropout(x, p, train): other numbers than PyTorch's generator draws, of the same distribution."""
-    view: View = args[0]
+    view = as_view(b, args[0])
     share, training = float(args[1]), bool(args[2])
     if not training or share == 0.0:
         return view
+    view = whole(b, view)
     if share >= 1.0:
         raise Unsupported("of everything")
     out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
@@ -141,7 +144,7 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         ))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit))
-    return View(out, view.flat)
+    return view.of(out)
 
 
 @lowers(aten.log_softmax.int)
@@ -182,8 +185,9 @@ def copied(b: Builder, source: Value, value: Value) -> None:
     }))  # fmt: skip
 
 
-def pointwise(b: Builder, view: View, kind: str, number: float, step: FusedStep | None = None) -> View:
+def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep | None = None) -> View:
     """A function of each number of a value, by its name among the machine's. number: its setting."""
+    view = whole(b, as_view(b, given))
     out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
     channels = out.buffer.channels
 
@@ -202,10 +206,10 @@ def pointwise(b: Builder, view: View, kind: str, number: float, step: FusedStep 
         }))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit, step))
-    return View(out, view.flat)
+    return view.of(out)
 
 
 for _kind in POINTWISE:
     for _name in (_kind, f"{_kind}_"):
         if _kind not in ("relu", "scale", "shift") and hasattr(aten, _name):
-            lowers(getattr(aten, _name).default)(activation(_kind))
+            lowers(getattr(aten, _name).default, arranged=True)(activation(_kind))

@@ -12,7 +12,7 @@ from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalise
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import Param, claim
-from lthfunc.sparse.lowerings.strides import StridedRegion, moved, plain
+from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.patterns import Blocks, Entries, Lists, lists_of
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
@@ -167,6 +167,10 @@ class ProductLowering:
         return made.inputs[order], positions[made.which[order]]
 
     def _products(self, rows: int, region_in: StridedRegion, region_out: StridedRegion, columns: dict[str, int]) -> Any:
+        if isinstance(region_in, TokensRegion) and isinstance(region_out, TokensRegion):
+            region_in, region_out = region_in.pieces, region_out.pieces
+            row = region_out.columns("out")["out_y"]  # what lies beside the outputs is taken in pieces as well
+            columns = columns | {"b_row": row, "norm_row": row}
         return "products", BY_ROWS if self.across else BY_TILES, rows, {
             **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns,

@@ -1,61 +1,36 @@
-"""Views, slices, padding and concatenation."""
+"""Slices, padding and concatenation."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.lowerings.dimensions import sliced
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.placing import joined
 from lthfunc.sparse.lowerings.resampling import repeated_border
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 
-@lowers(aten.alias.default, aten.contiguous.default, aten.clone.default)
-def same(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """What changes nothing here: identity, contiguous, dropout in evaluation."""
-    view: View = args[0]
-    return view
-
-
-@lowers(aten.flatten.using_ints)
-def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """flatten(1): no memory moves, since linear layers read features by their addresses."""
-    view = args[0]
-    start, end = argument(args, 1, 0), argument(args, 2, -1)
-    if start != 1 or end not in (-1, len(view.shape)):
-        raise Unsupported("of other dimensions than all behind the batch")
-    return View(view.value, flat=True)
-
-
-@lowers(aten.view.default, aten.reshape.default)
-def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """view and reshape to (batch, features)."""
-    view, shape = args[0], list(args[1])
-    if len(shape) != 2 or shape[1] not in (-1, math.prod(view.shape)):
-        raise Unsupported("to anything but (batch, features)")
-    return View(view.value, flat=True)
-
-
-@lowers(aten.slice.Tensor)
+@lowers(aten.slice.Tensor, arranged=True)
 def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """x[:, :, a::s], along channels, height or width."""
-    view: View = args[0]
-    dim = argument(args, 1, 0) % (len(view.shape) + 1)
-    size = [0, *view.shape][dim]
-    start, stop, step = argument(args, 2, 0) or 0, argument(args, 3, None), argument(args, 4, 1)
-    if dim == 0:
-        if start == 0 and (stop is None or stop >= 2**31):
-            return view
-        raise Unsupported("of the batch")
-    stop = size if stop is None else min(stop, size)
-    if start == 0 and stop == size and step == 1:
-        return view
-    if view.flat or not 0 <= start < stop:
-        raise Unsupported("of flattened values, from the end or of nothing")
+    """x[:, :, a::s], along any dimension but the batch."""
+    view = as_view(b, args[0])
+    sizes = view.arrangement.sizes
+    dim, step = argument(args, 1, 0) % len(sizes), argument(args, 4, 1)
+    start, stop, _ = slice(argument(args, 2, None), argument(args, 3, None), step).indices(sizes[dim])
     count = -(-(stop - start) // step)
+    if count < 1:
+        raise Unsupported("of nothing")
+    if view.arranged is not None or view.flat or (dim, count) == (0, sizes[0]):
+        return sliced(view, dim, start, count, step)
+    if dim == 0:
+        raise Unsupported("of the batch")
+    if (start, count, step) == (0, sizes[dim], 1):
+        return view
     shape = list(view.shape)
     shape[dim - 1] = count
     out = Value(TileBuffer(*shape), view.value.needs)
@@ -98,10 +73,12 @@ def _cut(b: Builder, view: View, before: list[int], after: list[int]) -> View:
     return _connected(b, [view], out, [before], [1, 1, 1], inside=out)
 
 
-@lowers(aten.cat.default)
+@lowers(aten.cat.default, arranged=True)
 def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """Values side by side, channel after channel."""
-    views, dim = args[0], argument(args, 1, 0)
+    """Values side by side: images channel after channel, others along any dimension but the batch."""
+    views, dim = [as_view(b, each) for each in args[0]], argument(args, 1, 0)
+    if any(view.arranged is not None for view in views):
+        return joined(b, views, dim % len(views[0].arrangement.sizes))
     if dim not in (1, -3) or any(view.flat or view.shape[1:] != views[0].shape[1:] for view in views):
         raise Unsupported("along other dimensions than channels")
     firsts = list(itertools.accumulate((view.shape[0] for view in views), initial=0))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.tile_buffers import TileBuffer
+from lthfunc.sparse.kernels.instructions import CONSTANTS
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
+
+_STRETCH = CONSTANTS["STRETCH"]
 
 
 class ConvolutionAxis:
@@ -73,6 +76,38 @@ class FlatRegion(StridedRegion):
         return self.buffer.addresses()
 
 
+#: Bytes of a first-level cache that a list's walk may read again and again, and the fewest places that it pays for.
+_NEAR_BYTES, _LEAST_PLACES = 40 * 1024, 4
+
+
+class TokensRegion(StridedRegion):
+    """All tokens. features: of those that are read, by which few enough are taken at a time to stay in a near cache."""
+
+    def __init__(self, buffer: TileBuffer, features: int) -> None:
+        super().__init__(buffer, (0, 0), (1, 1), (buffer.height, buffer.width))
+        self.features = features
+
+    @property
+    def pieces(self) -> StridedRegion:
+        """The same places, where they are one row, as rows of as many as one walk of a list should take."""
+        most = max(_LEAST_PLACES, _NEAR_BYTES // (VECTOR_BYTES * max(1, self.features)))
+        if self.ny > 1 or self.nx <= min(most, _STRETCH):
+            return self
+        best = max(each for each in range(1, min(most, _STRETCH) + 1) if self.nx % each == 0)
+        return _Pieces(self.buffer, self.nx // best, best) if best >= _LEAST_PLACES else self
+
+
+class _Pieces(StridedRegion):
+    """One row of places in parts of even length."""
+
+    def __init__(self, buffer: TileBuffer, count: int, each: int) -> None:
+        super().__init__(buffer, (0, 0), (1, 1), (count, each))
+
+    def columns(self, prefix: str) -> dict[str, int]:
+        """Of an instruction."""
+        return super().columns(prefix) | {f"{prefix}_y": self.nx}
+
+
 def plain(buffer: TileBuffer) -> StridedRegion:
     """All of an image."""
     return StridedRegion(buffer, (0, 0), (1, 1), (buffer.height, buffer.width))
@@ -85,4 +120,6 @@ def flat(buffer: TileBuffer) -> StridedRegion:
 
 def moved(region: StridedRegion, buffer: TileBuffer) -> StridedRegion:
     """The same region of another buffer of the same layout."""
+    if isinstance(region, TokensRegion):
+        return TokensRegion(buffer, region.features)
     return type(region)(buffer, region.padding, region.stride, (region.ny, region.nx))

@@ -1,0 +1,133 @@
+"""Scaled dot-product attention, whose operands are read where the layers before it wrote them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged
+from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
+from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.placing import filled, first_of, placed, stride, sum_of_steps
+from lthfunc.sparse.tile_buffers import TileBuffer
+from lthfunc.sparse.views import arranged_view
+
+_NONE = Axis(Side.REPEATED, 1, 0)
+
+
+@lowers(aten.scaled_dot_product_attention.default, arranged=True)
+def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """scaled_dot_product_attention(q, k, v), all or causal, with shared keys and values or not."""
+    dropout, mask = argument(args, 4, 0.0), argument(args, 3, None)
+    if mask is not None or kwargs.get("attn_mask") is not None:
+        raise Unsupported("with a mask other than the causal one")
+    if dropout or kwargs.get("dropout_p"):
+        raise Unsupported("with dropout of its weights")
+    causal = bool(argument(args, 5, kwargs.get("is_causal", False)))
+    scale = kwargs.get("scale", argument(args, 6, None))
+    views = [_operand(b, as_view(b, each)) for each in args[:3]]
+    (*_, queries, features), (*_, keys, _), (*_, value_features) = (view.arrangement.sizes for view in views)
+    heads, shared = (_axis(view.arrangement, 1).size for view in views[:2])
+    if shared != _axis(views[2].arrangement, 1).size or heads % shared:
+        raise Unsupported("of heads that don't share keys and values evenly")
+    sizes = {
+        "queries": queries, "keys": keys, "features": features, "value_features": value_features,
+        "group": heads // shared, "causal": int(causal),
+    }  # fmt: skip
+    out = Value(TileBuffer(heads * value_features, 1, queries), needs=any(view.value.needs for view in views))
+    result = Arrangement((
+        views[0].arrangement.dimensions[0], merged([Axis(Side.CHANNEL, heads, value_features)]),
+        merged([Axis(Side.COLUMN, queries)]), merged([Axis(Side.CHANNEL, value_features)]),
+    ))  # fmt: skip
+    values = list(dict.fromkeys(view.value for view in views))
+
+    def emit(operation: Operation) -> None:
+        read = dict(zip(values, operation.inputs, strict=True))
+        inputs = [read[view.value] for view in views]
+        b.hold(out.buffer)
+        saved = b.allocate(2 * heads * queries)
+        number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale)])
+
+        def shared() -> dict[str, int]:
+            return {
+                **_columns("q", inputs[0].buffer, views[0].arrangement),
+                **_columns("k", inputs[1].buffer, views[1].arrangement),
+                **_columns("v", inputs[2].buffer, views[2].arrangement), **_columns("out", out.buffer, result),
+                **sizes, "scale": number, "saved": saved.first, "saved_tile": saved.tile,
+            }  # fmt: skip
+
+        b.emit(lambda: ("attention", BY_TILES, heads, shared()))
+
+        def gradient() -> None:
+            grad = b.gradient_of(out)
+            targets = _targets(b, inputs, [view.arrangement for view in views])
+            b.emit(lambda: ("attention_gradient", BY_TILES, heads, {
+                **shared(), "grad": first_of(result, grad),
+                **{f"into_{name}": first_of(view.arrangement, target.buffer)
+                   for name, view, target in zip("qkv", views, targets, strict=True)},
+                **{f"accumulate_{name}": int(target.accumulate) for name, target in zip("qkv", targets, strict=True)},
+            }))  # fmt: skip
+            for target in dict.fromkeys(targets):
+                if target.gate is not None:
+                    b.rectify(target, target.gate)
+            b.release(out)
+
+        if out.needs:
+            b.backward.append(gradient)
+
+    b.operations.append(Operation(values, out, emit))
+    found = arranged_view(out, result)
+    return found if len(args[0].arrangement.sizes) == 4 else _without_heads(found)
+
+
+def _without_heads(view: View) -> View:
+    return arranged_view(view.value, view.arrangement.without(1))
+
+
+def _targets(b: Builder, inputs: list[Value], parts: list[Arrangement]) -> list[GradientTarget]:
+    """Where the gradients of the operands go. Parts that are all of a value leave nothing to be filled with zeros."""
+    found: dict[Value, GradientTarget] = {}
+    for value in dict.fromkeys(inputs):
+        # Where no gradient is wanted, the instruction still writes one, to memory that nobody reads.
+        target = b.target(value) if value.needs else GradientTarget(b.allocate(*value.buffer.layout), False, None)
+        mine = [part for each, part in zip(inputs, parts, strict=True) if each is value]
+        apart = len(places := _places(value.buffer, mine)) == len(places.unique()) == value.buffer.features
+        found[value] = target if apart else filled(b, target)
+    return [found[value] for value in inputs]
+
+
+def _places(buffer: TileBuffer, parts: list[Arrangement]) -> Tensor:
+    return torch.cat([first_of(part, buffer) + sum_of_steps(part.axes, buffer) for part in parts])
+
+
+def _operand(b: Builder, view: View) -> View:
+    """(batch, heads, places, features) of one axis each, copied where it is not."""
+    arrangement = view.arrangement
+    if len(arrangement.sizes) == 3:
+        arrangement = arrangement.with_one(1)
+    if len(arrangement.sizes) != 4:
+        raise Unsupported("of other dimensions than (batch, heads, places, features)")
+    found = arranged_view(view.value, arrangement)
+    batch, *others = found.arrangement.dimensions
+    if [axis.side for axis in batch] != [Side.EXAMPLE]:
+        raise Unsupported("of other dimensions than (batch, heads, places, features)")
+    if any(len(each) > 1 or any(axis.side is Side.REPEATED for axis in each) for each in others):
+        return placed(b, found, [Side.EXAMPLE, Side.CHANNEL, Side.COLUMN, Side.CHANNEL])
+    return found
+
+
+def _axis(arrangement: Arrangement, number: int) -> Axis:
+    dimension: Dimension = arrangement.dimensions[number]
+    return dimension[0] if dimension else _NONE
+
+
+def _columns(name: str, buffer: TileBuffer, arrangement: Arrangement) -> dict[str, int]:
+    return {name: first_of(arrangement, buffer), f"{name}_tile": buffer.tile} | {
+        f"{name}_{step}": stride(_axis(arrangement, number), buffer)
+        for number, step in ((1, "head"), (2, "place"), (3, "feature"))
+    }

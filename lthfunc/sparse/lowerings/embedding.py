@@ -1,0 +1,84 @@
+"""Embeddings: rows of a table by the numbers of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lthfunc.sparse.axes import Axis, Side, merged
+from lthfunc.sparse.builder import Builder, Operation, Value, View
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
+from lthfunc.sparse.lowerings.dense import DenseWeights
+from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, lowers
+from lthfunc.sparse.lowerings.placing import as_tokens, covers
+from lthfunc.sparse.tile_buffers import LANES, TileBuffer
+from lthfunc.sparse.views import arranged_view
+
+#: Tokens are held as floats, which count exactly up to here.
+_MOST_TOKENS = 2**24
+
+
+@lowers(aten.embedding.default, arranged=True)
+def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """embedding(weight, tokens, padding_idx)."""
+    weight, tokens, padding = args[0], args[1], int(argument(args, 2, -1))
+    if not isinstance(weight, Param) or not isinstance(tokens, View) or not tokens.value.tokens:
+        raise Unsupported("of anything but a parameter and tokens")
+    vocabulary, channels = b.weights[weight.name].shape
+    if vocabulary > _MOST_TOKENS:
+        raise Unsupported(f"of more than {_MOST_TOKENS:,} rows")
+    if any(argument(args, place, False) for place in (3, 4)):
+        raise Unsupported("scaled by frequencies or with a sparse gradient")
+    # Tokens lie along one row, in the order in which a new value has them.
+    tokens = _one_row(b, tokens)
+    places = tokens.value.buffer.width
+    claim(b, weight)
+    dense = DenseWeights(b, weight.name)
+    out = Value(TileBuffer(channels, 1, places), needs=True)
+
+    def emit(operation: Operation) -> None:
+        (x,) = operation.inputs
+        b.hold(out.buffer)
+        dense.spread(first=True)
+
+        def shared() -> dict[str, int]:
+            return {
+                "tokens": x.buffer.first, "tokens_tile": x.buffer.tile, "places": places, "vocabulary": vocabulary,
+                "channels": channels,
+            }  # fmt: skip
+
+        b.emit(lambda: ("embed", BY_TILES, -(-channels // LANES), {
+            **shared(), **dense.table, "out": out.buffer.first, "out_tile": out.buffer.tile,
+            "out_channel": out.buffer.channel,
+        }))  # fmt: skip
+
+        def gradient() -> None:
+            grad = b.gradient_of(out)
+            words = -(-channels // LANES)
+            room = b.allocate(-(-vocabulary * words // b.tiles))
+            b.emit(lambda: ("embedding_gradient", BY_ROWS, words, {
+                **shared(), "grad": grad.first, "grad_tile": grad.tile, "grad_channel": grad.channel,
+                "room": room.first, "words": words, "padding": padding,
+            }))  # fmt: skip
+            positions = b.weights[weight.name].positions
+            if len(positions):
+                places_in_room = positions // channels * (words * LANES) + positions % channels
+                b.emit(lambda: ("gather_gradients", BY_ROWS, len(positions), {
+                    "in": room.first, "places": b.table(places_in_room), "gradients": b.leaves[weight.name].first,
+                }))  # fmt: skip
+            b.release(out)
+
+        b.backward.append(gradient)
+
+    b.operations.append(Operation([tokens.value], out, emit))
+    last = merged([Axis(Side.CHANNEL, channels)])
+    return arranged_view(out, tokens.arrangement._replace(dimensions=(*tokens.arrangement.dimensions, last)))
+
+
+def _one_row(b: Builder, tokens: View) -> View:
+    """The tokens along one row of places, all of its value."""
+    buffer = tokens.value.buffer
+    if covers(tokens) and (buffer.channels, buffer.height) == (1, 1):
+        return tokens
+    with_one = tokens.arrangement.with_one(len(tokens.arrangement.dimensions))
+    found = as_tokens(b, arranged_view(tokens.value, with_one))
+    return arranged_view(found.value, found.arrangement.without(len(with_one.dimensions) - 1))

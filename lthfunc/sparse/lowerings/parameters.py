@@ -1,0 +1,70 @@
+"""Parameters and buffers that are read as values: positional tables, class tokens, whatever is joined with values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.axes import Arrangement, Axis, Side, merged
+from lthfunc.sparse.builder import Builder, Operation, Value, View
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
+from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, claim
+from lthfunc.sparse.tile_buffers import TileBuffer
+from lthfunc.sparse.views import arranged_view
+
+
+def as_view(b: Builder, given: Any) -> View:
+    """A value as it is, or a parameter or buffer as one: its last dimension along channels, the others along places."""
+    if isinstance(given, View):
+        return given
+    if not isinstance(given, (Param, Buffer)):
+        raise Unsupported("of anything but values, parameters and buffers")
+    if given.name not in b.read_as_values:
+        b.read_as_values[given.name] = _leaf(b, given)
+    return b.read_as_values[given.name]
+
+
+def _leaf(b: Builder, leaf: Param | Buffer) -> View:
+    shape = b.shapes[leaf.name]
+    if not shape or (isinstance(leaf, Buffer) and leaf.name not in b.statistics):
+        raise Unsupported("of a number, or of a buffer of whole numbers,")
+    channels, places = shape[-1], math.prod(shape[:-1])
+    out = Value(TileBuffer(channels, 1, places), needs=isinstance(leaf, Param))
+    if isinstance(leaf, Param):
+        claim(b, leaf)
+        first = b.leaves[leaf.name].first
+        positions = b.weights[leaf.name].positions if leaf.name in b.weights else torch.arange(math.prod(shape))
+    else:
+        first, positions = b.statistics[leaf.name], torch.arange(math.prod(shape))
+    count = len(positions)
+
+    def addresses(buffer: TileBuffer) -> Tensor:
+        return positions % channels * buffer.channel + positions // channels
+
+    def emit(operation: Operation) -> None:
+        b.hold(out.buffer)
+        if not count:  # all pruned: what is never written is zero
+            return
+        b.emit(lambda: ("load_numbers", BY_TILES, count, {
+            "out": out.buffer.first, "out_tile": out.buffer.tile, "addresses": b.table(addresses(out.buffer)),
+            "first": first, "constant": int(isinstance(leaf, Buffer)),
+        }))  # fmt: skip
+
+        def gradient() -> None:
+            grad = b.gradient_of(out)
+            b.emit(lambda: ("number_gradients", BY_ROWS, count, {
+                "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(addresses(grad)), "ny": 1,
+                "grad_y": 0, "nx": 1, "grad_x": 0, "gradients": first, "accumulate": 0,
+            }))  # fmt: skip
+            b.release(out)
+
+        if out.needs:
+            b.backward.append(gradient)
+
+    b.operations.append(Operation([], out, emit))
+    all_places = Arrangement((merged([Axis(Side.COLUMN, places)]),))
+    dimensions = all_places.reshaped(shape[:-1]).dimensions if len(shape) > 1 else ()
+    return arranged_view(out, Arrangement((*dimensions, merged([Axis(Side.CHANNEL, channels)]))))
