@@ -221,3 +221,29 @@ def test_the_page_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert int(last.split()[1]) == sum(leaf.numel() for leaf in names["small"].params.values())
     assert lf.count(names["small"].masks).kept == lf.count(half.masks).kept
+
+
+class Halves(nn.Module):
+    """One layer whose halves two others read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(3, 6), nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).chunk(2, -1)
+        out: Tensor = self.left(left) + self.right(right)
+        return out
+
+
+def test_each_layer_goes_on_to_read_something() -> None:
+    """Of six units that are worth less in the second half, one remains there."""
+    model = lf.from_module(Halves())
+    groups = lf.dependency_groups(model, (3,))
+    assert {group.width for group in groups} == {0}
+    state = lf.init(model)
+    rows = torch.tensor([6.0, 5, 4, 1, 2, 3])[:, None].expand(6, 3)
+    params = {**state.params, "first.weight": rows, "right.weight": state.params["right.weight"] * 1e-3}
+    pruned = lf.prune_groups(groups, density=1 / 3)(state._replace(params=params))
+    assert pruned.masks["first.weight"].any(1).tolist() == [True, False, False, False, False, True]
+    assert pruned.masks["right.weight"].any(0).tolist() == [False, False, True]

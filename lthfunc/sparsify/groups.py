@@ -7,7 +7,7 @@ reads it, or a neuron or channel with its readers (Fang et al. 2023). `lf.depend
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class GroupPart(NamedTuple):
 class DependencyGroup(NamedTuple):
     """What can only be removed together.
 
-    kind: one of `KINDS`. width: the number of the set of groups that are alike, such as the heads of one attention.
-    parts: slices of parameters and buffers, each leaf's axis once.
+    kind: one of `KINDS`. width: the number of the set of groups that begin in the same layer, such as the heads of one
+    attention. parts: slices of parameters and buffers, each leaf's axis once.
     """
 
     kind: str
@@ -155,9 +155,10 @@ def whole_groups(
     """Select whole dependency groups, the best by `group_scores`; weights of no group remain.
 
     As many groups as bring the network closest to the total number of weights to keep, wherever they are; one of each
-    width always remains. costs: of one weight of each layer, such as its FLOPs, if these are to be kept in place of
-    weights. groups, reduce, normalize: as of `group_scores`. Returns a selection. Raises
-    UserError, when it is applied, for fewer weights than are left without all groups but those.
+    width always remains, and one that each layer reads. costs: of one weight of each layer, such as its FLOPs, if these
+    are to be kept in place of weights. groups, reduce, normalize: as of `group_scores`.
+
+    Returns a selection. Raises UserError, when it is applied, for fewer weights than are left without all other groups.
 
     >>> model = lf.from_module(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
     >>> select = lf.whole_groups(lf.dependency_groups(model, (4,)))
@@ -226,11 +227,8 @@ def _best_groups(
 ) -> Masks:  # fmt: skip
     """Masks without the worst groups, whose cost comes closest to what is wanted."""
     found = group_scores(scores, masks, groups, reduce=reduce, normalize=normalize)
-    best: dict[int, int] = {}
-    for place, group in enumerate(groups):
-        if group.width not in best or found[place] > found[best[group.width]]:
-            best[group.width] = place
-    order = [each for each in found.argsort(stable=True).tolist() if each != best[groups[each].width]]
+    staying = _staying(found, masks, groups)
+    order = [each for each in found.argsort(stable=True).tolist() if each not in staying]
 
     def without(count: int) -> Masks:
         return without_groups(masks, [groups[place] for place in order[:count]])
@@ -247,6 +245,22 @@ def _best_groups(
         middle = (low + high) // 2
         low, high = (low, middle) if _cost(without(middle), costs) <= wanted else (middle + 1, high)
     return min((without(max(0, low - 1)), without(low)), key=lambda each: abs(_cost(each, costs) - wanted))
+
+
+def _staying(scores: Tensor, masks: Masks, groups: Sequence[DependencyGroup]) -> set[int]:
+    """The best group of each width, and of each row or column of weights in which nothing else would be left."""
+    best = dict[Any, int]()
+    covered = dict[Any, int]()
+    for place, group in enumerate(groups):
+        keys = [((part.name, part.axis), len(part.indices)) for part in group.parts]
+        for key, count in ((group.width, 0), *keys):
+            covered[key] = covered.get(key, 0) + count
+            if key not in best or scores[place] > scores[best[key]]:
+                best[key] = place
+    return {
+        place for key, place in best.items()
+        if isinstance(key, int) or (key[0] in masks and covered[key] == masks[key[0]].shape[key[1]])
+    }  # fmt: skip
 
 
 def _cost(masks: Masks, costs: Mapping[str, float] | None) -> float:

@@ -50,13 +50,13 @@ def groups_of(known: Following) -> tuple[DependencyGroup, ...]:
             for root, indices in _places(known.classes.roots(labels)):
                 parts.setdefault(root, []).append(GroupPart(name, axis, indices))
     heads, added = _roots(known, known.heads), _roots(known, known.added)
-    widths: dict[tuple[tuple[str, int], ...], int] = {}
+    widths: dict[tuple[str, int], int] = {}
     found = []
     for root, own in parts.items():
         if not any(part.name in known.masks for part in own):
             continue
         kind = HEADS if root in heads else RESIDUAL if root in added else UNITS
-        width = widths.setdefault(tuple((part.name, part.axis) for part in own), len(widths))
+        width = widths.setdefault((own[0].name, own[0].axis), len(widths))
         found.append(DependencyGroup(kind, width, tuple(own)))
     return tuple(found)
 
