@@ -122,6 +122,15 @@ METHODS = Registry("methods", "--method", {
         schedule="cyclic",
     ),
     "one-shot": _iterative("magnitude pruning after one training, rewound", rounds=1),
+    "swamp": _method(
+        "SWAMP: several networks trained in each round, their mean pruned", "Choi et al. 2024", "swamp:swamp",
+        takes=("particles",), defaults={"particles": 4}, compact=False,
+    ),
+    "group-lasso": _method(
+        "units shrunk while the dense network trains, the smallest pruned", "Wen et al. 2016",
+        "group_lasso:group_lasso", takes=("shrinkage",), once=True, defaults={"shrinkage": 2.0, "rewind": "lr"},
+        score="magnitude", allocate="uniform", structure="unstructured", compact=False,
+    ),
     "sparsegpt": _block_by_block(
         "sparsegpt", "pruned block by block after training, the remaining weights making up for it",
         "Frantar & Alistarh 2023", structure="unstructured",
@@ -182,6 +191,10 @@ METHODS = Registry("methods", "--method", {
     ),
     "edge-popup": _trained_masks(
         "Ramanujan et al.: random signs, scores trained", "Ramanujan et al. 2020", "edge_popup", "uniform",
+    ),
+    "sign-in": _untrained(
+        "Sign-In: random masks, weights as products of two factors", "Gadhikar et al. 2025", "sign_in:sign_in",
+        takes=("rescale_every",), defaults={"allocate": "erk", "score": "random"}, compact=False,
     ),
     **_score_at_init("snip", "SNIP at initialisation", "Lee et al. 2019"),
     **_score_at_init("grasp", "GraSP at initialisation", "Wang et al. 2020"),

@@ -14,12 +14,14 @@ class TrainedMasks(NamedTuple):
     """A network that is trained in place of a plan's (`lf.parametrized`).
 
     trainer: of it. begin: (the plan's network at the start, seed) -> its state at the same step. ticket: (its params,
-    its buffers, the plan's network at the start) -> the plan's network with the masks that they stand for.
+    its buffers, the plan's network at the start) -> the plan's network with the masks that they stand for. dense:
+    whether its steps compute with all weights, as while masks are looked for, or with those of the start's masks.
     """
 
     trainer: Trainer
     begin: Callable[[TrainState, int], TrainState]
     ticket: Callable[[Params, Buffers, TrainState], Ticket]
+    dense: bool = True
 
     def finished(self, fit: Fit, start: TrainState) -> Fit:
         """A fit of it as one of the plan's network."""

@@ -48,18 +48,19 @@ def takes_dense_gradients(config: Config) -> bool:
 def training_flops(flops: NetworkFlops, plan: Plan, item: Record, *, dense_updates: bool) -> float:
     """Of a training's steps, the remaining weights alone, by the masks of each step.
 
-    Where masks are trained, every step is dense. dense_updates: whether each update of masks takes a dense gradient on
-    a batch. Pruning beforehand and evaluation are not counted.
+    Where masks are trained, every step is dense; of several particles, each step is all of theirs. dense_updates:
+    whether each update of masks takes a dense gradient on a batch. Pruning beforehand and evaluation are not counted.
     """
     totals = {name: each["total"] for name, each in item["layers"].items()}
-    if item["round"] and plan.through:
+    through = plan.masks_through(item["round"])
+    if through is not None and through.dense:
         parts = [(item["final_step"] - item["curve"][0][0], dict.fromkeys(totals, 1.0))]
     else:
         parts = _parts(item, totals)
     batches: float = sum(steps * flops.at(densities) for steps, densities in parts)
     if dense_updates:
         batches += len(item.get("updates", ())) * flops.at(dict.fromkeys(totals, 1.0))
-    return _STEP * plan.trainer.batch_size * batches
+    return _STEP * (plan if through is None else through).trainer.batch_size * batches
 
 
 def _parts(item: Record, totals: dict[str, int]) -> list[tuple[int, dict[str, float]]]:

@@ -6,7 +6,7 @@ A parametrized network is a `Model` like any other: training, engines and evalua
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.ops import full_masks
 from lthfunc.trees.types import Buffers, Params, TrainState
 
-#: (what is trained, what is fixed) -> the network's params.
-WeightFunction = Callable[[Params, Params], Params]
+#: (what is trained, what is fixed) -> the network's params; or those of several networks, which share a batch.
+WeightFunction = Callable[[Params, Params], Params | Sequence[Params]]
 #: seed -> (what is trained, what is fixed, buffers).
 InitFunction = Callable[[int], tuple[Params, Params, Buffers]]
 
@@ -32,7 +32,8 @@ def parametrized(
     """The model with its params computed from other, trained tensors, such as scores of which a mask is made.
 
     name: of the new model. draw: seed -> (what is trained, what is fixed, buffers). training, evaluating: (what is
-    trained, what is fixed) -> the network's params, in the two modes. The new model's params are what is trained and
+    trained, what is fixed) -> the network's params, in the two modes; of several networks, each then computes its part
+    of the batch, as many consecutive examples as the others. The new model's params are what is trained and
     its buffers the rest, under names that `trained_part` turns back.
 
     >>> model = lf.from_module(nn.Linear(4, 2, bias=False))
@@ -127,8 +128,13 @@ class _Net(nn.Module):
             {name: getattr(self, _safe(prefix, name)) for name in names}
             for prefix, names in zip((_TRAINED, _FIXED, _BUFFERS), self._names, strict=True)
         )
-        outputs: Tensor = functional_call(self._net[0], {**self._weights(trained, fixed), **buffers}, (x,))
-        return outputs
+        found = self._weights(trained, fixed)
+        several = [found] if isinstance(found, Mapping) else found
+        # A few examples, as those that a network is tried on, may be fewer than the networks.
+        parts = zip(several, x.chunk(len(several)), strict=False)
+        outputs = [functional_call(self._net[0], {**params, **buffers}, (part,)) for params, part in parts]
+        first: Tensor = outputs[0]
+        return first if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _safe(prefix: str, name: str) -> str:

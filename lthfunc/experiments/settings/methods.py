@@ -62,6 +62,19 @@ class Methods:
         None, "How many times as fast as weights their gates and thresholds learn.",
         PRUNING, ("prune",), default="50; 1 for continuous-sparsification",
     )  # fmt: skip
+    shrinkage: Annotated[float, Gt(0)] | None = setting(
+        None, "How far group-lasso shrinks each unit while the dense network trains, in root mean squares of an "
+        "average unit's initial weights.",
+        PRUNING, ("prune",), default="2",
+    )  # fmt: skip
+    rescale_every: Steps | None = setting(
+        None, "Steps between two rescalings of Sign-In's factors.",
+        PRUNING, ("prune",), default="1/20 of the training",
+    )  # fmt: skip
+    particles: Annotated[int, Ge(2), Le(1000)] | None = setting(
+        None, "Networks that SWAMP trains in each round, each on batches of its own.",
+        PRUNING, ("prune",), default="4",
+    )  # fmt: skip
     blocks: tuple[str, ...] = setting(
         (),
         "Submodules that are pruned one after the other, such as 'layers.*'; repeatable. By default those of one class "
