@@ -6,6 +6,7 @@ SET and RigL on the sparse engine, beside a fixed mask of the same density on it
 engine, and plain PyTorch loops with masks: dense products, and for RigL the dense gradient that they have anyway. Each
 timing is a training of so many steps from its beginning, in turns; as in `lthfunc prune --method rigl`, masks change in
 its first three quarters, here after every hundredth step.
+``--scale`` trains a network of 10⁹ weights instead (dynamic_scale.py).
 The lower bound is the surviving FLOPs at the peak rate. Two peers are missing: what PyPI has of Nerva are its dense
 implementations, without the C++ library of sparse ones, and SparseProp has fixed masks (`lthfunc benchmark sparse`).
 """
@@ -34,7 +35,7 @@ from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Batch, TrainState
 
-from . import peers
+from . import dynamic_scale, peers
 from .floors import PEAK, peak_rate, products
 from .networks import Case, cases, images
 from .records import Options, Record, chosen, header, record, script, speedup, write
@@ -64,13 +65,14 @@ def main(arguments: list[str] | None = None) -> None:
     options.add("--every", type=int, default=_EVERY, help=f"steps between two updates ({_EVERY})")
     options.threads()
     options.add("--repeats", type=int, default=5, help="timings of each (5)")
+    options.add("--scale", action="store_true", help="SET on 10⁶ of 10⁹ weights instead, without dense trees")
     options.json()
     run(**options.parsed(arguments))
 
 
 def run(
     *, networks: Sequence[str], densities: Sequence[float] | None, steps: int | None, every: int, threads: int,
-    repeats: int, json: str | None,
+    repeats: int, json: str | None, scale: bool = False,
 ) -> list[Record]:  # fmt: skip
     """Measure, print, and write JSON where asked to."""
     names = chosen(networks, NETWORKS, NETWORKS, threads)
@@ -80,10 +82,16 @@ def run(
     for density in densities or ():
         if not 0 < density <= 1:
             raise invalid("--density", density, "a number in (0, 1]")
+    if scale and (networks or densities):
+        raise invalid("--scale", "with --network or --density", "a network and a density of its own")
     lf.keep_freed_memory()
     records = list[Record]()
     with using_threads(threads):
-        for name in names:
+        if scale:
+            about = {"network": "-".join(map(str, dynamic_scale.SIDES)), "batch": dynamic_scale.BATCH, "device": "cpu",
+                     "threads": threads, "precision": "fp32", "every": every, "unit": "steps/s"}  # fmt: skip
+            records = dynamic_scale.measured(steps or 5 * every // 2, every, about)
+        for name in () if scale else names:
             case, count = _case(name), steps or _STEPS.get(name, _LONG)
             if count < _fewest(every):
                 raise invalid("--steps", count, f"{_fewest(every)} or more, so that masks change")

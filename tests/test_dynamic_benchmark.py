@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from lthfunc_cli.main import main
 
+from lthfunc.sparse.kernels.build import why_no_kernels
+
 
 def test_trainings_with_changing_masks_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.dynamic.DENSE_ENGINE", "eager")  # nothing to compile
@@ -23,9 +25,26 @@ def test_trainings_with_changing_masks_are_measured(tmp_path: Path, monkeypatch:
     assert found["lthfunc, sparse, SET", 0.05]["repeats"] == 2
 
 
+@pytest.mark.skipif(why_no_kernels() is not None, reason=str(why_no_kernels()))
+def test_training_at_scale_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("benchmarks.dynamic_scale.SIDES", (30, 20_000, 20_000, 10))
+    monkeypatch.setattr("benchmarks.dynamic_scale.SURVIVORS", 2_000)
+    measured = tmp_path / "scale.json"
+    options = ["--scale", "--steps", "5", "--every", "2", "--json", str(measured)]
+    assert main(["benchmark", "dynamic", *options]) == 0
+    fixed, changing = json.loads(measured.read_text())["records"]
+    assert (fixed["variant"], changing["variant"]) == ("lthfunc, packed, fixed", "lthfunc, packed, SET")
+    assert changing["weights"] == 30 * 20_000 + 20_000**2 + 200_000
+    assert changing["survivors"] == 2_000
+    assert changing["bytes of the state"] > changing["least bytes"] == 32_000
+    assert "bytes a survivor" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--scale", "--steps", "4", "--every", "2"], "--steps: invalid value 4"),
+        (["--scale", "--density", "0.1"], "--scale: invalid value"),
         (["--network", "nothing"], "--network: unknown name 'nothing'"),
         (["--density", "1.5"], "--density: invalid value 1.5"),
         (["--every", "0"], "--every: invalid value 0"),

@@ -14,7 +14,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
-from lthfunc.sparse.exchange import exchanged
+from lthfunc.sparse.exchange import exchanged, masks_of
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
@@ -191,11 +191,12 @@ class _Loop:
 
     def exchange(self, growth: Scores | Growth, drop_fraction: float) -> Exchanged:
         """Go on after `drop_and_grow`."""
-        found = exchanged(self._workspace, self._state.masks, growth, drop_fraction)
-        state = self._state._replace(masks=found.masks)
+        sizes = {name: mask.numel() for name, mask in self._state.masks.items()}
+        found = exchanged(self._workspace, sizes, growth, drop_fraction)
+        state = self._state._replace(masks=masks_of(found.positions, self._state.masks))
         program = self._programs.program(state, self._batch, self._stored, found.positions)
         self._take_up(self._workspace.moved(program, found.sources), state)
-        return found.masks, found.layers
+        return state.masks, found.layers
 
     def kept(self) -> Callable[[], TrainState]:
         """The public state of now, which can be asked for later."""

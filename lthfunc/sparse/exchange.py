@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,21 +21,23 @@ class Exchange(NamedTuple):
     positions: as `Program` has them. sources: as `Workspace.moved` takes them.
     """
 
-    masks: Masks
     positions: dict[str, Tensor]
     sources: Tensor
     layers: dict[str, LayerChange]
 
 
-def exchanged(workspace: Workspace, masks: Masks, growth: Scores | Growth, drop_fraction: float) -> Exchange:
+def exchanged(
+    workspace: Workspace, sizes: Mapping[str, int], growth: Scores | Growth, drop_fraction: float
+) -> Exchange:
     """Drop a share of each layer's weights, those of the least magnitude, and grow as many others.
 
-    growth: as `drop_and_grow` takes it; scores are float32, without NaN.
+    sizes: of the masked layers, pruned weights counted. growth: as `drop_and_grow` takes it; scores are float32,
+    without NaN.
     """
     program = workspace.program
-    found, positions, layers = dict(masks), dict(program.positions), dict[str, LayerChange]()
+    positions, layers = dict(program.positions), dict[str, LayerChange]()
     sources = torch.arange(len(workspace.values))
-    for name, mask in masks.items():
+    for name, size in sizes.items():
         leaf, before = program.leaves[name], program.positions[name]
         values = workspace.values[leaf.first : leaf.first + leaf.size]
         moved = round(leaf.size * drop_fraction)
@@ -42,14 +46,29 @@ def exchanged(workspace: Workspace, masks: Masks, growth: Scores | Growth, drop_
         if isinstance(growth, dict):
             grown = _largest(growth[name].flatten(), remaining, moved)
         else:
-            grown = growth(name, remaining, mask.numel(), moved)
+            grown = growth(name, remaining, size, moved)
         positions[name], numbers = torch.empty_like(before), torch.empty_like(before)
         torch.ops.lthfunc.merge_places(remaining, kept, grown, positions[name], numbers)
-        sources[leaf.first : leaf.first + leaf.size] = torch.where(numbers < 0, -1, numbers + leaf.first)
-        again = int(mask.flatten().index_select(0, grown).sum())  # dropped and grown
+        sources[leaf.first : leaf.first + leaf.size] = numbers.add_(leaf.first).masked_fill_(numbers < leaf.first, -1)
+        again = _shared(grown, before)  # dropped and grown
         layers[name] = LayerChange(leaf.size, moved - again, moved - again)
-        found[name] = torch.zeros_like(mask).view(-1).index_fill_(0, positions[name], True).view(mask.shape)
-    return Exchange(found, positions, sources, layers)
+    return Exchange(positions, sources, layers)
+
+
+def masks_of(positions: Mapping[str, Tensor], like: Masks) -> Masks:
+    """Dense masks of survivors at these positions. like: masks of their names and shapes."""
+    return {
+        name: torch.zeros_like(mask).view(-1).index_fill_(0, positions[name], True).view(mask.shape)
+        for name, mask in like.items()
+    }
+
+
+def _shared(some: Tensor, others: Tensor) -> int:
+    """How many places are in both. Both rise."""
+    if not len(others):
+        return 0
+    at = np.searchsorted(others.numpy(), some.numpy()).clip(max=len(others) - 1)
+    return int((others.numpy()[at] == some.numpy()).sum())
 
 
 def _largest(scores: Tensor, taken: Tensor, count: int) -> Tensor:

@@ -157,6 +157,18 @@ def apportion(
     return shares
 
 
+def erk_counts(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, int]:
+    """The weights that each layer of these shapes keeps by `erk`, all of them being there; nothing dense is made.
+
+    density: of all layers together. Raises UserError where it is not in (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise invalid("density", density, "a number in (0, 1]")
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    weights = {name: _sum_over_product(shape) * sizes[name] for name, shape in shapes.items()}
+    return apportion(round(density * sum(sizes.values())), weights, sizes, dict.fromkeys(shapes, 0))
+
+
 def budget_of(masks: Masks, fraction: float) -> int:
     """The number of weights that the whole network keeps."""
     check_fraction(fraction)

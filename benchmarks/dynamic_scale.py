@@ -1,0 +1,96 @@
+"""A network of more than 10⁹ weights, of which 10⁶ are there: trained with SET's updates, without dense trees.
+
+    lthfunc benchmark dynamic --scale
+
+An MLP of 3072-32768-32768-10 on the meta device, random inputs, Adam, three tenths of the weights exchanged in each
+update. Memory is the largest of the process so far, Python and PyTorch included; a survivor's bytes are those of the
+state between two steps, and what the training took at most besides what was there before. The lower bound is a value,
+two moments and an index of four bytes.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.errors import invalid
+from lthfunc.training.mask_updates import UpdateContext
+from lthfunc.training.results import DenseNetwork, DropAndGrow
+from lthfunc.trees.ops import leaves
+from lthfunc.trees.types import TrainState
+
+from .records import Record, record
+
+#: Features of the layers, survivors, and examples in a step.
+SIDES, SURVIVORS, BATCH = (3072, 32_768, 32_768, 10), 1_000_000, 60
+#: The share exchanged in an update, and the bytes of a value, two moments and an index.
+_DROP, _FLOOR = 0.3, 16
+
+
+def network() -> nn.Module:
+    """On the meta device, where it takes no memory."""
+    with torch.device("meta"):
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise(SIDES):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+
+def measured(steps: int, every: int, about: dict[str, Any]) -> list[Record]:
+    """Train once, print and return steps/s, the time of an update, and memory."""
+    if steps <= 2 * every:
+        raise invalid("--steps", steps, f"{2 * every + 1} or more, so that masks change twice")
+    net, data = network(), _data()
+    weights = sum(leaf.numel() for leaf in net.parameters() if leaf.ndim > 1)
+    before, begun = _peak(), time.perf_counter()
+    state = lf.init_packed(net, SURVIVORS / weights)
+    print(f"{state!r} after {time.perf_counter() - begun:.2f} s")
+    rates = []
+    for updates in (None, _set(range(every, steps, every))):
+        train = lf.train_packed(net, data, optimizer=lf.adam(1e-3), steps=1 + steps, batch_size=BATCH, updates=updates)
+        first = lf.train_packed(net, data, optimizer=lf.adam(1e-3), steps=1, batch_size=BATCH)(state)
+        begun = time.perf_counter()
+        last = train(first)
+        rates.append(steps / (time.perf_counter() - begun))
+    kept = sum(map(len, last.positions.values()))
+    held = sum(leaf.nbytes for leaf in leaves(last))
+    update = (steps / rates[1] - steps / rates[0]) / len(range(every, steps, every))
+    peak = _peak()
+    print(f"{rates[0]:10.2f} steps/s with a fixed mask, {rates[1]:.2f} with an update every {every} steps")
+    print(f"{1000 * update:10.0f} ms an update")
+    print(f"{peak / 2**30:10.2f} GiB at most, {(peak - before) / 2**30:.2f} of them for the training")
+    print(f"{held / kept:10.1f} bytes a survivor in the state, {(peak - before) / kept:.1f} at most, {_FLOOR} at least")
+    more = {"survivors": kept, "weights": weights, "peak bytes": peak, "bytes of the training": peak - before,
+            "bytes of the state": held, "least bytes": _FLOOR * kept}  # fmt: skip
+    names = ("lthfunc, packed, fixed", "lthfunc, packed, SET")
+    return [
+        record([rate], variant=name, density=SURVIVORS / weights, steps=steps, **about, **more)
+        for name, rate in zip(names, rates, strict=True)
+    ]
+
+
+def _data() -> lf.Dataset:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(10 * BATCH, SIDES[0], generator=draw), torch.arange(10 * BATCH) % SIDES[-1]
+    return lf.data.from_tensors("noise", (x, y), (x[:BATCH], y[:BATCH]), val=BATCH)
+
+
+def _set(steps: range) -> lf.MaskUpdates:
+    def exchange(network: DenseNetwork, now: UpdateContext) -> DropAndGrow:
+        return lf.random_growth(now.seed, now.step), _DROP
+
+    def change(state: TrainState, now: UpdateContext) -> TrainState:
+        return lf.drop_and_grow(state, lf.random_growth(now.seed, now.step), _DROP)
+
+    return lf.MaskUpdates(tuple(steps), change, exchange=exchange)
+
+
+def _peak() -> int:
+    """The process's largest memory so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,205 @@
+"""The state of a training on its survivors: nothing in it, in its file or on the way is as large as the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lthfunc.arguments import public
+from lthfunc.errors import UserError
+from lthfunc.sparse.packing import packed_like, unpacked_like
+from lthfunc.sparsify.budgets import erk_counts
+from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.steps import with_optimizer
+from lthfunc.trees.files import load_tree, save_tree
+from lthfunc.trees.ops import leaves, map_leaves_like, tree_map
+from lthfunc.trees.prunable import NORMS, default_prunable, is_transposed, prunable_layers
+from lthfunc.trees.rng import distinct, generator
+from lthfunc.trees.types import Buffers, Params, TrainState
+
+_FORMAT = "lthfunc.packed/1"
+
+
+class PackedState(NamedTuple):
+    """A `TrainState` on its survivors, a pytree.
+
+    params: of masked leaves the survivors, one vector each; others as they are. positions: of each masked leaf int64
+    (survivors,), where they lie in the flattened leaf, rising. shapes: of these leaves, int64 (dimensions,). buffers:
+    of the module. opt: the optimiser's state for `params`, or ``()``. step: int64 scalar, the number of steps taken.
+    """
+
+    params: Params
+    positions: dict[str, Tensor]
+    shapes: dict[str, Tensor]
+    buffers: Buffers
+    opt: Any
+    step: Tensor
+
+    def __repr__(self) -> str:
+        kept, total = sum(map(len, self.positions.values())), sum(self.sizes.values())
+        return f"PackedState({kept:,} of {total:,} weights remain, step {int(self.step):,})"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the masked leaves, pruned weights counted."""
+        return {name: _size(shape) for name, shape in self.shapes.items()}
+
+
+def _size(shape: Tensor) -> int:
+    return torch.Size(shape.tolist()).numel()
+
+
+@public
+def init_packed(module: nn.Module, density: float, seed: int = 0) -> PackedState:
+    """A sparse network from the first step on: random masks by `erk`, and initial weights of the survivors alone.
+
+    module: a network of linear and convolution layers, on the meta device where it would not fit into memory (``with
+    torch.device("meta"): ...``). density: of all its weights, in (0, 1]. seed: of the masks and weights, which are
+    Gaussian Glorot by the inputs and outputs that are left on average, as the signal would otherwise vanish (Evci et al.
+    2022, sec. 3.1); biases are zero. Returns the state at step 0. Raises UserError for a
+    parameter or buffer on the meta device whose initial value is not known.
+
+    Mocanu et al. 2018, alg. 1; Evci et al. 2020, sec. 3.1.
+
+    >>> with torch.device("meta"):
+    ...     net = nn.Sequential(nn.Linear(100_000, 100_000), nn.ReLU(), nn.Linear(100_000, 10))
+    >>> lf.init_packed(net, density=1e-6)
+    PackedState(10,001 of 10,001,000,000 weights remain, step 0)
+    """
+    leaves = dict(module.named_parameters())
+    names = default_prunable(module, leaves)
+    shapes = {name: tuple(leaves[name].shape) for name in names}
+    places, params = dict[str, Tensor](), dict[str, Tensor]()
+    counts = erk_counts(shapes, density)
+    known = _known_values(module)
+    for name, leaf in leaves.items():
+        if name in shapes:
+            size, draw = leaf.numel(), generator(seed, "packed-mask", name)
+            places[name] = distinct(counts[name], size, draw)
+            fans = size / leaf.shape[0] + size / leaf.shape[1]
+            spread = (2 / fans * size / max(1, counts[name])) ** 0.5
+            params[name] = spread * torch.randn(counts[name], generator=generator(seed, "packed-init", name))
+        else:
+            params[name] = _value(name, leaf, known)
+    buffers = {name: _value(name, leaf, known) for name, leaf in module.named_buffers()}
+    tensors = {name: torch.tensor(shape) for name, shape in shapes.items()}
+    return PackedState(params, places, tensors, buffers, (), torch.tensor(0))
+
+
+def _known_values(module: nn.Module) -> dict[str, float]:
+    """The initial numbers of biases, and of what normalisation has."""
+    found = {layer.path(bias): 0.0 for layer in prunable_layers(module) for bias in layer.biases}
+    for name, part in module.named_modules():
+        if isinstance(part, NORMS):
+            numbers = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
+            found |= {f"{name}.{own}" if name else own: number for own, number in numbers.items()}
+        if is_transposed(part):
+            raise UserError(f"init_packed: {name} is a layer of another kind than nn.Linear and nn.Conv2d")
+    return found
+
+
+def _value(name: str, leaf: Tensor, known: Mapping[str, float]) -> Tensor:
+    if name in known:
+        return torch.full(leaf.shape, known[name], dtype=leaf.dtype)
+    if leaf.is_meta:
+        raise UserError(f"init_packed: the initial value of {name} is not known, as the module is on the meta device")
+    return leaf.detach().clone()
+
+
+@public
+def pack_state(state: TrainState) -> PackedState:
+    """The state on its survivors: ``unpack_state(pack_state(state))`` has the same bits.
+
+    state: dense, its pruned weights zero. Raises UserError where a mask doesn't fit its leaf, naming the first that
+    differs.
+
+    >>> state = lf.prune(density=0.25)(lf.init(lf.from_module(nn.Linear(4, 2))))
+    >>> lf.pack_state(state)
+    PackedState(2 of 8 weights remain, step 0)
+    """
+    positions = {name: mask.flatten().nonzero().flatten() for name, mask in state.masks.items()}
+    shapes = {name: torch.tensor(mask.shape) for name, mask in state.masks.items()}
+
+    def pack(tree: Params) -> Params:
+        return packed_like(tree, positions)
+
+    opt = map_leaves_like(state.params, state.opt, pack)
+    return PackedState(pack(state.params), positions, shapes, state.buffers, opt, state.step)
+
+
+@public
+def unpack_state(state: PackedState) -> TrainState:
+    """The dense state, for a network that fits into memory: zeros, and masks, where weights were pruned.
+
+    state: packed.
+
+    >>> with torch.device("meta"):
+    ...     net = nn.Linear(4, 2)
+    >>> lf.unpack_state(lf.init_packed(net, density=0.5))
+    TrainState(10 params, 4 of 8 weights remain, step 0)
+    """
+    shapes = {name: tuple(shape.tolist()) for name, shape in state.shapes.items()}
+
+    def unpack(tree: Params) -> Params:
+        return unpacked_like(tree, state.positions, shapes)
+
+    masks = {
+        name: torch.zeros(shapes[name], dtype=torch.bool).view(-1).index_fill_(0, places, True).view(shapes[name])
+        for name, places in state.positions.items()
+    }
+    opt = map_leaves_like(state.params, state.opt, unpack)
+    return TrainState(unpack(state.params), state.buffers, masks, opt, state.step)
+
+
+@public
+def save_packed(path: str | os.PathLike[str], state: PackedState) -> None:
+    """Write a packed state to a safetensors file: values, positions and moments, from which training goes on.
+
+    path: of the file, which appears whole or not at all. state: what to save.
+
+    >>> state = lf.pack_state(lf.init(lf.from_module(nn.Linear(4, 2))))
+    >>> lf.save_packed("packed.safetensors", state)
+    >>> lf.same_bits(lf.load_packed("packed.safetensors"), state)
+    True
+    """
+    numbered = {str(number): leaf for number, leaf in enumerate(leaves(state.opt))}
+    tree = {**state._asdict(), "opt": numbered}
+    save_tree(path, {name: part for name, part in tree.items() if part != {}}, {"format": _FORMAT})
+
+
+@public
+def load_packed(path: str | os.PathLike[str], optimizer: Optimizer | None = None) -> PackedState:
+    """Read a file of `save_packed` at `path`.
+
+    optimizer: of the training that made the state; without one the state has no optimiser state. Returns the state.
+    Raises UserError where the file holds none, or that of another optimiser.
+
+    >>> state = lf.pack_state(lf.with_optimizer(lf.init(lf.from_module(nn.Linear(4, 2))), lf.adam(1e-3)))
+    >>> lf.save_packed("packed.safetensors", state)
+    >>> lf.same_bits(lf.load_packed("packed.safetensors", lf.adam(1e-3)), state)
+    True
+    """
+    tree, about = load_tree(path)
+    if about.get("format") != _FORMAT:
+        raise UserError(f"{path}: is not a packed state (its format is {about.get('format')!r}, not {_FORMAT!r})")
+    params, positions, shapes, buffers, opt = (
+        tree.get(name, {}) for name in ("params", "positions", "shapes", "buffers", "opt")
+    )
+    state, saved = PackedState(params, positions, shapes, buffers, (), tree["step"]), list(opt.values())
+    if optimizer is None or not saved:
+        return state
+    fresh = fresh_optimizer(state, optimizer)
+    kinds = [[(leaf.shape, leaf.dtype) for leaf in each] for each in (leaves(fresh), saved)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{path}: its optimiser state is not that of this optimizer")
+    rest = iter(saved)
+    return state._replace(opt=tree_map(lambda leaf: next(rest), fresh))
+
+
+def fresh_optimizer(state: PackedState, optimizer: Optimizer) -> Any:
+    """The state's optimiser state, or a fresh one. Raises UserError where it is another optimiser's."""
+    return with_optimizer(TrainState(state.params, state.buffers, {}, state.opt, state.step), optimizer).opt

@@ -1,0 +1,136 @@
+"""Networks that are sparse from the first step on: the bits of dense trees, without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_exchanges import MODEL, NET, OPTIMIZERS, images
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.sparse.kernels import build
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+SEED, STEPS = 3, 12
+DATA = images()
+
+
+def change(state: lf.TrainState, now: Any) -> lf.TrainState:
+    return lf.drop_and_grow(state, lf.random_growth(now.seed, now.step), 0.3)
+
+
+SET = lf.MaskUpdates((2, 5, 9), change, exchange=lambda network, now: (lf.random_growth(now.seed, now.step), 0.3))
+
+
+def training(optimizer: lf.Optimizer, steps: int = STEPS, updates: lf.MaskUpdates | None = SET) -> Any:
+    return lf.train_packed(NET, DATA, optimizer=optimizer, steps=steps, batch_size=8, seed=SEED, updates=updates)
+
+
+def large() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(72, 100_000), nn.ReLU(), nn.Linear(100_000, 100_000), nn.ReLU(),
+            nn.Linear(100_000, 3),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_packed_training_has_the_bits_of_dense_trees(optimizer: str) -> None:
+    made, start = OPTIMIZERS[optimizer], lf.init_packed(NET, density=0.4, seed=SEED)
+    trainer = lf.make_trainer(MODEL, DATA, optimizer=made, batch_size=8, engine=lf.sparse_engine)
+    expected = lf.fit(trainer, lf.unpack_state(start), seed=SEED, until=STEPS, eval_every=STEPS, updates=SET).state
+    found = training(made)(start)
+    assert lf.same_bits(lf.unpack_state(found), expected)
+    assert lf.same_bits(lf.pack_state(expected), found)
+    assert lf.mask_distance(lf.unpack_state(start).masks, expected.masks) > 0, "weights were exchanged"
+    accuracy = lf.packed_accuracy(NET, found, DATA, "train")
+    assert accuracy == pytest.approx(lf.accuracy_on(MODEL, expected, DATA, "train"))
+
+
+@pytest.mark.parametrize("stop", [5, 7])  # right before an update, and between two
+def test_a_saved_training_goes_on_to_the_same_bits(stop: int, tmp_path: Path) -> None:
+    for name, optimizer in OPTIMIZERS.items():
+        start = lf.init_packed(NET, density=0.4, seed=SEED)
+        lf.save_packed(tmp_path / name, training(optimizer, stop)(start))
+        again = lf.load_packed(tmp_path / name, optimizer)
+        assert int(again.step) == stop
+        assert lf.same_bits(training(optimizer)(again), training(optimizer)(start))
+    with pytest.raises(UserError, match="not that of this optimizer"):
+        lf.load_packed(tmp_path / "momentum", OPTIMIZERS["adamw"])
+    assert lf.load_packed(tmp_path / "momentum").opt == ()
+    lf.save_ticket(tmp_path / "ticket", lf.ticket(lf.init(MODEL)))
+    with pytest.raises(UserError, match="is not a packed state"):
+        lf.load_packed(tmp_path / "ticket")
+
+
+def test_masks_and_weights_are_drawn_as_promised() -> None:
+    state = lf.init_packed(NET, density=0.3, seed=SEED)
+    dense = lf.prune(density=0.3, score=lf.random_scores(0), allocate=lf.erk())(lf.init(MODEL))
+    assert {name: len(places) for name, places in state.positions.items()} == {
+        name: int(mask.sum()) for name, mask in dense.masks.items()
+    }
+    wide = lf.init_packed(nn.Conv2d(40, 60, 5), density=0.5, seed=1)
+    assert float(wide.params["weight"].std()) == pytest.approx((2 / (25 * 100 * 0.5)) ** 0.5, rel=0.02)
+    places = wide.positions["weight"]
+    assert (places.diff() > 0).all()
+    assert float(places.double().mean()) == pytest.approx(60_000 / 2, rel=0.02)
+    assert int(wide.params["bias"].count_nonzero()) == 0
+    other = lf.init_packed(nn.Conv2d(40, 60, 5), density=0.5, seed=2)
+    assert not torch.equal(places, other.positions["weight"])
+    assert lf.same_bits(wide, lf.init_packed(nn.Conv2d(40, 60, 5), density=0.5, seed=1))
+    with torch.device("meta"):
+        norm = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
+    state = lf.init_packed(norm, density=1.0)
+    assert state.params["1.weight"].tolist() == [1.0] * 4
+    assert state.buffers["1.running_var"].tolist() == [1.0] * 4
+    assert int(state.buffers["1.num_batches_tracked"]) == 0
+
+
+def test_ten_thousand_million_weights_train_and_are_exchanged() -> None:
+    """Forty gigabytes if anything on the way were dense."""
+    net = large()
+    start = lf.init_packed(net, density=1e-6)
+    train = lf.train_packed(net, DATA, optimizer=lf.adam(0.01), steps=3, batch_size=8, updates=SET)
+    found = train(start)
+    assert sum(found.sizes.values()) == 100_000 * (72 + 100_000 + 3)
+    for name, places in found.positions.items():
+        kept = torch.isin(places, start.positions[name]).double().mean()
+        assert 0.69 < float(kept) < 0.71, "three tenths were exchanged, hardly any for itself"
+        assert len(places.unique()) == len(places) == len(found.params[name])
+    assert not torch.equal(found.params["5.bias"], start.params["5.bias"])
+
+
+class Own(nn.Linear):
+    pass
+
+
+def test_what_cannot_train_packed_is_refused() -> None:
+    start, adam = lf.init_packed(NET, density=0.5), lf.adam(0.01)
+
+    def scored(network: Any, now: Any) -> Any:
+        return lf.magnitude(network().params, network().masks), 0.3
+
+    def half_as_much_again(network: Any, now: Any) -> Any:
+        return lf.random_growth(0), 1.5
+
+    with torch.device("meta"):
+        own, other = Own(72, 3), nn.ParameterList([nn.Parameter(torch.zeros(3))])
+    of_own = lf.init_packed(own, density=0.5)
+    for words, call in (
+        ("already at step", lambda: training(adam, 2)(start._replace(step=torch.tensor(2)))),
+        ("expected parts that the sparse engine", lambda: training(lf.lion(0.01))),
+        ("expected one whose exchange", lambda: training(adam, updates=lf.MaskUpdates((2,), change))),
+        ("no dense network", lambda: training(adam, updates=SET._replace(exchange=scored))(start)),
+        ("expected a number in", lambda: training(adam, updates=SET._replace(exchange=half_as_much_again))(start)),
+        ("does not fit", lambda: training(adam)(lf.init_packed(nn.Linear(72, 3), density=0.5))),
+        ("Own: cannot be compared", lambda: lf.train_packed(own, DATA, optimizer=adam, steps=2)(of_own)),
+        ("density: invalid value 1.5", lambda: lf.init_packed(NET, density=1.5)),
+        ("value of 1.0 is not known", lambda: lf.init_packed(nn.Sequential(nn.Linear(2, 2), other), density=0.5)),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
