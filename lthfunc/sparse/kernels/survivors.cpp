@@ -2,34 +2,68 @@
 
 #include <algorithm>
 #include <cstring>
-#include <functional>
 #include <stdexcept>
 
 namespace lthfunc {
 namespace {
 
 // Whole numbers in the order of the scores; -0 is 0.
-inline std::uint32_t rising(float score) {
+LTHFUNC_INLINE std::uint32_t rising(float score) {
   const float zeroed = score + 0.0f;
-  std::uint32_t bits;
+  std::int32_t bits;
   std::memcpy(&bits, &zeroed, sizeof bits);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return static_cast<std::uint32_t>(bits ^ (bits >> 31 | INT32_MIN));
 }
 
-// Scores that are looked at to guess from which one on they are wanted.
-constexpr i64 SAMPLE = 4096;
+// Scores looked at before candidates are counted, so that there is room for all of them.
+constexpr i64 SCORES_AT_ONCE = 4096;
 
-// About the least score that is wanted, as `rising` has it: rather more than `count` of `size` scores are as large.
-std::uint32_t guess(const float* scores, i64 size, i64 count) {
-  const i64 step = (size + SAMPLE - 1) / SAMPLE;
-  std::vector<std::uint32_t> sample;
-  sample.reserve(static_cast<std::size_t>(size / step + 1));
-  for (i64 k = 0; k < size; k += step) sample.push_back(rising(scores[k]));
-  const i64 seen = static_cast<i64>(sample.size()), wanted = count / step + count / step / 2 + 32;
-  if (wanted >= seen) return 0;
-  std::nth_element(sample.begin(), sample.begin() + wanted, sample.end(), std::greater<std::uint32_t>());
-  return sample[static_cast<std::size_t>(wanted)];
+// The least of the `wanted` largest numbers, and how many that equal it are among these: digit by digit, from counts.
+struct Bound {
+  std::uint32_t least = 0;
+  i64 equal = 0;
+};
+Bound bound_of(const std::uint32_t* numbers, i64 count, i64 wanted) {
+  constexpr int DIGITS[] = {11, 11, 10};
+  Bound found{0, wanted};
+  std::uint32_t known = 0;
+  int shift = 32;
+  for (const int digit : DIGITS) {
+    shift -= digit;
+    const std::uint32_t values = (1u << digit) - 1;
+    i64 counts[1 << 11] = {};
+    for (i64 k = 0; k < count; ++k)
+      if ((numbers[k] & known) == found.least) ++counts[numbers[k] >> shift & values];
+    std::uint32_t value = values;
+    while (counts[value] < found.equal) found.equal -= counts[value--];
+    found.least |= value << shift;
+    known |= values << shift;
+  }
+  return found;
 }
+
+// Scores that may be among the largest, in the order of their places, and the least that still may be.
+struct Candidates {
+  std::vector<std::uint32_t> scores;
+  std::vector<i64> places;
+  i64 count = 0;
+  std::uint32_t least = 0;
+
+  // Keeps the `wanted` largest, of equal ones the first.
+  void keep(i64 wanted) {
+    if (count <= wanted) return;
+    Bound bound = bound_of(scores.data(), count, wanted);
+    i64 left = 0;
+    for (i64 k = 0; k < count; ++k) {
+      const bool stays = scores[k] > bound.least || (scores[k] == bound.least && bound.equal-- > 0);
+      scores[left] = scores[k];
+      places[left] = places[k];
+      left += stays;
+    }
+    count = left;
+    least = bound.least + 1;  // later ones that equal it come too late; infinity is not the last number
+  }
+};
 
 }  // namespace
 
@@ -39,29 +73,36 @@ std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 ta
     if (taken[k] < 0 || taken[k] >= size || (k && taken[k] <= taken[k - 1]))
       throw std::invalid_argument("lthfunc: places must rise, within the scores");
   if (count == 0) return {};
-  using Candidate = std::pair<std::uint32_t, i64>;  // scores upside down, so that it sorts as it is
-  std::vector<Candidate> candidates;
-  const auto collect = [&](std::uint32_t least) {
-    candidates.clear();
-    i64 next = 0;
-    for (i64 place = 0; place < size; ++place) {
+  const i64 most = std::min(4 * count, size);
+  Candidates found;
+  found.scores.resize(static_cast<std::size_t>(most + SCORES_AT_ONCE));
+  found.places.resize(found.scores.size());
+  i64 next = 0;
+  for (i64 first = 0; first < size; first += SCORES_AT_ONCE) {
+    const i64 end = std::min(size, first + SCORES_AT_ONCE), before = found.count;
+    std::uint32_t* const keys = found.scores.data();
+    i64* const places = found.places.data();
+    const std::uint32_t least = found.least;
+    i64 total = before;
+    for (i64 place = first; place < end; ++place) {
       const std::uint32_t score = rising(scores[place]);
-      if (score < least) continue;
-      while (next < takens && taken[next] < place) ++next;
-      if (next == takens || taken[next] != place) candidates.emplace_back(~score, place);
+      keys[total] = score;
+      places[total] = place;
+      total += score >= least;
     }
-  };
-  collect(guess(scores, size, count + takens));
-  if (static_cast<i64>(candidates.size()) < count) collect(0);
-  // The last one that is wanted decides, so that places stay in order.
-  std::vector<Candidate> ordered(candidates);
-  const auto last = ordered.begin() + (count - 1);
-  std::nth_element(ordered.begin(), last, ordered.end());
-  std::vector<i64> found;
-  found.reserve(static_cast<std::size_t>(count));
-  for (const Candidate& each : candidates)
-    if (each <= *last) found.push_back(each.second);
-  return found;
+    found.count = before;
+    for (i64 k = before; k < total; ++k) {
+      while (next < takens && taken[next] < places[k]) ++next;
+      const bool free = next == takens || taken[next] != places[k];
+      keys[found.count] = keys[k];
+      places[found.count] = places[k];
+      found.count += free;
+    }
+    if (found.count > most) found.keep(count);
+  }
+  found.keep(count);
+  found.places.resize(static_cast<std::size_t>(count));
+  return found.places;
 }
 
 void merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, i64* places,
