@@ -59,9 +59,9 @@ def init_packed(module: nn.Module, density: float, seed: int = 0) -> PackedState
 
     module: a network of linear and convolution layers, on the meta device where it would not fit into memory (``with
     torch.device("meta"): ...``). density: of all its weights, in (0, 1]. seed: of the masks and weights, which are
-    Gaussian Glorot by the inputs and outputs that are left on average, as the signal would otherwise vanish (Evci et al.
-    2022, sec. 3.1); biases are zero. Returns the state at step 0. Raises UserError for a
-    parameter or buffer on the meta device whose initial value is not known.
+    Gaussian Glorot by the inputs and outputs that are left on average, as the signal would otherwise vanish (Evci et
+    al. 2022, sec. 3.1); biases are zero. Returns the state at step 0. Raises UserError for a parameter or buffer on the
+    meta device whose initial value is not known.
 
     Mocanu et al. 2018, alg. 1; Evci et al. 2020, sec. 3.1.
 
