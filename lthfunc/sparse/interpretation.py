@@ -35,6 +35,8 @@ def lowered(
     if any(is_seen_elsewhere(node, each, at) for each in changed_by(node)):
         raise Unsupported(_IN_PLACE)
     if node.target is operator.getitem and not plain:
+        if args[0][args[1]] is None:
+            raise Unsupported(f"number {args[1]}, a state that the machine does not hand on,")
         return args[0][args[1]]
     lowering = LOWERINGS.get(node.target)
     if lowering is None:
@@ -63,7 +65,9 @@ def _plain(b: Builder, given: Any) -> Any:
     return plain_view(b, given) if isinstance(given, View) else given
 
 
-def _is_as_traced(view: View, traced: torch.Tensor) -> bool:
+def _is_as_traced(view: View | None, traced: torch.Tensor) -> bool:
+    if view is None:  # what the machine computes no value for; reading it is refused
+        return True
     kind = torch.int64 if view.value.tokens else torch.float32
     return view.arrangement.sizes == tuple(traced.shape) and traced.dtype == kind
 
