@@ -55,13 +55,22 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 @lowers(aten.conv2d.default, aten.conv2d.padding)
 def convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """conv2d with stride, padding, dilation and groups."""
-    view, weight, bias = args[0], args[1], argument(args, 2, None)
-    stride, dilation = pair(argument(args, 3, 1)), pair(argument(args, 5, 1))
-    groups = int(argument(args, 6, 1))
-    outs, ins, *kernel = _weights(b, weight, bias).shape
+    stride, padding, dilation = argument(args, 3, 1), argument(args, 4, 0), pair(argument(args, 5, 1))
+    padding = padding if isinstance(padding, str) else pair(padding)
+    given = pair(stride), padding, dilation, int(argument(args, 6, 1))
+    return convolved(b, args[0], args[1], argument(args, 2, None), *given)
+
+
+def convolved(
+    b: Builder, view: View, weight: Any, bias: Any, stride: tuple[int, int], padded: str | tuple[int, int],
+    dilation: tuple[int, int], groups: int,
+) -> View:  # fmt: skip
+    """A convolution of an image. padded: along both sides, "same" or "valid". A kernel of one side has one row."""
+    outs, ins, *sides = _weights(b, weight, bias).shape
+    kernel = [*[1] * (2 - len(sides)), *sides]
     if view.flat:
         raise Unsupported("on flattened values")
-    padding = _padding(argument(args, 4, 0), kernel, dilation)
+    padding = _padding(padded, kernel, dilation)
     down, right = (
         ConvolutionAxis(size, k, s, p, d)
         for size, k, s, p, d in zip(view.shape[1:], kernel, stride, padding, dilation, strict=True)
@@ -104,4 +113,4 @@ def _padding(given: Any, kernel: list[int], dilation: tuple[int, int]) -> tuple[
         if any(each % 2 for each in total):
             raise Unsupported("with uneven padding")
         return total[0] // 2, total[1] // 2
-    return pair(given)
+    return given[0], given[1]

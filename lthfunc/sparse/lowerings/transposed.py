@@ -18,14 +18,23 @@ from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 @lowers(aten.conv_transpose2d.input)
 def transposed_convolution(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """conv_transpose2d with stride, padding, output padding, groups and dilation."""
-    view, weight, bias = args[0], args[1], argument(args, 2, None)
-    stride, padding, output_padding = (pair(argument(args, 3 + k, default)) for k, default in enumerate((1, 0, 0)))
-    groups, dilation = int(argument(args, 6, 1)), pair(argument(args, 7, 1))
+    stride, padding, extra = (pair(argument(args, 3 + k, default)) for k, default in enumerate((1, 0, 0)))
+    dilation = pair(argument(args, 7, 1))
+    given = stride, padding, extra, int(argument(args, 6, 1)), dilation
+    return transposed(b, args[0], args[1], argument(args, 2, None), *given)
+
+
+def transposed(
+    b: Builder, view: View, weight: Any, bias: Any, stride: tuple[int, int], padding: tuple[int, int],
+    output_padding: tuple[int, int], groups: int, dilation: tuple[int, int],
+) -> View:  # fmt: skip
+    """A transposed convolution of an image. A kernel of one side has one row."""
     if not isinstance(weight, Param) or not (bias is None or isinstance(bias, Param)):
         raise Unsupported("with weights that are no parameters of their own")
     if view.flat:
         raise Unsupported("on flattened values")
-    shape = b.weights[weight.name].shape
+    ins, outs, *kernel = b.weights[weight.name].shape
+    shape = ins, outs, *[1] * (2 - len(kernel)), *kernel
     claim(b, weight, bias)
     sides = []
     for size, k, s, p, d, extra in zip(
