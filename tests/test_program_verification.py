@@ -77,15 +77,16 @@ class Mixed(nn.Module):
 
 
 class Attended(nn.Module):
-    """What reads tokens: an embedding, attention, normalisation of each token."""
+    """What reads tokens: an embedding, attention, normalisation of each token, recurrent layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.qkv, self.head = nn.Embedding(9, 12), nn.Linear(12, 36), nn.Linear(12, 3)
         self.norm, self.root = nn.LayerNorm(12), nn.RMSNorm(12)
+        self.lstm, self.gru = nn.LSTM(12, 6, batch_first=True, bidirectional=True), nn.GRU(12, 12, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.embed(x))
+        x = self.norm(self.gru(self.lstm(self.embed(x))[0])[0])
         q, k, v = self.qkv(x).view(len(x), -1, 3, 2, 6).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         scores: Tensor = self.head(self.root(x + mixed)[:, -1])

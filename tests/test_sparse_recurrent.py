@@ -12,6 +12,7 @@ from sparse_programs import both, check, kernels  # noqa: F401
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.sparse.cost_model import is_faster
 from lthfunc.sparse.kernels import build
 from lthfunc.trees.model import apply_evaluating
 
@@ -124,6 +125,14 @@ def test_a_network_of_characters_trains_as_the_eager_engine_trains_it() -> None:
     for name, leaf in eager.params.items():
         torch.testing.assert_close(ours.params[name], leaf, rtol=1e-3, atol=1e-5)
         assert not ours.params[name][~start.masks[name]].any() if name in start.masks else True
+
+
+def test_auto_takes_sparse_recurrent_layers_alone() -> None:
+    model = lf.models.build("lstm", (64,), 65, {}, "text")
+    state = lf.init(model)
+    for density, wanted in ((0.1, True), (0.95, False)):
+        masks = lf.prune(density=density, score=lf.random_scores(0))(state).masks
+        assert is_faster(model, (64,), masks) is wanted
 
 
 class Refused(nn.Module):

@@ -23,6 +23,7 @@ from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.lowerings.dense import feeds_multipliers
+from lthfunc.sparse.lowerings.recurrent import RECURRENT_LAYERS
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.python_losses import computes_loss
 from lthfunc.training.engines.interface import Work
@@ -101,12 +102,12 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
     names = dict(zip(placeholders, captured_graph.params, strict=False))
     found = []
     for node in captured_graph.graph.nodes:
-        if node.op == "call_function" and str(node.target).startswith("aten.conv_transpose2d"):
+        if node.op == "call_function" and str(node.target).startswith("aten.conv_transpose"):
             weight = model.training.get_parameter(names[node.args[1]])
             work = weight.numel() * torch.Size(node.args[0].meta["val"].shape[2:]).numel()
             waste = min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[0]))
             found.append(_LayerCost(names[node.args[1]], float(work), waste, False, math.inf))
-        elif node.op == "call_function" and str(node.target).startswith(("aten.conv2d", "aten.linear")):
+        elif node.op == "call_function" and str(node.target).startswith(("aten.conv1d", "aten.conv2d", "aten.linear")):
             weight = model.training.get_parameter(names[node.args[1]])
             made = node.meta["val"]
             places = made.numel() // (made.shape[0] * weight.shape[0])
@@ -117,6 +118,13 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
             if wide and weight.ndim > 2 and whole and feeds_multipliers(weight.shape[0], weight[0].numel()):
                 most = _FULL_CONVOLUTION if weight.shape[1] < _MANY_CHANNELS else _BEST_CONVOLUTION
             found.append(_LayerCost(names[node.args[1]], float(weight.numel() * places), waste, linear, most))
+        elif node.op == "call_function" and node.target in RECURRENT_LAYERS:
+            sequence, _, params, *_, batch_first = node.args
+            steps = sequence.meta["val"].shape[1 if batch_first else 0]
+            for name in (names[each] for each in params):
+                weight = model.training.get_parameter(name)
+                if weight.ndim > 1:
+                    found.append(_LayerCost(name, float(weight.numel() * steps), 1.0, False, math.inf))
     return tuple(found)
 
 

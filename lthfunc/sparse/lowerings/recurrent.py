@@ -19,6 +19,7 @@ from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, RE
 from lthfunc.sparse.lowerings.interface import Lowering, Param, Unsupported, aten, claim, lowers
 from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.pointwise import dropout
+from lthfunc.sparse.lowerings.product import sums_columns
 from lthfunc.sparse.lowerings.tokens import tokens_linear
 from lthfunc.sparse.patterns import Lists, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
@@ -27,6 +28,10 @@ from lthfunc.sparse.views import arranged_view
 _TILES_AT_ONCE = CONSTANTS["TILES_AT_ONCE"]
 #: Numbers of a unit that are made of its inputs and state.
 _GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
+#: PyTorch's operations, and what the kernels call them.
+RECURRENT_LAYERS = {
+    aten.lstm.input: "lstm", aten.gru.input: "gru", aten.rnn_tanh.input: "tanh", aten.rnn_relu.input: "relu",
+}  # fmt: skip
 
 
 class Zeros(Value):
@@ -85,9 +90,7 @@ def recurrent(kind: str) -> Lowering:
     return lowering
 
 
-for _operation, _kind in (
-    (aten.lstm.input, "lstm"), (aten.gru.input, "gru"), (aten.rnn_tanh.input, "tanh"), (aten.rnn_relu.input, "relu"),
-):  # fmt: skip
+for _operation, _kind in RECURRENT_LAYERS.items():
     lowers(_operation, arranged=True)(recurrent(_kind))
 
 
@@ -224,7 +227,8 @@ class _Unrolled:
             "in": at, "in_tile": read.tile, "in_y": 0, "in_x": read.tile, "out": to, "out_tile": into.tile, "out_y": 0,
             "out_x": into.tile, "ny": 1, "nx": 1, "limits": -1, "kernel_y": 0, "kernel_x": 0,
             "values": self._b.leaves[self._weight].first, "bias": -1, "relu": 0, "gate": -1, "across": self._across,
-            "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **columns,
+            "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **sums_columns(None),
+            **columns,
         }  # fmt: skip
 
     def _products(self, step: int, before: int) -> Any:
