@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from lthfunc.sparse.packing import pack as pack, unpack as unpack
     from lthfunc.sparse.sparse_or_dense import sparse_or as sparse_or
     from lthfunc.sparsify.activations import input_moments as input_moments, wanda as wanda
+    from lthfunc.sparsify.alignment import align_units as align_units, permute_units as permute_units
     from lthfunc.sparsify.allocation import (
         Allocate as Allocate,
         fixed_counts as fixed_counts,

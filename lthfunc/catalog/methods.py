@@ -126,6 +126,10 @@ METHODS = Registry("methods", "--method", {
         "SWAMP: several networks trained in each round, their mean pruned", "Choi et al. 2024", "swamp:swamp",
         takes=("particles",), defaults={"particles": 4}, compact=False,
     ),
+    "rebasin": _method(
+        "the mask of one training permuted for other initial weights", "Adnan et al. 2025", "rebasin:rebasin", rounds=1,
+        compact=False,
+    ),
     "group-lasso": _method(
         "units shrunk while the dense network trains, the smallest pruned", "Wen et al. 2016",
         "group_lasso:group_lasso", takes=("shrinkage",), once=True, defaults={"shrinkage": 2.0, "rewind": "lr"},

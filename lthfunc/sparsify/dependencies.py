@@ -56,7 +56,7 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
     tensor(3)
     """
     module = copy.deepcopy(model.evaluating)
-    params, buffers = model.init(0)
+    params, buffers = ({name: _single(leaf) for name, leaf in tree.items()} for tree in model.init(0))
     layers = {name: _layer_of(module, name) for name in model.prunable}
     norms: dict[str, nn.Module] = {
         f"{name}.weight": part
@@ -80,6 +80,11 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
                 outputs = functional_call(module, {**params, **buffers}, (x,))
         found.shown[source] = torch.isnan(outputs).flatten(1).any(1)
     return found
+
+
+def _single(leaf: Tensor) -> Tensor:
+    """In the type of the inputs that marks are sent by."""
+    return leaf.float() if leaf.is_floating_point() else leaf
 
 
 def _layer_of(module: nn.Module, name: str) -> nn.Module:

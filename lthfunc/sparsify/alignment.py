@@ -1,0 +1,122 @@
+"""Two networks with their hidden units in the same order, and masks that follow (Ainsworth et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lthfunc.arguments import public
+from lthfunc.errors import UserError
+from lthfunc.sparsify.dependencies import INPUT, Dependencies
+from lthfunc.trees.ops import tree_map
+from lthfunc.trees.types import Masks, Params
+
+#: Rounds through all layers, at most; a few are enough.
+_ROUNDS = 100
+
+
+class Hidden(NamedTuple):
+    """A layer whose units may change places. features: int64 (units, k), of the reader, by unit."""
+
+    source: str
+    reader: str
+    features: Tensor
+
+
+def hidden_layers(found: Dependencies) -> list[Hidden]:
+    """The layers of a chain, each read by the next one alone. Raises UserError for other networks."""
+    layers = [name for name in found.shown if name != INPUT]
+    hidden = []
+    for source in layers:
+        readers = [name for name in layers if (feeds := found.feeds.get((source, name))) is not None and feeds.any()]
+        if found.shown[source].all() and not readers:
+            continue  # the output layer
+        others = [name for name in layers if name != source and _feeds(found, name, readers)]
+        if len(readers) != 1 or others or found.shown[source].any() or found.groups.get(readers[0], 1) > 1:
+            raise UserError(
+                f"align_units: {source} is not read by one other layer alone; layers must follow one another, without "
+                "residual connections, concatenations or groups"
+            )
+        feeds = found.feeds[source, readers[0]]
+        counts = feeds.sum(1)
+        if bool((counts != counts[0]).any()) or bool((feeds.sum(0) != 1).any()):
+            raise UserError(f"align_units: {readers[0]} reads mixtures of the units of {source}")
+        hidden.append(Hidden(source, readers[0], feeds.nonzero()[:, 1].view(len(feeds), -1)))
+    return hidden
+
+
+def _feeds(found: Dependencies, name: str, readers: list[str]) -> bool:
+    return any((feeds := found.feeds.get((name, reader))) is not None and bool(feeds.any()) for reader in readers)
+
+
+@public
+def align_units(params: Params, other: Params, found: Dependencies) -> dict[str, Tensor]:
+    """The places that hidden units must take for weights to come as close as they can to another network's.
+
+    Weight matching (Ainsworth et al. 2023, alg. 1), layer by layer until nothing changes; each layer's places are found
+    exactly, by linear assignment. params, other: of one architecture. found: its `dependencies`. Returns for each
+    hidden layer an int64 (units,): which of its units comes first, second and so on, as `permute_units` takes it.
+    Raises UserError for networks whose layers don't follow one another.
+
+    >>> model = lf.from_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> found, params = lf.dependencies(model, (4,)), lf.init(model).params
+    >>> other = lf.permute_units(params, {"0.weight": torch.tensor([2, 0, 1])}, found)
+    >>> lf.align_units(params, other, found)
+    {'0.weight': tensor([2, 0, 1])}
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    layers = hidden_layers(found)
+    ours, theirs = (tree_map(lambda leaf: leaf.detach().cpu().double(), tree) for tree in (params, other))
+    order = {each.source: torch.arange(len(each.features)) for each in layers}
+    for _ in range(_ROUNDS):
+        before = dict(order)
+        for each in layers:
+            moved = permute_units(ours, {name: places for name, places in order.items() if name != each.source}, found)
+            pairs = zip(_of_units(moved, each, found), _of_units(theirs, each, found), strict=True)
+            closeness = sum((b @ a.T for a, b in pairs), torch.zeros(()))
+            order[each.source] = torch.from_numpy(linear_sum_assignment(closeness.numpy(), maximize=True)[1]).long()
+        if all(torch.equal(order[name], before[name]) for name in order):
+            break
+    return order
+
+
+def _of_units(params: Params, layer: Hidden, found: Dependencies) -> Iterator[Tensor]:
+    """What belongs to each unit of a layer, as rows: what it reads, its bias, and what reads it."""
+    units = len(layer.features)
+    yield params[layer.source].reshape(units, -1)
+    if layer.source in found.beside:
+        yield params[found.beside[layer.source]].reshape(units, -1)
+    yield params[layer.reader][:, layer.features].transpose(0, 1).reshape(units, -1)
+
+
+@public
+def permute_units(tree: Params | Masks, order: dict[str, Tensor], found: Dependencies) -> Params:
+    """Weights, or masks, with hidden units in another order; the function of a network stays the same.
+
+    tree: params or masks of a network. order: for some of its hidden layers, which units come first, second and so on,
+    int64 (units,), as `align_units` finds it. found: the network's `dependencies`. Biases move with their units;
+    normalisations' parameters don't. Returns the tree. Raises UserError for networks whose layers don't follow one
+    another.
+
+    >>> model = lf.from_module(nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)))
+    >>> masks = {"0.weight": torch.tensor([[True], [False]]), "1.weight": torch.tensor([[True, False]])}
+    >>> lf.permute_units(masks, {"0.weight": torch.tensor([1, 0])}, lf.dependencies(model, (1,)))["1.weight"]
+    tensor([[False,  True]])
+    """
+    new = dict(tree)
+    for layer in hidden_layers(found):
+        if layer.source not in order:
+            continue
+        places = order[layer.source].to(tree[layer.source].device)
+        for name in (layer.source, found.beside.get(layer.source)):
+            if name is not None and name in new:
+                new[name] = new[name][places]
+        reader, features = new[layer.reader], layer.features.to(places.device)
+        moved = torch.empty(reader.shape[1], dtype=torch.long, device=places.device)
+        moved[features.flatten()] = features[places].flatten()
+        new[layer.reader] = reader[:, moved]
+    return new

@@ -1,0 +1,159 @@
+"""Units of two networks in one order: known permutations, all permutations of a small layer, and the method by hand."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+import torch
+from method_plans import outcome, plan_for
+from scipy.optimize import linear_sum_assignment
+from test_methods_by_hand import (
+    DENSITY,
+    LAYERS,
+    SEED,
+    STEPS,
+    Setting,
+    a_setting,  # noqa: F401
+    by_hand,
+    dense_of,
+    largest,
+    quality,
+)
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.trees.model import apply_evaluating
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Params
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 5, 3, bias=False)
+        self.three, self.four = nn.Linear(5 * 4, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.two(self.one(x).relu()).relu(), 2)
+        out: Tensor = self.four(self.three(x.flatten(1)).tanh())
+        return out
+
+
+@pytest.fixture(scope="module", name="chained")
+def a_chain() -> tuple[lf.Model, Params, lf.Dependencies]:
+    model = lf.from_module(Convolutions())
+    random = torch.Generator().manual_seed(1)
+    params = {name: torch.randn(leaf.shape, generator=random) for name, leaf in lf.init(model).params.items()}
+    return model, params, lf.dependencies(model, (2, 6, 6))
+
+
+def shuffled(seed: int) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    sizes = {"one.weight": 6, "two.weight": 5, "three.weight": 7}
+    return {name: torch.randperm(size, generator=random) for name, size in sizes.items()}
+
+
+def test_a_network_with_moved_units_computes_the_same(chained: tuple[lf.Model, Params, lf.Dependencies]) -> None:
+    model, params, found = chained
+    moved = lf.permute_units(params, shuffled(2), found)
+    x = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(apply_evaluating(model, moved, {}, x), apply_evaluating(model, params, {}, x))
+    assert all(not torch.equal(moved[name], params[name]) for name in params if name != "four.bias")
+    by_hand = params["two.weight"][shuffled(2)["two.weight"]][:, shuffled(2)["one.weight"]]
+    assert torch.equal(moved["two.weight"], by_hand)
+    one = lf.permute_units(params, {"one.weight": shuffled(2)["one.weight"]}, found)
+    assert torch.equal(one["three.weight"], params["three.weight"])
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_known_permutations_are_found(chained: tuple[lf.Model, Params, lf.Dependencies], seed: int) -> None:
+    _, params, found = chained
+    other = lf.permute_units(params, shuffled(seed), found)
+    noise = torch.Generator().manual_seed(seed)
+    other = {name: leaf + 0.01 * torch.randn(leaf.shape, generator=noise) for name, leaf in other.items()}
+    order = lf.align_units(params, other, found)
+    for name, places in shuffled(seed).items():
+        assert torch.equal(order[name], places)
+
+
+def test_of_all_orders_of_one_layer_the_closest_is_found() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+    found, ours, theirs = lf.dependencies(model, (3,)), lf.init(model, 1).params, lf.init(model, 2).params
+    for params, other in ((ours, theirs), (theirs, ours)):
+
+        def distance(places: tuple[int, ...], params: Params = params, other: Params = other) -> float:
+            at = list(places)
+            pairs = ((params["0.weight"][at], other["0.weight"]), (params["2.weight"][:, at], other["2.weight"]),
+                     (params["0.bias"][at], other["0.bias"]))  # fmt: skip
+            return sum(float((a - b).double().square().sum()) for a, b in pairs)
+
+        assert lf.align_units(params, other, found)["0.weight"].tolist() == [*min(permutations(range(5)), key=distance)]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        out: Tensor = self.three(x + self.two(x))
+        return out
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(self.one(x).view(-1, 2, 2).sum(1))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (Residual(), r"one.weight is not read by one other layer alone"),
+        (Summed(), r"two.weight reads mixtures of the units of one.weight"),
+    ],
+)
+def test_networks_whose_units_cannot_be_moved_are_refused(few_digits: lf.Dataset, net: nn.Module, words: str) -> None:
+    model = lf.from_module(net)
+    params, found = lf.init(model).params, lf.dependencies(model, (3,))
+    with pytest.raises(UserError, match=f"^align_units: {words}"):
+        lf.align_units(params, params, found)
+    whole = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), net, nn.Linear(2, 10)))
+    with pytest.raises(UserError, match=r"^--method: rebasin cannot permute this network \(2"):
+        plan_for("rebasin", whole, few_digits, steps=9, eval_every=3, batch_size=40)
+
+
+@pytest.mark.parametrize("late", [0, 6])
+def test_the_mask_is_trained_in_the_order_of_other_weights(setting: Setting, late: int) -> None:
+    """Adnan et al. 2025: two dense trainings, the first's mask in the second's order, from its early weights."""
+    ours, seed = dense_of(setting), key(SEED, "rebasin")
+    theirs = lf.init(setting.model, seed)
+    trained = by_hand(setting, ours.params, ours.masks).last
+    start, _ = lf.take_steps(setting.trainer, theirs, seed=seed, until=late) if late else (theirs, 0)
+    other = lf.take_steps(setting.trainer, theirs, seed=seed, until=STEPS)[0].params
+    closeness = other["1.weight"] @ trained["1.weight"].T + other["3.weight"].T @ trained["3.weight"]
+    closeness = closeness + torch.outer(other["1.bias"], trained["1.bias"])
+    places = torch.from_numpy(linear_sum_assignment(closeness.numpy(), maximize=True)[1])
+    masks = largest({name: trained[name].abs() for name in LAYERS}, round(DENSITY * 1480), ours.masks)
+    masks = {"1.weight": masks["1.weight"][places], "3.weight": masks["3.weight"][:, places]}
+    plan = setting.plan("rebasin", rounds=1, rewind=f"step:{late}" if late else None)
+    found = outcome(plan, SEED)
+    assert (lf.same_bits(found.masks, masks), found.steps) == (True, 2 * STEPS - late)
+    expected = by_hand(setting, start.params, masks, first=late)
+    for name, leaf in expected.last.items():
+        torch.testing.assert_close(found.last.fit.state.params[name], leaf, rtol=1e-6, atol=1e-9)
+    assert found.test == pytest.approx(quality(expected.chosen, setting.trainer.data.test), rel=1e-6)
+    assert found.last.fit.curve[0].step == late
+
+
+def test_it_takes_one_density_and_early_weights(setting: Setting) -> None:
+    for given in ({"rewind": "lr"}, {"density": None, "densities": "0.5,0.2"}):
+        with pytest.raises(UserError, match=r"^--method: rebasin .* takes one density, and --rewind"):
+            setting.plan("rebasin", rounds=1 if "rewind" in given else None, **given)
