@@ -18,6 +18,7 @@ BENCHMARKS = {
     "training": "masked training steps per second, with peers and lower bounds",
     "sparse": "training on surviving weights against density",
     "dynamic": "whole trainings whose masks change: SET and RigL against density",
+    "groups": "networks without whole heads and channels, with Torch-Pruning: FLOPs, latency, accuracy",
     "execution": "inference of tickets against density, in every format",
     "architectures": "every architecture on every engine",
     "attach": "what lf.attach costs a step of a plain PyTorch loop",
