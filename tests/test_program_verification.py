@@ -82,14 +82,14 @@ class Attended(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.qkv, self.head = nn.Embedding(9, 12), nn.Linear(12, 36), nn.Linear(12, 3)
-        self.norm, self.root = nn.LayerNorm(12), nn.RMSNorm(12)
+        self.norm, self.root, self.again = nn.LayerNorm(12), nn.RMSNorm(12), nn.Linear(12, 12)
         self.lstm, self.gru = nn.LSTM(12, 6, batch_first=True, bidirectional=True), nn.GRU(12, 12, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.gru(self.lstm(self.embed(x))[0])[0])
+        x = self.again(self.again(self.norm(self.gru(self.lstm(self.embed(x))[0])[0])))
         q, k, v = self.qkv(x).view(len(x), -1, 3, 2, 6).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        scores: Tensor = self.head(self.root(x + mixed)[:, -1])
+        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        scores: Tensor = self.head(self.root(x)[:, -1])
         return scores
 
 
@@ -146,8 +146,7 @@ def programs() -> tuple[Parts, ...]:
         graph = captured(model, SHAPE, training=True)
         whole = partition(graph, (Input(batched=True, needs=True),), dict, gradients=True)
         kept = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
-        halves = region_program(graph, whole.parts[0], whole, kept, batch=batch, gradients=True)
-        found.append(parts_of(halves.code))
+        found.append(parts_of(region_program(graph, whole.parts[0], whole, kept, batch=batch, gradients=True).code))
     return tuple(found)
 
 

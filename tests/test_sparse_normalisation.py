@@ -91,7 +91,8 @@ def test_a_value_that_is_handed_out_or_read_twice_is_kept() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = F.relu(self.bn(self.conv1(x)))
-            return self.conv2(x) + torch.tanh(self.conv3(x))
+            found: Tensor = self.conv2(x) + torch.tanh(self.conv3(x))
+            return found
 
     made, _ = program(Head(Twice(), SHAPE), 20)
     assert counts(made)["normalise"] == 1

@@ -30,18 +30,20 @@ from lthfunc.trees.ops import scaled
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
 
-def test_a_weight_of_two_layers_is_refused() -> None:
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+def test_layers_share_a_weight(density: float) -> None:
+    """Its gradient is the sum of theirs."""
+
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.out = nn.Linear(20, 20), nn.Linear(20, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.out(self.one(F.relu(self.one(x))))
+            found: Tensor = self.out(self.one(F.relu(self.one(torch.tanh(self.one(x))))))
             return found
 
-    with pytest.raises(lf.UserError, match=r"no rule for linear with one\.weight, which another operation uses too"):
-        check(Shared(), (20,))
+    check(Shared(), (20,), 40, density)
 
 
 class Through(nn.Module):

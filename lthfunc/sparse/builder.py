@@ -94,9 +94,9 @@ class Builder:
     """Collects a program for batches of up to `batch` examples; training: with gradients.
 
     leaves: where parameters lie among the values. weights: of the prunable leaves. shapes: of all parameters and
-    buffers, when dense. statistics: where buffers lie among the constants. claimed: parameters that an operation has
-    the gradient of. read_as_values: parameters and buffers that are values themselves. outputs: the network's, which
-    are handed out. spare: memory of gradients that were read already.
+    buffers, when dense. statistics: where buffers lie among the constants. claims: of each parameter, the operations
+    that write its gradient. read_as_values: parameters and buffers that are values themselves. outputs: the network's,
+    which are handed out. spare: memory of gradients that were read already.
     """
 
     batch: int
@@ -111,7 +111,7 @@ class Builder:
     weights: dict[str, Weights] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
-    claimed: set[str] = field(default_factory=set)
+    claims: dict[str, list[int]] = field(default_factory=dict)
     outputs: set[Value] = field(default_factory=set)
     read_as_values: dict[str, View] = field(default_factory=dict)
     list_entries: int = 0

@@ -21,6 +21,7 @@ from lthfunc.sparse.kernels.instructions import WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.placing import covers, filled, first_of, sum_of_steps
 from lthfunc.sparse.machine_code import MachineCode, finished
+from lthfunc.sparse.shared_weights import emit_operations
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by
@@ -98,10 +99,7 @@ def program_of(
         )
     output = output._replace(value=fuse(b.operations, [output.value])[0])
     b.outputs.add(output.value)
-    for operation in b.operations:
-        for read in operation.inputs:
-            b.read(read)
-        operation.emit(operation)
+    emit_operations(b)
     forward, backward, update, averages = _finish(b, output, epilogue, statistics)
     found = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(

@@ -17,6 +17,7 @@ from lthfunc.sparse.interpretation import lowered
 from lthfunc.sparse.lowerings.interface import aten
 from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.partition import Part, Partition, add_leaves, leaves_of
+from lthfunc.sparse.shared_weights import emit_operations
 
 Shape = tuple[int, ...]
 
@@ -71,10 +72,7 @@ def region_program(
     given = fuse(b.operations, [view.value for view in views])
     outputs = list(dict.fromkeys(given))  # a value and the same, flattened, are one
     b.outputs.update(outputs)
-    for operation in b.operations:
-        for read in operation.inputs:
-            b.read(read)
-        operation.emit(operation)
+    emit_operations(b)
     forward = _halves(b, outputs, inputs)
     return RegionProgram(
         finished(b), forward, gradients, b.leaves, _places(b, leaves), _moved(part, known),

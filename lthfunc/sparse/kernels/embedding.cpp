@@ -101,4 +101,37 @@ void gather_gradients(const gather_gradients_row& op, Workspace& m, Part part) {
   for (i64 k = part.row; k < part.rows; ++k) gradients[k] = in[places[k]];
 }
 
+namespace {
+
+template <typename Row>
+void verify_kept(const Row& op, Verifier& v) {
+  v.require(op.count > 0 && op.share > 0 && op.rows * op.share >= op.count, "count and share: out of range");
+  v.gradients("gradients", op.gradients, op.count);
+  v.floats("room", op.room, {{op.count, 1}});
+}
+
+// function(gradient, number of the room) for the rows of a part.
+template <typename Row, typename Function>
+void each_kept(const Row& op, const Workspace& m, Part part, Function function) {
+  float* const gradients = m.gradients + op.gradients;
+  float* const room = reinterpret_cast<float*>(m.activations + op.room);
+  const i64 end = std::min(op.count, part.rows * op.share);
+  for (i64 k = part.row * op.share; k < end; ++k) function(gradients[k], room[k]);
+}
+
+}  // namespace
+
+// gradients: `count` of them, side by side, and as many floats from vector `room` on.
+void verify(const keep_gradients_row& op, Verifier& v) { verify_kept(op, v); }
+
+void keep_gradients(const keep_gradients_row& op, Workspace& m, Part part) {
+  each_kept(op, m, part, [](float& gradient, float& kept) { kept = gradient; });
+}
+
+void verify(const add_gradients_row& op, Verifier& v) { verify_kept(op, v); }
+
+void add_gradients(const add_gradients_row& op, Workspace& m, Part part) {
+  each_kept(op, m, part, [](float& gradient, float& kept) { gradient += kept; });
+}
+
 }  // namespace lthfunc

@@ -54,15 +54,13 @@ def lowers(*operations: object, leaves: bool = False, arranged: bool = False) ->
 
 
 def claim(b: Builder, *params: Param | Buffer | None) -> None:
-    """Note that an operation writes the gradients of these parameters; none can be shared by two, or frozen."""
+    """Note that the operation that is added next writes the gradients of these parameters; none can be frozen."""
     for param in params:
         if param is None:
             continue
         if isinstance(param, Buffer):
             raise Unsupported(f"with {param.name}, which is frozen")
-        if param.name in b.claimed:
-            raise Unsupported(f"with {param.name}, which another operation uses too")
-        b.claimed.add(param.name)
+        b.claims.setdefault(param.name, []).append(len(b.operations))
 
 
 def check_unflattened(view: View) -> None:
