@@ -222,7 +222,7 @@ GROUPS: dict[str, dict[str, Scene]] = {
     "experiments": {
         **{
             f"method {name}": partial(method, name=name)
-            for name in ("early-bird", "gradual", "rigl", "ste", "supermask", "edge-popup", "grasp-reinit")
+            for name in ("early-bird", "gradual", "rigl", "ste", "str", "supermask", "edge-popup", "grasp-reinit")
         },
         **{f"rewinding {name}": partial(experiment, rewind=name) for name in ("step:2", "sign", "reinit")},
         "controls": lambda on: experiment(on, "init", tuple(CONTROLS)),

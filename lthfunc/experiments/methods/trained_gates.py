@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.trained_masks import Drawn, around, through, trained_masks, unpruned
+from lthfunc.experiments.methods.trained_masks import Drawn, around, through, trained_masks
 from lthfunc.experiments.trained_masks import TrainedMasks
 from lthfunc.sparsify.scores import Scores
 from lthfunc.training.chain import ChainContext, Part
@@ -24,7 +24,7 @@ from lthfunc.training.optimizers import table_like
 from lthfunc.training.parametrize import WeightFunction, trained_and_fixed, trained_name
 from lthfunc.training.per_parameter import scale_rates
 from lthfunc.training.schedules import constant
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, full_masks
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Buffers, Masks, Params
 
@@ -188,10 +188,9 @@ def gated(plan: Plan, name: str, gates: Gates, gate_rate: float, ascent: float, 
     """The plan with trainings of gates. following: parts of the optimiser, after its update."""
 
     def of_density(density: float) -> TrainedMasks:
-        full = unpruned(plan)
-
         def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
             scores = gates.scores(trained)
+            full = full_masks(scores, plan.model.prunable)  # on any device
             masks = plan.select(scores, full, plan.allocate(scores, full, 1 - density))
             return apply_masks(gates.values(trained), masks), masks
 
