@@ -17,6 +17,7 @@ import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
+from lthfunc.sparse.pages import zeros
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.sparse.workspace import Workspace
@@ -117,6 +118,25 @@ def test_a_gradient_that_is_owed_is_paid_before_it_is_read() -> None:
             return F.relu(self.bn1(a) + b) + torch.sigmoid(b)
 
     check(Head(Later(), SHAPE), SHAPE)
+
+
+def test_gradients_are_written_where_values_were_read_for_the_last_time() -> None:
+    made, _ = program(residual(), 40)
+    normalised = {row["in"] for row in columns(made, "normalise_gradient")}
+    behind = [row for row in columns(made, "products") if row["norm"] >= 0]
+    assert len(behind) == 5
+    assert sum(row["out"] in normalised for row in behind) == 2  # of the values inside the blocks
+
+
+@pytest.mark.parametrize("count", [3, 3 << 20])
+def test_memory_of_any_size_is_zeros(count: int) -> None:
+    memory = zeros(count)
+    assert memory.shape == (count,)
+    assert memory.dtype == torch.float32
+    assert memory.data_ptr() % 64 == 0
+    assert float(memory.abs().max()) == 0
+    memory[-1] = 2.0
+    assert float(memory.sum()) == 2.0
 
 
 @pytest.mark.parametrize("batch", [40, 33])

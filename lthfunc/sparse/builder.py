@@ -96,7 +96,8 @@ class Builder:
     leaves: where parameters lie among the values. weights: of the prunable leaves. shapes: of all parameters and
     buffers, when dense. statistics: where buffers lie among the constants. claims: of each parameter, the operations
     that write its gradient. read_as_values: parameters and buffers that are values themselves. outputs: the network's,
-    which are handed out. spare: memory of gradients that were read already.
+    which are handed out. spare: memory that was read for the last time. once: gradients are taken once of what a step
+    computed, so that values may be overwritten as soon as nothing reads them.
     """
 
     batch: int
@@ -114,6 +115,7 @@ class Builder:
     claims: dict[str, list[int]] = field(default_factory=dict)
     outputs: set[Value] = field(default_factory=set)
     read_as_values: dict[str, View] = field(default_factory=dict)
+    once: bool = False
     list_entries: int = 0
     spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
 
@@ -217,5 +219,14 @@ class Builder:
     def release(self, value: Value) -> None:
         """The gradient was read for the last time."""
         buffer = self.gradient_of(value)
-        if not (value.legacy is not None and value.legacy()) and not buffer.local:
+        if value.legacy is None or not value.legacy():
+            self._spare(buffer)
+
+    def forget(self, value: Value) -> None:
+        """The value itself was read for the last time. Gradients that are written next find its memory in a cache."""
+        if self.once and value not in self.outputs:
+            self._spare(value.buffer)
+
+    def _spare(self, buffer: TileBuffer) -> None:
+        if not buffer.local:
             self.spare.setdefault(buffer.layout, []).append(buffer)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lthfunc.sparse.pages import zeros
 from lthfunc.sparse.regions import RegionProgram
 from lthfunc.sparse.tile_buffers import LANES
 
@@ -27,7 +28,7 @@ class _Workspace:
         code = program.code
         with torch.inference_mode(False):  # since it is used in other modes later
             # Zeros, since halos and tiles that are not full are read and never written.
-            self.activations = torch.zeros(16 * max(1, code.vectors))
+            self.activations = zeros(LANES * max(1, code.vectors))
             self.values, self.constants = torch.zeros(code.values), code.constants.clone()
         places = {name: self.constants[at.first : at.first + at.size] for name, at in program.statistics.items()}
         self.statistics, self.moved = list(places.values()), [places[name] for name in program.moved]

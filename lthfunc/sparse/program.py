@@ -81,7 +81,7 @@ def program_of(
     positions: where the survivors of masked leaves lie, if that is known, as `Program` has them. Raises UserError, with
     the operation and its line in the network, where there is no lowering.
     """
-    b = Builder(batch, epilogue.gradients)
+    b = Builder(batch, epilogue.gradients, once=True)
     b.shapes = {leaf: tuple(value.shape) for leaf, value in (*params.items(), *buffers.items())}
     for leaf, value in params.items():
         _add_leaf(b, leaf, value, masks.get(leaf), (positions or {}).get(leaf))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.sparse.packing import columns, packed_like, unpacked_like
+from lthfunc.sparse.pages import zeros
 from lthfunc.sparse.program import Program
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.trees.ops import clone, map_leaves_like
@@ -43,7 +44,7 @@ class Workspace:
         """For what a step computes."""
         self.gradients = torch.zeros_like(self.values) if self.program.gradients else _NOTHING
         # Zeros, since halos and tiles that are not full are read and never written.
-        self.activations = torch.zeros(16 * max(1, self.program.code.vectors), dtype=torch.float32)
+        self.activations = zeros(LANES * max(1, self.program.code.vectors))
 
     def moved(self, program: Program, sources: Tensor) -> Workspace:
         """The workspace of another program, of the same network under other masks, that goes on from this one.

@@ -87,6 +87,9 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 "saved": saved, **target.columns,
             }))  # fmt: skip
             b.release(out)
+            b.forget(out)
+            if room is not None:
+                b.forget(x)
 
         b.hold(out.buffer)
         b.emit(statistics)
