@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 import lthfunc as lf
 
-_MNIST, _CIFAR = (1, 28, 28), (3, 32, 32)
+_MNIST, _CIFAR, _TEXT, _CHARACTERS = (1, 28, 28), (3, 32, 32), (64,), 65
 
 
 class Case(NamedTuple):
-    """A network to measure. layers: what it is made of, for peers that build it themselves; () where none can."""
+    """A network to measure. layers: what it is made of, for peers that build it themselves; () where none can.
+
+    kind: of its data: "images" and their classes, images and the classes of their "pixels", or "text".
+    """
 
     name: str
     model: lf.Model
     shape: tuple[int, ...]
     batch: int
     layers: tuple[str, ...] = ()
+    kind: str = "images"
+
+    @property
+    def learns(self) -> dict[str, Any]:
+        """The loss and the metric of its targets."""
+        return {"loss": lf.pixel_cross_entropy, "metric": lf.pixel_accuracy} if self.kind == "pixels" else {}
 
 
 def cases() -> dict[str, Case]:
@@ -38,6 +47,10 @@ def cases() -> dict[str, Case]:
         Case("resnet20", lf.models.resnet20(_CIFAR), _CIFAR, 128),
         Case("resnet18", lf.models.resnet18(_CIFAR), _CIFAR, 128),
         Case("vgg16", lf.models.vgg16(_CIFAR), _CIFAR, 128),
+        Case("vit-tiny", lf.models.vit_tiny(_CIFAR), _CIFAR, 128),
+        Case("unet", lf.models.unet(_CIFAR), _CIFAR, 32, kind="pixels"),
+        Case("char-transformer", lf.models.char_transformer(_TEXT, _CHARACTERS), _TEXT, 32, kind="text"),
+        Case("lstm", lf.models.lstm(_TEXT, _CHARACTERS), _TEXT, 32, kind="text"),
     ]
     return {case.name: case for case in built}
 
@@ -67,12 +80,17 @@ _CONV4 = (
 
 
 def images(case: Case, device: str, size: int = 45_000) -> lf.Dataset:
-    """Random uint8 images, as many as a training set has: speed depends only on sizes."""
+    """Random uint8 images, or texts, as many as a training set has: speed depends only on sizes."""
     draw = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (size, *case.shape), generator=draw, dtype=torch.uint8)
-    y = torch.randint(0, 10, (size,), generator=draw)
-    channels = case.shape[0]
-    scale = lf.Scale(255, (0.5,) * channels, (0.25,) * channels)
+    scale, size = None, size if case.kind == "images" else min(size, 5_000)
+    if case.kind == "text":
+        text = torch.randint(0, _CHARACTERS, (size, case.shape[0] + 1), generator=draw)
+        x, y = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    else:
+        x = torch.randint(0, 256, (size, *case.shape), generator=draw, dtype=torch.uint8)
+        y = torch.randint(0, 10, (size, *(case.shape[1:] if case.kind == "pixels" else ())), generator=draw)
+        channels = case.shape[0]
+        scale = lf.Scale(255, (0.5,) * channels, (0.25,) * channels)
     data = lf.data.from_tensors("images", (x, y), (x[:1000], y[:1000]), val=1000, scale=scale)
     from lthfunc.trees.ops import data_to_device
 
