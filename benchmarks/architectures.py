@@ -76,16 +76,21 @@ def _measured(name: str, batch: int, density: float, about: dict[str, Any]) -> l
     draw = torch.Generator().manual_seed(0)
     size = 4 * batch
     x = torch.randint(0, _KINDS, (size, *shape), generator=draw) if text else torch.rand(size, *shape, generator=draw)
-    y = torch.randint(0, _KINDS if text else 10, (size, _TEXT) if text else (size,), generator=draw)
+    pixels = NETWORKS[name].targets == "pixels"
+    places = (_TEXT,) if text else shape[1:] if pixels else ()
+    y = torch.randint(0, _KINDS if text else 10, (size, *places), generator=draw)
     data = lf.data.from_tensors("random", (x, y), (x, y), val=batch, classes=_KINDS if text else 10)
     model = build(name, shape, data.classes, inputs=data.inputs)
     start = lf.prune(density=density, score=lf.random_scores(0), allocate=lf.uniform())(lf.init(model))
+    learns: Any = {"loss": lf.pixel_cross_entropy, "metric": lf.pixel_accuracy} if pixels else {}
     found: list[Record] = []
     ready: dict[str, Any] = {}
     for engine, making in _ENGINES.items():
         began = time.perf_counter()
         try:
-            trainer = lf.make_trainer(model, data, optimizer=lf.sgd(1e-3, 0.9), batch_size=batch, engine=making)
+            trainer = lf.make_trainer(
+                model, data, optimizer=lf.sgd(1e-3, 0.9), batch_size=batch, engine=making, **learns
+            )
             lf.take_steps(trainer, start, seed=0, until=1)
         except UserError as error:
             found.append({"network": name, "variant": engine, **about, "unit": "steps/s", "reason": str(error)})

@@ -89,6 +89,24 @@ def test_steps_first_and_inputs_that_need_a_gradient() -> None:
     check(Net(), (5, 3), 18)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_layer_that_is_called_twice(kind: str) -> None:
+    """On all steps, and on one alone, whose state has no weights' gradient."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.head = getattr(nn, kind)(3, 3, batch_first=True), nn.Linear(3 * 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            once = self.layer(x)[0]
+            found: Tensor = self.head(torch.cat([once, self.layer(once[:, :1])[0]], 1).flatten(1))
+            return found
+
+    check(Net(), (3, 3), 18)
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_any_number_of_threads_gives_the_same_bits(kind: str) -> None:
     module, before = Recurrent(kind, 6, 40, bidirectional=True), torch.get_num_threads()

@@ -117,7 +117,8 @@ def _layer(b: Builder, kind: str, view: View, directions: Sequence[_Direction], 
     steps = view.arrangement.sizes[time]
     gates = [tokens_linear(b, view, each.of_inputs, each.bias_of_inputs).value for each in directions]
     for each in directions:
-        claim(b, each.of_state, each.bias_of_state)
+        # A sequence of one step begins and ends with zeros, of which no weight has a gradient.
+        claim(b, each.of_state if steps > 1 else None, each.bias_of_state)
     out = Value(TileBuffer(units * len(directions), 1, steps), needs=True)
 
     def emit(operation: Operation) -> None:
