@@ -177,15 +177,41 @@ def test_means_and_normalisations_count_what_is_gone() -> None:
         assert small.params["norm.weight"].shape == (size,)
 
 
-def test_a_dimension_that_is_still_read_stays() -> None:
-    """A normalisation depends on what varies, though no weight behind it does."""
-    model = lf.from_module(Averaging(), warn=False)
+@pytest.mark.parametrize("between", ["norm", "mean"])
+def test_a_dimension_that_is_still_read_stays(between: str) -> None:
+    """A normalisation and a mean depend on what varies, though no weight behind them does."""
+
+    class Depending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.norm = nn.Linear(4, 6), nn.Linear(6, 2), nn.LayerNorm(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x = self.norm(x) if between == "norm" else x - x.mean(-1, keepdim=True)
+            out: Tensor = self.last(x)
+            return out
+
+    model = lf.from_module(Depending(), warn=False)
     state = noisy(lf.init(model))
     masks = {**state.masks, "last.weight": state.masks["last.weight"].index_fill(1, torch.tensor([2]), False)}
     state = state._replace(params=lf.apply_masks(state.params, masks), masks=masks)
     small = lf.compact(model, state, (3, 4))
     agree(small, model, state, torch.randn(5, 3, 4, dtype=torch.float64))
-    assert small.params["norm.weight"].shape == (6,)
+    assert small.params["first.weight"].shape == (6, 4)
+
+
+def test_a_head_that_gives_zeros_goes_although_it_is_read() -> None:
+    model = lf.from_module(Attend(12, 3, 4))
+    state = noisy(lf.init(model))
+    rows = torch.cat([torch.arange(4, 8) + each for each in (0, 12, 24)])
+    masks = {**state.masks, "qkv.weight": state.masks["qkv.weight"].index_fill(0, rows, False)}
+    x = torch.randn(2, LENGTH, 12, dtype=torch.float64)
+    for bias, heads in ((state.params["qkv.bias"].index_fill(0, rows, 0), 2), (state.params["qkv.bias"], 3)):
+        params = lf.apply_masks({**state.params, "qkv.bias": bias}, masks)
+        small = lf.compact(model, state._replace(params=params, masks=masks), (LENGTH, 12))
+        agree(small, model, state._replace(params=params), x)
+        assert small.params["out.weight"].shape == (12, 4 * heads)
 
 
 class Pieces(nn.Module):
