@@ -88,7 +88,7 @@ class Attended(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.again(self.again(self.norm(self.gru(self.lstm(self.embed(x))[0])[0])))
         q, k, v = self.qkv(x).view(len(x), -1, 3, 2, 6).permute(2, 0, 3, 1, 4)
-        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + F.scaled_dot_product_attention((q @ k.mT).softmax(-1) @ v, k, v).transpose(1, 2).flatten(2)
         scores: Tensor = self.head(self.root(x)[:, -1])
         return scores
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from sparse_programs import check, check_inference, computed_densely, kernels  # noqa: F401
+from token_networks import Tokens
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -17,33 +17,6 @@ from lthfunc.models.transformers import CharTransformer, ViT
 from lthfunc.sparse.kernels import build
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
-
-
-class Tokens(nn.Module):
-    """(n, length · ins) numbers as tokens, a function of them, and three classes for each token."""
-
-    def __init__(self, function: Callable[[Tokens, Tensor], Tensor], ins: int, width: int, heads: int = 1) -> None:
-        super().__init__()
-        self.function, self.ins, self.heads = function, ins, heads
-        self.up, self.out = nn.Linear(ins, width), nn.Linear(width, 3)
-        self.norm, self.root, self.qkv = nn.LayerNorm(width), nn.RMSNorm(width), nn.Linear(width, 3 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.out(self.function(self, self.up(x.unflatten(1, (-1, self.ins)))))
-        return found
-
-    def split(self, x: Tensor) -> list[Tensor]:
-        """Queries, keys and values, (n, heads, length, features) each."""
-        return [each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.qkv(x).chunk(3, -1)]
-
-
-def joined(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
-def attended(operands: Sequence[Tensor], **settings: Any) -> Tensor:
-    q, k, v = operands
-    return F.scaled_dot_product_attention(q, k, v, **settings)
 
 
 shapes = {
@@ -70,70 +43,6 @@ def test_long_rows_of_tokens_are_taken_in_pieces() -> None:
     check_inference(net, (32 * 160,), density=0.1)
     with computed_densely():
         check(net, (32 * 160,), 20, 0.7)
-
-
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(
-    length=st.integers(1, 19),
-    features=st.integers(1, 9),
-    heads=st.integers(1, 3),
-    batch=st.sampled_from([1, 5, 37]),
-    causal=st.booleans(),
-)
-def test_attention(length: int, features: int, heads: int, batch: int, causal: bool) -> None:
-    def function(net: Tokens, x: Tensor) -> Tensor:
-        return joined(attended(net.split(x), is_causal=causal))
-
-    check(Tokens(function, 4, heads * features, heads), (length * 4,), batch, 0.5)
-
-
-class Queries(Tokens):
-    """As many queries of its own as an example has tokens, or fewer."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(lambda net, x: x, 4, 12, 2)
-        self.queries = nn.Parameter(torch.randn(count, 12))
-
-    def forward(self, x: Tensor) -> Tensor:
-        _, keys, values = self.split(self.up(x.unflatten(1, (-1, 4))))
-        queries = self.queries.expand(len(x), -1, -1).unflatten(-1, (2, 6)).transpose(1, 2)
-        found: Tensor = self.out(joined(F.scaled_dot_product_attention(queries, keys, values)))
-        return found
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda net, x: joined(attended([x.unflatten(-1, (2, 6)).transpose(1, 2)] * 3)),
-        lambda net, x: F.scaled_dot_product_attention(x, x[:, :4], x[:, 1:5]),
-        lambda net, x: joined(attended(net.split(torch.relu(x)), scale=2.0)),
-        lambda net, x: joined(attended(
-            [each[:, :1] if number else each for number, each in enumerate(net.split(x))],
-            enable_gqa=True)),
-        lambda net, x: joined(attended([each * 2 for each in net.split(x)], is_causal=True)),
-    ],
-    ids=["of one operand three times", "of parts", "scaled", "of shared keys and values", "of copies"],
-)  # fmt: skip
-def test_operands_of_attention(function: Callable[[Tokens, Tensor], Tensor]) -> None:
-    class Once(Tokens):
-        """As Tokens, but its matrix for queries, keys and values is read once."""
-
-        def split(self, x: Tensor) -> list[Tensor]:
-            if not hasattr(self, "kept"):
-                self.kept = super().split(x)
-            return self.kept
-
-        def forward(self, x: Tensor) -> Tensor:
-            found = super().forward(x)
-            self.__dict__.pop("kept", None)
-            return found
-
-    check(Once(function, 4, 12, 2), (7 * 4,), 20)
-
-
-def test_queries_of_their_own() -> None:
-    for count in (1, 9):
-        check(Queries(count), (5 * 4,), 20)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +121,7 @@ def test_transformers() -> None:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda net, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), "with dropout of its weights"),
+        (lambda net, x: F.scaled_dot_product_attention(x, x, x, x @ x.mT), "with a mask other than the causal one"),
         (
             lambda net, x: x.view(-1, 8).view(len(x), -1, 12),
             "view across dimensions that don't lie one behind the other",

@@ -46,7 +46,7 @@ class Evaluator(threading.local):
                 workspace.run(x[None], y[None])
             if self._counts:
                 loss, hits = workspace.totals
-                return {"loss": loss, "accuracy": hits / len(x)}
+                return {"loss": loss, "accuracy": hits / y.numel()}
             outputs = workspace.outputs[: len(x)]
             return {"loss": self._loss(outputs, y, x), "accuracy": work.metric(outputs, y)}
 

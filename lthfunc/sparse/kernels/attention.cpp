@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "randomness.h"
 #include "verify.h"
 
 namespace lthfunc {
@@ -79,6 +80,13 @@ LTHFUNC_INLINE void score(const Row& op, Operand<vec> q, Operand<vec> k, i64 que
   }
 }
 
+// What dropout multiplies a query's weight of a key by.
+template <typename Row>
+LTHFUNC_INLINE vec kept_share(const Row& op, const Workspace& m, i64 tile, i64 head, i64 query, i64 key) {
+  const i64 place = ((tile * op.rows + head) * op.queries + query) * op.keys + key;
+  return where(kept_lanes(m, op.number, op.threshold, place), broadcast(m.constants[op.kept]), vec{});
+}
+
 template <typename Row>
 void verify_operands(const Row& op, const Verifier& v) {
   v.require(op.group > 0 && op.rows % op.group == 0, "group: divides the heads");
@@ -94,6 +102,7 @@ void verify_operands(const Row& op, const Verifier& v) {
   LTHFUNC_OPERAND("out", out, op.out, op.rows, op.queries, op.value_features);
   v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {op.rows, 2 * op.queries}, {op.queries, 2}, {2, 1}});
   v.constants("scale", op.scale);
+  v.constants("kept", op.kept);
 }
 
 }  // namespace
@@ -137,7 +146,7 @@ void attention(const attention_row& op, Workspace& m, Part part) {
             const bool masked = op.causal && key > query + i;
             const vec value = masked ? vec{} : exponential(scores[key * I + i] - most[i]);
             total[i] += value;
-            scores[key * I + i] = value;
+            scores[key * I + i] = op.threshold ? value * kept_share(op, m, tile, head, query + i, key) : value;
           }
         }
         LTHFUNC_UNROLL
@@ -244,8 +253,10 @@ void attention_gradient(const attention_gradient_row& op, Workspace& m, Part par
               for (int j = 0; j < J; ++j) {
                 const bool masked = op.causal && key + j > query + i;
                 const vec share = masked ? vec{} : exponential(sum[i][j] - most) * total;
-                shares[(key + j) * QUERIES + within + i] = share;
-                changes[(key + j) * QUERIES + within + i] = share * (change[i][j] - mean[i]) * scale;
+                // What is dropped of a weight is dropped of its gradient.
+                const vec kept = op.threshold ? kept_share(op, m, tile, head, query + i, key + j) : broadcast(1.0f);
+                shares[(key + j) * QUERIES + within + i] = share * kept;
+                changes[(key + j) * QUERIES + within + i] = share * (change[i][j] * kept - mean[i]) * scale;
               }
             }
           });

@@ -1,6 +1,7 @@
 // Pointwise functions, additions and copies, a channel's rows at a time.
 #include <algorithm>
 
+#include "randomness.h"
 #include "verify.h"
 
 namespace lthfunc {
@@ -195,21 +196,8 @@ void dropout(const dropout_row& op, Workspace& m, Part part) {
     vec* const out = LTHFUNC_AT(out);
     const vec* const gate = gate_of(op.gate, op.out, out);
     for (i64 x = 0; x < op.width; ++x) {
-      // A counter through the finaliser of MurmurHash3, twice: seed and step first, then the place.
-      const auto scrambled = [](uvec h) {
-        h ^= h >> 16;
-        h *= 0x85ebca6bu;
-        h ^= h >> 13;
-        h *= 0xc2b2ae35u;
-        return h ^ (h >> 16);
-      };
-      const ivec numbers = lane_numbers();
-      uvec lane;
-      std::memcpy(&lane, &numbers, sizeof lane);
-      const auto place = static_cast<std::uint32_t>(((tile * op.rows + channel) * op.height + y) * op.width + x);
-      const uvec stream = scrambled(uvec{} + (m.seed ^ (m.step * 0x9e3779b9u)) + static_cast<std::uint32_t>(op.number));
-      const uvec drawn = scrambled(stream ^ (lane + place * 16u));
-      const ivec kept = drawn >= uvec{} + static_cast<std::uint32_t>(op.threshold);
+      const i64 place = ((tile * op.rows + channel) * op.height + y) * op.width + x;
+      const ivec kept = kept_lanes(m, op.number, op.threshold, place);
       vec value = in[x] * where(kept, broadcast(scale), vec{});
       if (op.accumulate) value += out[x];
       out[x] = gated(value, gate, x);

@@ -23,11 +23,11 @@ _NONE = Axis(Side.REPEATED, 1, 0)
 @lowers(aten.scaled_dot_product_attention.default, arranged=True)
 def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """scaled_dot_product_attention(q, k, v), all or causal, with shared keys and values or not."""
-    dropout, mask = argument(args, 4, 0.0), argument(args, 3, None)
-    if mask is not None or kwargs.get("attn_mask") is not None:
+    dropped = float(argument(args, 4, kwargs.get("dropout_p", 0.0)))
+    if argument(args, 3, kwargs.get("attn_mask")) is not None:
         raise Unsupported("with a mask other than the causal one")
-    if dropout or kwargs.get("dropout_p"):
-        raise Unsupported("with dropout of its weights")
+    if dropped >= 1.0:
+        raise Unsupported("with dropout of all its weights")
     causal = bool(argument(args, 5, kwargs.get("is_causal", False)))
     scale = kwargs.get("scale", argument(args, 6, None))
     views = [_operand(b, as_view(b, each)) for each in args[:3]]
@@ -51,14 +51,15 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
         inputs = [read[view.value] for view in views]
         b.hold(out.buffer)
         saved = b.allocate(2 * heads * queries)
-        number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale)])
+        number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale), 1 / (1 - dropped)])
+        draws = {"threshold": round(dropped * 2**32), "kept": number + 1, "number": len(b.instructions)}
 
         def shared() -> dict[str, int]:
             return {
                 **_columns("q", inputs[0].buffer, views[0].arrangement),
                 **_columns("k", inputs[1].buffer, views[1].arrangement),
                 **_columns("v", inputs[2].buffer, views[2].arrangement), **_columns("out", out.buffer, result),
-                **sizes, "scale": number, "saved": saved.first, "saved_tile": saved.tile,
+                **sizes, **draws, "scale": number, "saved": saved.first, "saved_tile": saved.tile,
             }  # fmt: skip
 
         b.emit(lambda: ("attention", BY_TILES, heads, shared()))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.lowerings.convolution_lists import NEAR_BYTES, STRETCH, ConvolutionLists
@@ -26,7 +27,8 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """``x @ weight.T + bias`` on flattened values, or on each token."""
     view, weight, bias = as_view(b, args[0]), args[1], argument(args, 2, None)
     shape = _weights(b, weight, bias).shape
-    if len(view.arrangement.sizes) != 2 or (has_tokens_layout(view) and not view.flat):
+    by_example = [axis.side for axis in view.arrangement.dimensions[0]] == [Side.EXAMPLE]
+    if len(view.arrangement.sizes) != 2 or not (view.flat or (by_example and not has_tokens_layout(view))):
         return tokens_linear(b, view, weight, bias)
     view = plain_view(b, view)
     if view.shape != (shape[1],):

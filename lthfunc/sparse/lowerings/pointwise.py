@@ -147,12 +147,8 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return view.of(out)
 
 
-@lowers(aten.log_softmax.int)
-def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+def flat_log_softmax(b: Builder, view: View) -> View:
     """log_softmax over features."""
-    view = args[0]
-    if not view.flat or args[1] not in (1, -1):
-        raise Unsupported("over other dimensions than the features")
     features = view.value.buffer.features
     out = Value(TileBuffer(features, 1, 1), view.value.needs)
 
