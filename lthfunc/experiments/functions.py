@@ -118,11 +118,12 @@ def gradient_growth_score(loss: LossOfParams, batches: Sequence[Batch]) -> Score
 class Growing:
     """Makes a growth score by its name, of what a score may use, one batch, and the step (`number`).
 
-    random: whether it is that of SET, which goes without a number for each weight.
+    random, by_gradient: whether it is that of SET, which goes without a number for each weight, or of RigL.
     """
 
     name: str
     random: bool
+    by_gradient: bool
 
     def __call__(self, now: ScoreContext) -> Score:
         """The score of an update."""
@@ -134,7 +135,7 @@ class Growing:
 def growth_of(name: str) -> Growing:
     """What grows, by its name. Raises UserError for an unknown one."""
     function = GROWTHS.load(name)
-    return Growing(name, function is random_growth_score)
+    return Growing(name, function is random_growth_score, function is gradient_growth_score)
 
 
 def allocation_of(config: Config) -> Allocate:

@@ -15,6 +15,7 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.exchange import exchanged, masks_of
+from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
@@ -28,7 +29,7 @@ from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Engine, Network, OnSurvivors, Running, Tick, Work
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.results import Exchanged
+from lthfunc.training.results import Exchanged, GradientGrowth
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Growth, Masks, Split, TrainState
 
@@ -58,7 +59,7 @@ def sparse_engine(work: Work) -> Engine:
     reason = why_no_kernels()
     if reason is not None:
         raise UserError(reason)
-    programs, tuners = _Programs(work), ThreadTuners()
+    programs, gradients, tuners = _Programs(work), GrowthGradients(work), ThreadTuners()
     evaluable: set[Stored] = set()
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
@@ -68,7 +69,7 @@ def sparse_engine(work: Work) -> Engine:
         loops = []
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):
             slots = (x, y) if len(states) == 1 else (x[:, number], y[:, number])
-            loops.append(_Loop(work, programs, tuners, state, seed, slots))
+            loops.append(_Loop(work, programs, gradients, tuners, state, seed, slots))
         # A network that cannot be evaluated is refused before it is trained: each mode has its own graph.
         stored = Stored(tuple(x.shape[2 if len(states) == 1 else 3 :]), x.dtype, work.scale)
         if stored not in evaluable:
@@ -142,8 +143,16 @@ class _Loop:
     """One network in training."""
 
     def __init__(
-        self, work: Work, programs: _Programs, tuners: ThreadTuners, state: TrainState, seed: int, slots: Batch
+        self,
+        work: Work,
+        programs: _Programs,
+        gradients: GrowthGradients,
+        tuners: ThreadTuners,
+        state: TrainState,
+        seed: int,
+        slots: Batch,
     ) -> None:
+        self._gradients = gradients
         self._work, self._programs, self._slots, self._seed = work, programs, slots, seed
         self._draw, self._parts = key(seed, "dropout") % 2**32, parts_of_batch(work.optimizer)
         x, _ = slots
@@ -189,8 +198,12 @@ class _Loop:
         """Of the network as it is now."""
         return self._state.masks
 
-    def exchange(self, growth: Scores | Growth, drop_fraction: float) -> Exchanged:
+    def exchange(self, growth: Scores | Growth | GradientGrowth, drop_fraction: float) -> Exchanged:
         """Go on after `drop_and_grow`."""
+        if isinstance(growth, GradientGrowth):
+            batch, draw = growth.batch(), (self._step, self._seed)
+            magnitudes = self._gradients.magnitudes(self._workspace, self._state.masks, batch, self._stored, draw)
+            growth = growth.scores() if magnitudes is None else magnitudes
         sizes = {name: mask.numel() for name, mask in self._state.masks.items()}
         found = exchanged(self._workspace, sizes, growth, drop_fraction)
         state = self._state._replace(masks=masks_of(found.positions, self._state.masks))

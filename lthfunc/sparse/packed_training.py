@@ -22,6 +22,7 @@ from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.prefetch import Prefetcher
+from lthfunc.training.results import GradientGrowth
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.rng import key
@@ -171,7 +172,7 @@ class _PackedNetwork:
         """(what runs on after an update, where its survivors lie)."""
         assert updates.exchange is not None
         growth, fraction = updates.exchange(_no_dense_network, now)
-        if isinstance(growth, dict):
+        if isinstance(growth, dict | GradientGrowth):
             raise invalid("updates", "an exchange with scores", "a function that picks weights, as random_growth is")
         if not 0 <= fraction <= 1:
             raise invalid("drop_fraction", fraction, "a number in [0, 1]")

@@ -28,7 +28,7 @@ class Workspace:
         code = program.code
         self.end, self._verified = len(code.rows), code.verified
         self._apart: Tensor | None = None
-        self._sizes = {name: buffer.numel() for name, buffer in buffers.items()}
+        self.sizes = {name: buffer.numel() for name, buffer in buffers.items()}
         self.constants = code.constants.clone()
         self.load(params, buffers)
         self._make_room()
@@ -60,7 +60,9 @@ class Workspace:
             F.pad(numbers, (0, 1)).index_select(-1, places) for numbers in (self.values, self.kept)
         )
         other._apart = None
-        other._make_room()
+        here, there = self.program.code, program.code
+        if here.vectors != there.vectors or not torch.equal(here.rows, there.rows):
+            other._make_room()  # otherwise the same places are written, and the same stay zero
         return other
 
     def still(self) -> Workspace:
@@ -72,7 +74,7 @@ class Workspace:
 
     def is_finite(self) -> bool:
         """Whether all numbers of the network, of its optimiser's state and the sums of losses are finite."""
-        statistics = [self.constants[at : at + self._sizes[name]] for name, at in self.program.statistics.items()]
+        statistics = [self.constants[at : at + self.sizes[name]] for name, at in self.program.statistics.items()]
         parts = [self.values, self.kept, self.totals, *statistics, *self.averages.values()]
         return bool(torch.stack([(part * 0).sum().double() for part in parts]).sum() == 0)
 
@@ -88,7 +90,7 @@ class Workspace:
         begin, first = self.program.averages, self.program.statistics
         if begin < 0:
             return {}
-        return {name: self.constants[begin + at : begin + at + self._sizes[name]] for name, at in first.items()}
+        return {name: self.constants[begin + at : begin + at + self.sizes[name]] for name, at in first.items()}
 
     def _partials(self) -> Tensor:
         """Several threads sum up gradients tile by tile, beside each other."""

@@ -69,8 +69,13 @@ def sample_batches(data: Dataset, batch_size: int, count: int, seed: int = 0) ->
     [torch.Size([2, 4]), torch.Size([2, 4])]
     """
     data = check_data(data)
+    return [(scaled(x, data.scale), y) for x, y in stored_batches(data, batch_size, count, seed)]
+
+
+def stored_batches(data: Dataset, batch_size: int, count: int, seed: int) -> list[Batch]:
+    """The batches of `sample_batches`, as the data set stores them."""
     size = min(batch_size, data.examples)
     if data.stream is not None:
         with closing(data.stream.batches(size, [seed], 0)) as found:
-            return [(scaled(x, data.scale), y) for ((x, y),) in islice(found, count)]
-    return [(scaled(x, data.scale), y) for x, y in batches(data.train, size, seed, 0, count)]
+            return [batch for (batch,) in islice(found, count)]
+    return list(batches(data.train, size, seed, 0, count))

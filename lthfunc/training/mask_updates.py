@@ -18,6 +18,7 @@ from lthfunc.training.results import (
     DropAndGrow,
     Exchanged,
     Fit,
+    GradientGrowth,
     LayerChange,
     MaskChange,
 )
@@ -91,7 +92,10 @@ class MaskUpdates(NamedTuple):
         def decide(network: DenseNetwork, seed: int) -> DropAndGrow:
             now, device = self._context(seed, step, until), fits[0].state.step.device
             with _seeded(now, device):
-                return exchange(network, now)
+                growth, share = exchange(network, now)
+            if isinstance(growth, GradientGrowth):  # its random layers draw the numbers of this update, too
+                growth = growth._replace(scores=_seeding(growth.scores, now, device))
+            return growth, share
 
         found = training.exchange(decide)
         if found is None:
@@ -110,7 +114,7 @@ class Exchanging(Protocol):
         """What each state's masks are now; None, with nothing done, where it can't."""
 
 
-def can_exchange(growth: Params | Growth, drop_fraction: float, masks: Masks) -> bool:
+def can_exchange(growth: Params | Growth | GradientGrowth, drop_fraction: float, masks: Masks) -> bool:
     """Whether scores, if they are given, are of type float32 for each weight, and the fraction is one."""
     if not 0 <= drop_fraction <= 1:
         return False
@@ -122,6 +126,14 @@ def can_exchange(growth: Params | Growth, drop_fraction: float, masks: Masks) ->
 
 def _seeded(now: UpdateContext, device: torch.device) -> AbstractContextManager[None]:
     return seeded_generators(key(now.seed, "mask-update", now.step), device)
+
+
+def _seeding(scores: Callable[[], Params], now: UpdateContext, device: torch.device) -> Callable[[], Params]:
+    def seeded() -> Params:
+        with _seeded(now, device):
+            return scores()
+
+    return seeded
 
 
 def _checked(

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from lthfunc.trees.types import Buffers, Growth, Masks, Params, TrainState
+from lthfunc.trees.types import Batch, Buffers, Growth, Masks, Params, TrainState
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -66,8 +66,20 @@ class MaskChange(NamedTuple):
 
 #: Gives the dense state of a network without optimiser state, which it makes when asked to.
 DenseNetwork = Callable[[], TrainState]
+
+
+class GradientGrowth(NamedTuple):
+    """Weights of the largest gradients grow. An engine may take the gradients itself, up to rounding.
+
+    scores: makes the magnitudes of the dense gradient; batch: the one on which, as the data set stores it.
+    """
+
+    scores: Callable[[], Params]
+    batch: Callable[[], Batch]
+
+
 #: (what grows, the share to drop), of `drop_and_grow`.
-DropAndGrow = tuple[Params | Growth, float]
+DropAndGrow = tuple[Params | Growth | GradientGrowth, float]
 #: (network, its seed) -> what it drops and grows.
 Deciding = Callable[[DenseNetwork, int], DropAndGrow]
 #: The new masks, and what changed in each layer.

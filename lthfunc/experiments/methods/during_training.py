@@ -14,11 +14,13 @@ from lthfunc.sparsify.growth import random_growth
 from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
+from lthfunc.training.batches import stored_batches
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
-from lthfunc.training.results import DenseNetwork, DropAndGrow
+from lthfunc.training.results import DenseNetwork, DropAndGrow, GradientGrowth
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.ops import density
-from lthfunc.trees.types import Masks, TrainState
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Batch, Masks, TrainState
 
 #: Updates unless --update-every says how often: more often than Evci et al. 2020, sec. 4 (every 100 of 32,000 steps),
 #: since trainings are shorter.
@@ -61,11 +63,21 @@ def exchanges(trainer: Trainer, steps: tuple[int, ...], growing: Growing, share:
     def exchange(network: DenseNetwork, now: UpdateContext) -> DropAndGrow:
         if growing.random:
             return random_growth(now.seed, now.step), share(now.step)
-        return growth_scores(trainer, growing, network(), now), share(now.step)
+
+        def scores() -> Scores:
+            return growth_scores(trainer, growing, network(), now)
+
+        if not growing.by_gradient:
+            return scores(), share(now.step)
+
+        def batch() -> Batch:
+            return stored_batches(trainer.data, trainer.batch_size, 1, key(now.seed, "growth", now.step))[0]
+
+        return GradientGrowth(scores, batch), share(now.step)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
         growth, fraction = exchange(lambda: state, now)
-        return drop_and_grow(state, growth, fraction)
+        return drop_and_grow(state, growth.scores() if isinstance(growth, GradientGrowth) else growth, fraction)
 
     return MaskUpdates(steps, change, exchange=exchange)
 

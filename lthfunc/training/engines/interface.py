@@ -10,7 +10,7 @@ import torch
 
 from lthfunc.training.evaluation import Evaluation, chunk_for, chunk_on_gpu
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.results import Exchanged
+from lthfunc.training.results import Exchanged, GradientGrowth
 from lthfunc.training.steps import Work as Work
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
@@ -88,7 +88,7 @@ class OnSurvivors(Protocol):
     def network(self) -> TrainState:
         """The dense state without that of the optimiser."""
 
-    def exchange(self, growth: Params | Growth, drop_fraction: float) -> Exchanged:
+    def exchange(self, growth: Params | Growth | GradientGrowth, drop_fraction: float) -> Exchanged:
         """Go on after `drop_and_grow`. growth: scores are float32. Returns the new masks, and what changed."""
 
     def kept(self) -> Callable[[], TrainState]:
