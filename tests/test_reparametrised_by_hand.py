@@ -169,7 +169,7 @@ def test_whole_groups_remain_and_the_largest_weights_of_the_last_one() -> None:
 
 
 def test_the_group_lasso_by_hand(setting: Setting) -> None:
-    """Rows of the hidden layer and columns of the output layer shrink in the dense training; then the largest train."""
+    """Rows of the hidden layer and columns of the output layer shrink, but never to less than a fifth of them."""
     data, dense = setting.trainer.data, dense_of(setting)
     params: Params = {name: nn.Parameter(leaf.clone()) for name, leaf in dense.params.items()}
     optimizer = torch.optim.SGD(params.values(), RATE, momentum=0.9)
@@ -180,14 +180,18 @@ def test_the_group_lasso_by_hand(setting: Setting) -> None:
     def wide(name: str, each: Tensor) -> Tensor:
         return (each[:, None] if name == "1.weight" else each[None]).expand_as(params[name])
 
-    amount = {name: 2 / STEPS * float(sizes(name).mean()) for name in LAYERS}
+    amount, bounded = {name: 6 / STEPS * float(sizes(name).mean()) for name in LAYERS}, dict.fromkeys(LAYERS, 0)
     for step in range(STEPS):
         ((x, y),) = batches(data.train, BATCH, SEED, step, step + 1)
         optimizer.zero_grad()
         F.cross_entropy(outputs(params, x), y).backward()
         optimizer.step()
         for name in LAYERS:
-            params[name].data *= wide(name, torch.clamp(1 - amount[name] / sizes(name).clamp(min=1e-99), min=0))
+            fifth = sorted(sizes(name).tolist())[-5]  # of 20; the other four remain
+            bounded[name] += fifth < amount[name]
+            factors = 1 - min(amount[name], fifth) / sizes(name).clamp(min=1e-99)
+            params[name].data *= wide(name, torch.clamp(factors, min=0))
+    assert 0 < bounded["1.weight"] < STEPS
     masks = {}
     for name in LAYERS:
         group, weight = wide(name, sizes(name)).flatten(), params[name].detach().abs().flatten()
@@ -195,6 +199,6 @@ def test_the_group_lasso_by_hand(setting: Setting) -> None:
         flat = torch.zeros(len(order), dtype=torch.bool)
         masks[name] = flat.index_fill(0, order[: len(order) // 5], True).view(params[name].shape)
     shrunken = {name: leaf.detach() for name, leaf in params.items()}
-    plan = setting.plan("group-lasso", rounds=1)
+    plan = setting.plan("group-lasso", rounds=1, shrinkage=6.0)
     agree(setting, outcome(plan, SEED), by_hand(setting, shrunken, masks))
     assert (masks["1.weight"].sum(1) == 64).sum() == 4  # whole rows

@@ -20,12 +20,15 @@ def group_lasso(plan: Plan, shrinkage: float) -> Plan:
 
     A group is what a unit reads; of the output layer, what reads a unit. The proximal operator of λ √n ‖w‖, n being the
     group's size, lessens its root mean square by λ, or makes it zero (Parikh & Boyd 2014, sec. 6.5.4). A layer's λ in
-    all steps together is `shrinkage` times the mean of its groups' root mean squares at first. Exactly the density
-    remains: whole groups, and of each layer's last one the largest weights.
+    all steps together is `shrinkage` times the mean of its groups' root mean squares at first, but never more than
+    leaves as many groups as the density says. Exactly the density remains: whole groups, and of each layer's last one
+    the largest weights.
     """
     plain, output = plan.trainer, plan.model.output
     groups = {name: name == output for name in plan.model.prunable}
-    optimizer = around(plain.work.optimizer, (), (_shrinking(groups, shrinkage / plan.steps),))
+    optimizer = around(
+        plain.work.optimizer, (), (_shrinking(groups, plan.density_of(plan.rounds), shrinkage / plan.steps),)
+    )
     shrinking = with_work(plain, plain.work._replace(optimizer=optimizer), "eager")
 
     def score(params: Params, masks: Masks) -> Scores:
@@ -60,14 +63,19 @@ def by_groups(weight: Tensor, by_inputs: bool) -> Tensor:
     return places + weight.abs().double() / (weight.abs().max().double() + 1)
 
 
-def _shrinking(groups: dict[str, bool], rate: float) -> Part:
+def _shrinking(groups: dict[str, bool], density: float, rate: float) -> Part:
     """The proximal step behind the optimiser. groups: whether a leaf's groups are its inputs."""
 
     def init(params: Params, buffers: Buffers) -> Params:
         return {name: rate * sizes_of(params[name], by_inputs).mean() for name, by_inputs in groups.items()}
 
     def update(new: Params, amounts: Params, context: ChainContext) -> tuple[Params, Params]:
-        shrunken = {name: shrunk(new[name], by_inputs, amounts[name]) for name, by_inputs in groups.items()}
+        shrunken = {}
+        for name, by_inputs in groups.items():
+            sizes = sizes_of(new[name], by_inputs).flatten().sort(descending=True).values
+            least = max(1, round(density * len(sizes)))  # that remain
+            bound = sizes[least:].max() if least < len(sizes) else torch.zeros_like(amounts[name])
+            shrunken[name] = shrunk(new[name], by_inputs, torch.minimum(amounts[name], bound))
         return {**new, **shrunken}, amounts
 
     return Part("shrinking", init, update, follows=True, mixes=True)
