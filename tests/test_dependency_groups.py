@@ -97,6 +97,49 @@ def test_what_cannot_be_removed_is_in_no_group() -> None:
     assert lf.dependency_groups(lf.from_module(Odd()), (6,)) == ()
 
 
+class Gated(nn.Module):
+    """Units times one gate and one table for all positions; or times a tensor of their number made on the way."""
+
+    table: Tensor
+
+    def __init__(self, *, made: bool) -> None:
+        super().__init__()
+        self.a, self.gate, self.b, self.made = nn.Linear(6, 4), nn.Linear(6, 2), nn.Linear(4, 3), made
+        self.register_buffer("table", torch.rand(5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x) * self.gate(x).sigmoid().narrow(-1, 0, 1) + self.table
+        out: Tensor = self.b(h * torch.arange(4) if self.made else h)
+        return out
+
+
+def test_what_multiplies_all_units_alike_is_none_of_them() -> None:
+    groups = lf.dependency_groups(lf.from_module(Gated(made=False)), (5, 6))
+    assert [{(name, axis): each.tolist() for name, axis, each in group.parts} for group in groups] == [
+        *({("a.weight", 0): [unit], ("a.bias", 0): [unit], ("b.weight", 1): [unit]} for unit in range(4)),
+        {("gate.weight", 0): [1], ("gate.bias", 0): [1]},  # nothing reads it
+    ]
+    groups = lf.dependency_groups(lf.from_module(Gated(made=True)), (5, 6))
+    assert [group.parts[0].name for group in groups] == ["gate.weight"]
+
+
+class Pairs(nn.Module):
+    """Three gates, each for two units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gate, self.b = nn.Linear(6, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).view(len(x), 3, 2) * self.gate(x)[:, :, None]
+        out: Tensor = self.b(h.reshape(len(x), 6))
+        return out
+
+
+def test_gates_of_several_units_stay() -> None:
+    assert lf.dependency_groups(lf.from_module(Pairs()), (6,)) == ()
+
+
 @pytest.mark.parametrize("name", ["resnet", "densenet", "mlp"])
 def test_groups_are_those_of_torch_pruning(name: str) -> None:
     """As sets of modules and channels. (Of our ResNet-20's padded shortcuts it makes channels that are not there.)"""
@@ -174,6 +217,7 @@ def test_the_worst_groups_go_with_their_biases() -> None:
     assert pruned.params["0.bias"].tolist() == [1, 1, 0]
     assert pruned.params["2.bias"].equal(before["2.bias"])
     assert lf.same_bits(state.params, before)
+    assert [lf.count(lf.prune_groups(groups, density=each)(state).masks).kept for each in (0.6, 0.45)] == [6, 3]
     least = lf.prune_groups(groups, density=0.3)(state)
     assert lf.count(least.masks).kept == 3  # one unit of a width always stays
     words = "whole groups leave at least 33.3 % of the remaining weights, but 10 % are to be kept"

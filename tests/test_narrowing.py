@@ -214,6 +214,38 @@ def test_a_head_that_gives_zeros_goes_although_it_is_read() -> None:
         assert small.params["out.weight"].shape == (12, 4 * heads)
 
 
+class Patches(nn.Module):
+    """Two convolutions, whose positions become those of a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.patches = nn.Conv2d(1, 6, 2), nn.Conv2d(6, 4, 2)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(torch.relu(self.stem(x))).flatten(2).transpose(1, 2)
+        out: Tensor = self.head(self.norm(x)).mean(1)
+        return out
+
+
+def test_what_goes_as_a_whole_and_what_is_folded_are_cut_from_one_leaf() -> None:
+    """Channel 1 is read by nothing; channel 3 is a constant that is read, and folded into a bias."""
+    model = lf.from_module(Patches())
+    state = noisy(lf.init(model))
+    masks = dict(state.masks)
+    masks["patches.weight"] = masks["patches.weight"].index_fill(1, torch.tensor([1]), False)
+    masks["stem.weight"] = masks["stem.weight"].index_fill(0, torch.tensor([3]), False)
+    state = state._replace(params=lf.apply_masks(state.params, masks), masks=masks)
+    small = lf.compact(model, state, (1, 4, 4))
+    agree(small, model, state, torch.randn(2, 1, 4, 4, dtype=torch.float64))
+    (kept, *_), (_, read, *_) = small.cuts["stem.weight"], small.cuts["patches.weight"]
+    assert kept is not None
+    assert read is not None
+    assert kept.tolist() == read.tolist() == [0, 2, 4, 5]
+    whole = lf.put_back(state.params, {"stem.weight": small.params["stem.weight"]}, small.cuts)
+    assert torch.equal(whole["stem.weight"], state.params["stem.weight"])
+
+
 class Pieces(nn.Module):
     """Features split, sliced with steps, selected, padded and joined again."""
 
