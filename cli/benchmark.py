@@ -21,6 +21,7 @@ BENCHMARKS = {
     "groups": "networks without whole heads and channels, with Torch-Pruning: FLOPs, latency, accuracy",
     "execution": "inference of tickets against density, in every format",
     "architectures": "every architecture on every engine",
+    "families": "which of torchvision's networks the sparse engine trains, and why it refuses others",
     "attach": "what lf.attach costs a step of a plain PyTorch loop",
     "optimizers": "what clipping, averages and other parts of an optimiser cost a step",
     "sparse-module": "what lf.sparse_module gains in a plain PyTorch loop",

@@ -135,7 +135,8 @@ def test_what_is_no_number_stays_so(activation: nn.Module) -> None:
 POOLS = [
     nn.MaxPool2d(2), nn.MaxPool2d(3), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1), nn.MaxPool2d(3, 2, ceil_mode=True),
     nn.MaxPool2d(2, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(1),
-    nn.AdaptiveAvgPool2d((3, 2)),
+    nn.AdaptiveAvgPool2d((3, 2)), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 3), 2, (1, 0), count_include_pad=False),
+    nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False), nn.AvgPool2d(3, 2, 1, divisor_override=5),
 ]  # fmt: skip
 
 

@@ -72,17 +72,21 @@ def _emit_fused(b: Builder, operation: Operation, before: Value) -> None:
 
 @lowers(aten.avg_pool2d.default)
 def average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """avg_pool2d, without padding."""
+    """avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)."""
     view, kernel = args[0], pair(args[1])
-    stride = pair(argument(args, 2, None) or kernel)
-    if any(pair(argument(args, 3, 0))) or argument(args, 4, False):
-        raise Unsupported("with padding or ceil_mode")
+    stride, padding = pair(argument(args, 2, None) or kernel), pair(argument(args, 3, 0))
+    ceil, counts_padding = bool(argument(args, 4, False)), bool(argument(args, 5, True))
     divisor = int(argument(args, 6, None) or 0)
-    buffer = view.value.buffer
-    windows = [
-        torch.tensor([[i * s, i * s + k] for i in range((size - k) // s + 1)])
-        for size, k, s in zip((buffer.height, buffer.width), kernel, stride, strict=True)
-    ]
+    buffer, whole = view.value.buffer, True
+    windows = []
+    for size, k, s, p in zip((buffer.height, buffer.width), kernel, stride, padding, strict=True):
+        first = torch.arange(_pooled(size, k, s, p, 1, ceil)) * s - p
+        whole &= int(first[-1]) + k <= size + p
+        windows.append(torch.stack([first, first + k], 1).clamp(0, size))
+    if not divisor and counts_padding:
+        if not whole:
+            raise Unsupported("whose last windows are cut off, with padding in the mean")
+        divisor = kernel[0] * kernel[1]
     return _averaged(b, view, windows, divisor)
 
 

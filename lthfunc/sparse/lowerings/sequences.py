@@ -70,9 +70,9 @@ def maxima(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 @lowers(aten.avg_pool1d.default, arranged=True)
 def averages(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """avg_pool1d, without padding."""
+    """avg_pool1d."""
     stride = argument(args, 2, None) or args[1]
-    given = [_across(args[1], 1), _across(stride, 1), _across(argument(args, 3, 0), 0), argument(args, 4, False)]
+    given = [_across(args[1], 1), _across(stride, 1), _across(argument(args, 3, 0), 0), *args[4:6]]
     return as_sequence(average_pool(b, [as_image(b, args[0]), *given], {}))
 
 

@@ -1,0 +1,12 @@
+"""Networks of torchvision that the sparse engine trains."""
+
+from __future__ import annotations
+
+from benchmarks.families import run
+
+
+def test_networks_run_or_are_refused_by_an_operation() -> None:
+    found = run(networks=["squeezenet1_1", "swin_t"])
+    assert found["squeezenet1_1"] is None
+    assert found["swin_t"] is not None
+    assert "no rule for index in swin_t" in found["swin_t"]
