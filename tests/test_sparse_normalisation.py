@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,10 +42,11 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + x)
 
 
-def residual(channels: int = 4) -> nn.Module:
+def residual(channels: int = 4, last: int = 3) -> nn.Module:
+    """last: the kernel of the layer behind the blocks; 1 reads no halo, so that both ends of a shortcut differ."""
     first = nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
     blocks = Block(channels), Block(channels)
-    return Head(nn.Sequential(*first, *blocks, nn.Conv2d(channels, 2, 3, padding=1)), SHAPE)
+    return Head(nn.Sequential(*first, *blocks, nn.Conv2d(channels, 2, last, padding=last // 2)), SHAPE)
 
 
 def program(module: nn.Module, batch: int, shape: tuple[int, ...] = SHAPE) -> tuple[Program, Workspace]:
@@ -65,6 +68,10 @@ def counts(made: Program) -> dict[str, int]:
 @pytest.mark.parametrize("batch", [5, 16, 40])
 def test_residual_blocks(batch: int) -> None:
     check(residual(), SHAPE, batch)
+
+
+def test_a_shortcut_between_values_of_other_layouts() -> None:
+    check(residual(last=1), SHAPE, 40)
 
 
 def test_memory_is_read_no_more_often_than_needed() -> None:
@@ -101,6 +108,38 @@ def test_a_value_that_is_handed_out_or_read_twice_is_kept() -> None:
     last = nn.Sequential(nn.Conv2d(3, 3, (10, 18)), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten())
     made, _ = program(last, 20)
     assert columns(made, "normalise")[0]["out_tile"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:sparse_module")
+def test_a_normalised_value_that_another_part_of_the_network_reads_is_kept() -> None:
+    """A convolution reads it, and so does an operation that PyTorch computes."""
+
+    class Outside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)
+            self.last = nn.BatchNorm2d(2)  # for which the machine waits for all tiles, before values are handed out
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.bn(self.conv1(x)))
+            found: Tensor = self.last(self.conv2(x)).mean((2, 3)) + x.cumsum(3)[:, :2, 0, -1]
+            return found
+
+    dense = Outside()
+    masks = random_masks(lf.from_module(Outside()), 0.4, 0)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            dense.get_parameter(name).mul_(mask)
+    sparse = lf.sparse_module(copy.deepcopy(dense), masks)
+    x = torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(0))
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    outputs, expected = sparse(ours), dense.double()(theirs)
+    assert torch.allclose(outputs.double(), expected, rtol=1e-4, atol=1e-5)
+    (outputs**2).sum().backward()
+    (expected**2).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-4 * float(theirs.grad.abs().max()))
 
 
 def test_a_gradient_that_is_owed_is_paid_before_it_is_read() -> None:
@@ -159,17 +198,19 @@ def test_a_large_mean_does_not_cost_digits(batch: int) -> None:
 
 def test_threads_have_local_memory_of_their_own() -> None:
     """The same bits on two threads as on one, of a step that is long enough to be shared."""
-    shape, batch, found = (3, 32, 32), 5 * LANES, []
+    shape, batch, found = (3, 20, 20), 5 * LANES, []
     x = torch.randn(1, batch, *shape, generator=torch.Generator().manual_seed(0))
     body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), Block(16))
     module = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        _, workspace = program(module, batch, shape)
+        made, workspace = program(module, batch, shape)
         for step in range(2):
             workspace.run(x, torch.zeros(1, batch, dtype=torch.int64), step=step)
         found.append((workspace.gradients.clone(), workspace.constants.clone()))
+        copies = workspace.activations[-4 * made.code.local * LANES :]  # those of tiles behind the first
+        assert bool(copies.any()) == (threads == 2)
     torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert float(found[0][0].abs().max()) > 0
