@@ -77,7 +77,7 @@ def test_operands_of_attention(function: Callable[[Tokens, Tensor], Tensor]) -> 
             self.__dict__.pop("kept", None)
             return found
 
-    check(Once(function, 4, 12, 2), (7 * 4,), 20)
+    check(Once(function, 4, 12, 2), (10 * 4,), 20)
 
 
 def by_hand(net: Tokens, x: Tensor) -> Tensor:
