@@ -122,8 +122,10 @@ def _pytest(arguments: list[str], temporary: Path, plugins: list[object]) -> int
     import pytest
 
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(temporary) + "-hypothesis"
+    # The project's own folder, which pytest puts first, has the library as it is, not the overlay's.
+    places = f"pythonpath={os.environ['PYTHONPATH']} {ROOT}"
     return pytest.main(
-        ["-q", "-x" if len(plugins) == 0 or not isinstance(plugins[0], Recorder) else "-q", "--no-header",
+        ["-o", places, "-q", "-x" if len(plugins) == 0 or not isinstance(plugins[0], Recorder) else "-q", "--no-header",
          "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", f"--basetemp={temporary}", *arguments],
         plugins=plugins,
     )  # fmt: skip
