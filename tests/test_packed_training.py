@@ -53,6 +53,26 @@ def test_packed_training_has_the_bits_of_dense_trees(optimizer: str) -> None:
     assert accuracy == pytest.approx(lf.accuracy_on(MODEL, expected, DATA, "train"))
 
 
+def test_a_network_of_tokens_trains_packed() -> None:
+    """Embeddings take whole numbers, and each token of a text has a target; the first's tells nothing of the others."""
+    x = torch.randint(7, (40, 6), generator=torch.Generator().manual_seed(SEED))
+    y = (x + 1) % 7
+    y[:, 0] = y.sum(1) % 7
+    data = lf.data.from_tensors("tokens", (x, y), (x[:9], y[:9]), val=8)
+    model, adam = lf.models.char_transformer(data.shape, data.classes, width=16, heads=2, layers=1), lf.adam(0.01)
+    start = lf.init_packed(model.training, density=0.4, seed=SEED)
+    given: dict[str, Any] = {"optimizer": adam, "batch_size": 8}
+    found = lf.train_packed(model.training, data, steps=STEPS, seed=SEED, updates=SET, **given)(start)
+    trainer = lf.make_trainer(model, data, engine=lf.sparse_engine, **given)
+    expected = lf.fit(trainer, lf.unpack_state(start), seed=SEED, until=STEPS, eval_every=STEPS, updates=SET).state
+    assert lf.same_bits(lf.unpack_state(found), expected)
+    with torch.no_grad():
+        outputs = torch.func.functional_call(model.evaluating, expected.params, (data.test.x,))
+    right = float((outputs.argmax(-1) == data.test.y).float().mean())
+    assert 0.5 < right < 1
+    assert lf.packed_accuracy(model.training, found, data) == pytest.approx(right)
+
+
 @pytest.mark.parametrize("stop", [5, 7])  # right before an update, and between two
 def test_a_saved_training_goes_on_to_the_same_bits(stop: int, tmp_path: Path) -> None:
     for name, optimizer in OPTIMIZERS.items():

@@ -26,7 +26,7 @@ from lthfunc.training.results import GradientGrowth
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Buffers, Dataset, Params, TrainState
+from lthfunc.trees.types import Buffers, Dataset, Params, Split, TrainState
 
 _CPU = torch.device("cpu")
 #: Examples that are evaluated at a time.
@@ -62,11 +62,11 @@ def train_packed(
 
     Memory and time follow the survivors, however many weights were pruned, and the result has the bits of the sparse
     engine on dense trees. module: the network, on the meta device where it would not fit into memory; its loss is cross
-    entropy. data: the data set. optimizer: `sgd` or `adam`, also chained with what the sparse engine has instructions
-    for. batch_size: examples in a step. seed: decides the order of examples. updates: masks that change on the way;
-    their `exchange` has to name a function that picks weights, such as `random_growth`, since there is no dense network
-    to be scored. Raises UserError for an operation without a lowering, an optimiser that Python would have to compute,
-    and a module that could not be compared with its graph.
+    entropy, of tokens where they have targets. data: the data set. optimizer: `sgd` or `adam`, also chained with what
+    the sparse engine has instructions for. batch_size: examples in a step. seed: decides the order of examples.
+    updates: masks that change on the way; their `exchange` has to name a function that picks weights, such as
+    `random_growth`, since there is no dense network to be scored. Raises UserError for an operation without a lowering,
+    an optimiser that Python would have to compute, and a module that could not be compared with its graph.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> with torch.device("meta"):
@@ -120,7 +120,8 @@ def packed_accuracy(module: nn.Module, state: PackedState, data: Dataset, split:
     """The accuracy of a packed state's network on a split of a data set, computed on survivors alone.
 
     module: as `train_packed` takes it. state: the network. data: the data set. split: "train", "val" or "test".
-    Raises UserError where the state is another module's, and for an operation without a lowering.
+    Returns the share of examples, or of tokens, that are right. Raises UserError where the state is another module's,
+    and for an operation without a lowering.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> net = nn.Linear(4, 2)
@@ -130,13 +131,13 @@ def packed_accuracy(module: nn.Module, state: PackedState, data: Dataset, split:
     data = check_data(data)
     if split not in ("train", "val", "test"):
         raise invalid("split", split, "train, val or test")
-    examples = getattr(data, split)
+    examples: Split = getattr(data, split)
     load_kernels()
     network = _PackedNetwork(module, data, state, min(_CHUNK, len(examples.x)), None)
     running = network.workspace(state)
     for x, y in zip(examples.x.split(_CHUNK), examples.y.split(_CHUNK), strict=True):
         running.run(x.contiguous()[None], y[None])
-    return float(running.totals[1]) / len(examples.x)
+    return float(running.totals[1]) / examples.y.numel()
 
 
 class _PackedNetwork:
@@ -150,7 +151,8 @@ class _PackedNetwork:
         self._epilogue = Epilogue(gradients=numbers is not None, update=numbers or ())
         self._params = {name: _of_shape(leaf) for name, leaf in module.named_parameters()}
         _check_fits(module, state)
-        self._graph = _graph(module, self._params, state.buffers, self._shape, training=numbers is not None)
+        example = torch.zeros(TRACED_BATCH, *self._shape, dtype=_computed(self._stored.dtype))
+        self._graph = _graph(module, self._params, state.buffers, example, training=numbers is not None)
         self._buffers = state.buffers
 
     def workspace(self, state: PackedState, numbers: tuple[Numbers, ...] = (), opt: object = None) -> Workspace:
@@ -199,7 +201,12 @@ def _check_fits(module: nn.Module, state: PackedState) -> None:
         raise UserError(f"state: does not fit the module, whose {name} is another or missing")
 
 
-def _graph(module: nn.Module, params: Params, buffers: Buffers, shape: tuple[int, ...], *, training: bool) -> Captured:
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a network gets inputs that are stored so: tokens remain numbers."""
+    return dtype if dtype == torch.int64 else torch.float32
+
+
+def _graph(module: nn.Module, params: Params, buffers: Buffers, example: Tensor, *, training: bool) -> Captured:
     """The operations of a module, compared with it where it is not made of known layers."""
     name, on_meta = type(module).__name__, any(leaf.is_meta for leaf in module.parameters())
     strange = [type(part).__name__ for part in module.modules() if not type(part).__module__.startswith(_KNOWN)]
@@ -212,6 +219,6 @@ def _graph(module: nn.Module, params: Params, buffers: Buffers, shape: tuple[int
     given = {key: leaf.detach() for key, leaf in module.named_parameters()} if strange else params
     return captured_call(
         name, lambda leaves, inputs: functional_call(own, leaves, inputs), given,
-        {key: leaf.clone() for key, leaf in buffers.items()}, (torch.zeros(TRACED_BATCH, *shape),),
+        {key: leaf.clone() for key, leaf in buffers.items()}, (example,),
         training=training, checked=bool(strange),
     )  # fmt: skip
