@@ -201,6 +201,17 @@ def test_a_dimension_that_is_still_read_stays(between: str) -> None:
     assert small.params["first.weight"].shape == (6, 4)
 
 
+def test_features_without_positions_are_normalised_by_batches() -> None:
+    """Here behind groups, whose normalisation brings the rules of features in."""
+    model = lf.from_module(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.GroupNorm(2, 6), nn.Linear(6, 2)))
+    state = noisy(lf.init(model))
+    masks = {**state.masks, "3.weight": state.masks["3.weight"].index_fill(1, torch.tensor([0, 1, 2]), False)}
+    masks["0.weight"] = masks["0.weight"].index_fill(0, torch.tensor([4]), False)
+    state = state._replace(params=lf.apply_masks(state.params, masks), masks=masks)
+    small = lf.compact(model, state, (4,))
+    agree(small, model, state, torch.randn(5, 4, dtype=torch.float64))
+
+
 def test_a_head_that_gives_zeros_goes_although_it_is_read() -> None:
     model = lf.from_module(Attend(12, 3, 4))
     state = noisy(lf.init(model))

@@ -108,10 +108,14 @@ def _meeting(known: Following, before: Tensor, labels: Tensor, size: torch.Size)
 
 def _per_channel(known: Following, seen: Followed) -> Tensor:
     """Labels of channels, after those of all positions of a channel were united."""
-    labels = _solid(known.of(seen))
-    flat = labels[0].flatten(1)
+    flat = _by_channel(_solid(known.of(seen)))
     known.classes.unite(flat, flat[:, :1])
     return flat[:, 0]
+
+
+def _by_channel(value: Tensor) -> Tensor:
+    """Its first example, (channels, positions); features of no positions have one."""
+    return value[0].reshape(value.shape[1], -1)
 
 
 def _along(labels: Tensor, value: Tensor, axis: int) -> Tensor:
@@ -191,9 +195,8 @@ def _scale(known: Following, leaves: list[Followed | None], channels: Tensor, va
 
 
 def _batch_norm(known: Following, node: Node, given: Any, value: Any) -> Any:
-    x = given[0][0]
-    channels = _per_channel(known, x)
-    varies = _scale(known, list(given[0][1:5]), channels, x.varies[0].flatten(1).any(1))
+    x, channels = given[0][0], _per_channel(known, given[0][0])
+    varies = _scale(known, list(given[0][1:5]), channels, _by_channel(x.varies).any(1))
     return Followed(_along(channels, value, 1), _along(varies, value, 1), value)
 
 
@@ -202,7 +205,7 @@ def _group_norm(known: Following, node: Node, given: Any, value: Any) -> Any:
     channels = _per_channel(known, x)
     each = channels.view(groups, -1)
     known.classes.unite(each, each[:, :1])
-    within = x.varies[0].flatten(1).any(1).view(groups, -1).any(1, keepdim=True).expand(each.shape).flatten()
+    within = _by_channel(x.varies).any(1).view(groups, -1).any(1, keepdim=True).expand(each.shape).flatten()
     varies = _scale(known, [argument(given[0], 2, None), argument(given[0], 3, None)], channels, within)
     return Followed(_along(channels, value, 1), _along(varies, value, 1), value)
 
@@ -245,7 +248,7 @@ def _channelwise(known: Following, node: Node, given: Any, value: Any) -> Any:
     x = given[0][0]
     if value.ndim != (3 if name_of(node).endswith("1d") else 4):
         return _unknown(known, given, value)
-    varies = x.varies[0].flatten(1).any(1)
+    varies = _by_channel(x.varies).any(1)
     return Followed(_along(_per_channel(known, x), value, 1), _along(varies, value, 1), value)
 
 
