@@ -38,6 +38,7 @@ def test_avx2() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_programs_under_sanitizers() -> None:
     libraries = [
         subprocess.run(
