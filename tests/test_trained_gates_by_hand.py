@@ -27,6 +27,7 @@ from test_methods_by_hand import (
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.experiments.methods.trained_gates import gate_name
 from lthfunc.training.batches import batches
 from lthfunc.training.chain import ChainContext, ChainState
 from lthfunc.training.parametrize import trained_and_fixed, trained_name
@@ -138,8 +139,8 @@ def test_hard_concrete_gates_by_hand(setting: Setting) -> None:
     assert fixed == {}
     for name in LAYERS:
         noise = torch.randn(dense[name].shape, generator=generator(SEED, "l0", name))
-        torch.testing.assert_close(trained[f"{name}.gate"], (math.log(0.7 / 0.3) + 0.01 * noise).double())
-        trained[f"{name}.gate"] = torch.randn(dense[name].shape, generator=torch.Generator().manual_seed(1)).double()
+        torch.testing.assert_close(trained[gate_name(name)], (math.log(0.7 / 0.3) + 0.01 * noise).double())
+        trained[gate_name(name)] = torch.randn(dense[name].shape, generator=torch.Generator().manual_seed(1)).double()
     network, buffers, x = through.trainer.work.model, begun.buffers, setting.trainer.data.val.x
     changed = {trained_name(name): leaf for name, leaf in trained.items()}
 
@@ -152,15 +153,15 @@ def test_hard_concrete_gates_by_hand(setting: Setting) -> None:
         torch.manual_seed(7)
         computed = apply_training(network, changed, buffers, x)[0]
     soft = {
-        name: torch.sigmoid((drawn[name].log() - (1 - drawn[name]).log() + trained[f"{name}.gate"]) / (2 / 3))
+        name: torch.sigmoid((drawn[name].log() - (1 - drawn[name]).log() + trained[gate_name(name)]) / (2 / 3))
         for name in LAYERS
     }
     torch.testing.assert_close(
         computed, outputs({**dense, **{name: dense[name] * stretched(leaf) for name, leaf in soft.items()}}, x)
     )
     open_ = torch.cat([(stretched(leaf) > 0).flatten() for leaf in soft.values()]).double().mean()
-    masks = largest({name: trained[f"{name}.gate"] for name in LAYERS})
-    settled = {name: dense[name] * stretched(torch.sigmoid(trained[f"{name}.gate"])) * masks[name] for name in LAYERS}
+    masks = largest({name: trained[gate_name(name)] for name in LAYERS})
+    settled = {name: dense[name] * stretched(torch.sigmoid(trained[gate_name(name)])) * masks[name] for name in LAYERS}
     torch.testing.assert_close(apply_evaluating(network, changed, buffers, x), outputs({**dense, **settled}, x))
     ticket = through.ticket(changed, buffers, dense_of(setting))
     assert lf.same_bits(ticket.masks, masks)
@@ -170,7 +171,7 @@ def test_hard_concrete_gates_by_hand(setting: Setting) -> None:
         each = [torch.sigmoid(gates[name] - 2 / 3 * math.log(0.1 / 1.1)) for name in LAYERS]
         return torch.cat([leaf.flatten() for leaf in each]).mean()
 
-    leaves = {name: trained[f"{name}.gate"].clone().requires_grad_() for name in LAYERS}
+    leaves = {name: trained[gate_name(name)].clone().requires_grad_() for name in LAYERS}
     share = chance_of(leaves)
     assert float(open_) == pytest.approx(share.item(), abs=0.03)
     share.backward()
@@ -179,10 +180,10 @@ def test_hard_concrete_gates_by_hand(setting: Setting) -> None:
     pulled, factor = penalty.update(zeros, torch.tensor(0.5), ChainContext(changed, torch.tensor(3)))
     assert float(factor) == pytest.approx(0.5 + 100 / STEPS * (float(share) - DENSITY))
     for name in LAYERS:
-        gradient = pulled[trained_name(f"{name}.gate")]
+        gradient = pulled[trained_name(gate_name(name))]
         torch.testing.assert_close(gradient, float(factor) * gradient_of(leaves[name]), rtol=1e-6, atol=0)
         assert not pulled[trained_name(name)].any()
-    closed = {**changed, **{trained_name(f"{name}.gate"): trained[f"{name}.gate"] - 9 for name in LAYERS}}
+    closed = {**changed, **{trained_name(gate_name(name)): trained[gate_name(name)] - 9 for name in LAYERS}}
     assert float(penalty.update(zeros, torch.tensor(0.5), ChainContext(closed, torch.tensor(3)))[1]) == 0
 
 
@@ -195,7 +196,7 @@ def test_gates_learn_in_a_training_of_its_own(setting: Setting) -> None:
         (through,) = setting.plan(name).through
         begun = through.begin(dense_of(setting), SEED)
         work = through.trainer.work
-        gate = trained_name("1.weight.gate")
+        gate = trained_name(gate_name("1.weight"))
         grads = {each: torch.ones_like(leaf) for each, leaf in begun.params.items()}
         grads[gate] = -grads[gate]
         state = work.optimizer.init(begun.params)

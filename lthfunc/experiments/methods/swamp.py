@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.trained_masks import around
+from lthfunc.experiments.methods.trained_masks import around, refuse_parts
 from lthfunc.experiments.trained_masks import TrainedMasks
 from lthfunc.training.averaging import swa
-from lthfunc.training.chain import ChainContext, Part
+from lthfunc.training.chain import ChainContext, Part, numbers_of
 from lthfunc.training.parametrize import buffers_part, parametrized, parametrized_state, trained_and_fixed
 from lthfunc.training.trainer import trainer_of
 from lthfunc.trees.types import Buffers, Params, Ticket, TrainState
@@ -24,6 +25,7 @@ def swamp(plan: Plan, particles: int) -> Plan:
     Their mean, also over the last quarter of the training, is evaluated, pruned and kept. Round 0 trains one network.
     """
     model, work = plan.model, plan.trainer.work
+    _check(plan, particles)
 
     def drawn(seed: int) -> tuple[Params, Params, Buffers]:
         params, buffers = model.init(seed)
@@ -50,6 +52,22 @@ def swamp(plan: Plan, particles: int) -> Plan:
         return Ticket(mean, buffers_part(buffers, start.buffers), start.masks)
 
     return plan._replace(through=(TrainedMasks(trainer, begin, ticket, dense=False),) * plan.rounds)
+
+
+def _check(plan: Plan, particles: int) -> None:
+    """Raise UserError for what would treat all particles as one network, or leaves by the shape of a stack."""
+    refuse_parts(plan, "swamp", {"ema": "--ema", "swa": "average (lf.swa)"}, "would take the place of its own average")
+    joint = "would scale the gradients of all particles as if they were one network's"
+    refuse_parts(plan, "swamp", {"clip_by_global_norm": "--clip-norm", "sam": "--sam"}, joint)
+    optimizer = plan.trainer.work.optimizer
+    if optimizer.mixes:
+        raise UserError("--method: swamp takes no --optimizer whose updates mix a layer's weights, as muon's do")
+    if any(getattr(each, "decays", None) is not None for each in numbers_of(optimizer)):
+        raise UserError("--method: swamp takes no --no-decay; shapes of stacked weights don't tell matrices from others")
+    size, examples = plan.trainer.batch_size, plan.trainer.data.examples
+    if particles * size > examples:
+        accepted = f"at most {examples // size}, as each takes {size} of the {examples} training examples in a step"
+        raise invalid("--particles", particles, accepted)
 
 
 def repeated(params: Params, particles: int) -> Params:

@@ -8,6 +8,7 @@ thresholds.
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,7 +41,8 @@ FIRST_THRESHOLD = -10.0
 #: How far a penalty's factor rises in a training of a network that stays dense: of soft thresholds, continuous
 #: sparsification and L0.
 THRESHOLD_ASCENT, CONTINUOUS_ASCENT, L0_ASCENT = 1.0, 20.0, 100.0
-_TEMPERATURE_NAME = "temperature"
+#: With an empty part between two dots, which no parameter of a module has in its name.
+_TEMPERATURE_NAME = "temperature.."
 
 
 class Gates(NamedTuple):
@@ -169,8 +171,8 @@ def stretched(gate: Tensor) -> Tensor:
 
 
 def gate_name(name: str) -> str:
-    """What a weight's gates, or its threshold, are called among what is trained."""
-    return f"{name}.gate"
+    """What a weight's gates, or its threshold, are called among what is trained; no module has such a parameter."""
+    return f"gate..{name}"
 
 
 def without_gates(trained: Params, names: tuple[str, ...]) -> Params:
@@ -185,7 +187,7 @@ def mean_of(leaves: Params) -> Tensor:
 
 
 def gated(plan: Plan, name: str, gates: Gates, gate_rate: float, ascent: float, *following: Part) -> Plan:
-    """The plan with trainings of gates. following: parts of the optimiser, after its update."""
+    """The plan with trainings of gates. following: parts of the optimiser, after all others."""
 
     def of_density(density: float) -> TrainedMasks:
         def found(trained: Params, fixed: Params) -> tuple[Params, Masks]:
@@ -198,8 +200,8 @@ def gated(plan: Plan, name: str, gates: Gates, gate_rate: float, ascent: float, 
             return found(trained, fixed)[0]
 
         penalty = approaching(gates, density, ascent / plan.steps)
-        rates = scale_rates({"*:gate": gate_rate})
-        optimizer = around(plan.trainer.work.optimizer, (penalty,), (rates, *following))
+        rates = scale_rates({glob.escape(trained_name(gate_name(each))): gate_rate for each in plan.model.prunable})
+        optimizer = around(plan.trainer.work.optimizer, (penalty,), (rates,), following)
         return trained_masks(plan, name, gates.draw, gates.weights, evaluated, found, optimizer)
 
     return through(plan, of_density)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lthfunc.errors import UserError
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.trained_masks import TrainedMasks
 from lthfunc.sparsify.allocation import KeepCounts
@@ -180,11 +181,20 @@ def through(plan: Plan, of_density: Callable[[float], TrainedMasks]) -> Plan:
     return plan._replace(densities=(1.0,) * plan.rounds, through=each)
 
 
-def around(optimizer: Optimizer, before: Sequence[Part] = (), after: Sequence[Part] = ()) -> Optimizer:
-    """The optimiser with parts right before and right after its own update, inside of those that it has already."""
+def around(
+    optimizer: Optimizer, before: Sequence[Part] = (), after: Sequence[Part] = (), last: Sequence[Part] = ()
+) -> Optimizer:
+    """The optimiser with parts right before and right after its own update, inside of those that it has; and last."""
     parts = optimizer.parts or (optimizer,)
     place = next(at for at, part in enumerate(parts) if isinstance(part, Optimizer))
-    return chain(*parts[:place], *before, parts[place], *after, *parts[place + 1 :])
+    return chain(*parts[:place], *before, parts[place], *after, *parts[place + 1 :], *last)
+
+
+def refuse_parts(plan: Plan, method: str, options: Mapping[str, str], reason: str) -> None:
+    """Raise UserError for an optimiser with some parts. options: part -> its option. reason: what they would do."""
+    for part in plan.trainer.work.optimizer.parts:
+        if isinstance(part, Part) and part.name in options:
+            raise UserError(f"--method: {method} takes no {options[part.name]}, which {reason}")
 
 
 def trained_masks(
