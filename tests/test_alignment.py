@@ -130,6 +130,59 @@ def test_networks_whose_units_cannot_be_moved_are_refused(few_digits: lf.Dataset
         plan_for("rebasin", whole, few_digits, steps=9, eval_every=3, batch_size=40)
 
 
+def normalised(affine: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6, affine=affine), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5),
+        nn.BatchNorm1d(5, affine=affine), nn.ReLU(), nn.Linear(5, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_normalisations_move_with_their_units(affine: bool) -> None:
+    model, random = lf.from_module(normalised(affine)), torch.Generator().manual_seed(4)
+    state = lf.init(model)
+    params = {name: torch.rand(leaf.shape, generator=random) + 0.5 for name, leaf in state.params.items()}
+    floats = {name: leaf for name, leaf in state.buffers.items() if leaf.ndim}
+    buffers = {**state.buffers, **{name: torch.rand(leaf.shape, generator=random) for name, leaf in floats.items()}}
+    found = lf.dependencies(model, (2, 4, 4))
+    order = {"0.weight": torch.randperm(6, generator=random), "4.weight": torch.tensor([2, 4, 0, 1, 3])}
+    x = torch.randn(3, 2, 4, 4, generator=random)
+    moved = [lf.permute_units(tree, order, found) for tree in (params, buffers)]
+    torch.testing.assert_close(apply_evaluating(model, *moved, x), apply_evaluating(model, params, buffers, x))
+    assert torch.equal(moved[1]["5.running_mean"], buffers["5.running_mean"][order["4.weight"]])
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ({"three": torch.arange(7)}, "permute_units: order: invalid value 'three' .*a hidden layer: one.weight"),
+        ({"four.weight": torch.arange(3)}, "permute_units: order: invalid value 'four.weight'"),
+        ({"three.weight": torch.arange(6)}, r"permute_units: order\['three.weight'\]: .*each of 0 to 6 once"),
+        ({"two.weight": torch.tensor([0, 1, 2, 3, 3])}, r"permute_units: order\['two.weight'\]: .*each of 0 to 4 once"),
+    ],
+)
+def test_an_order_is_one_of_a_hidden_layers_units(
+    chained: tuple[lf.Model, Params, lf.Dependencies], order: dict[str, Tensor], words: str
+) -> None:
+    _, params, found = chained
+    with pytest.raises(UserError, match=f"^{words}"):
+        lf.permute_units(params, order, found)
+
+
+def test_parameters_that_may_belong_to_units_are_refused() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)))
+    params, found = lf.init(model).params, lf.dependencies(model, (3,))
+    assert torch.equal(lf.align_units(params, params, found)["0.weight"], torch.arange(4))
+    with pytest.raises(UserError, match=r"^permute_units: 1.weight is no weight, bias or batch normalisation's"):
+        lf.permute_units(params, {"0.weight": torch.tensor([1, 0, 2, 3])}, found)
+
+
+def test_transposed_convolutions_are_refused() -> None:
+    model = lf.from_module(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 3, 2)))
+    with pytest.raises(UserError, match=r"^--structure: units takes no transposed convolutions, such as .* 1.weight"):
+        lf.dependencies(model, (2, 5, 5))
+
+
 @pytest.mark.parametrize("late", [0, 6])
 def test_the_mask_is_trained_in_the_order_of_other_weights(setting: Setting, late: int) -> None:
     """Adnan et al. 2025: two dense trainings, the first's mask in the second's order, from its early weights."""

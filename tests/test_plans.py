@@ -133,6 +133,9 @@ def test_a_weight_stored_the_other_way_round_takes_no_structure() -> None:
     model = lf.from_module(Turned())
     check_orientation("2:4", lf.from_module(NET), ())
     check_orientation("2:4", model, ["first*"])
+    for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        with pytest.raises(UserError, match=r"with 1.weight, which is stored as \(inputs, outputs\)"):
+            check_orientation("2:4", lf.from_module(nn.Sequential(nn.ReLU(), kind(4, 8, 2))), ())
     with pytest.raises(
         UserError, match=r"^--structure: invalid value '2:4' .*unstructured with first.weight, which is stored as"
     ):

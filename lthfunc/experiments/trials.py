@@ -14,7 +14,7 @@ from lthfunc.sparsify.transforms import prune
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
-from lthfunc.trees.prunable import transposed_weights
+from lthfunc.trees.prunable import weights_by_inputs
 
 
 def check_pruning(plan: Plan) -> None:
@@ -44,8 +44,9 @@ def check_start(plan: Plan) -> None:
 
 def check_orientation(structure: str, model: Model, exempt: Sequence[str]) -> None:
     """Raise UserError if a structure treats a weight's rows as outputs, but they are inputs."""
+    turned = weights_by_inputs(model.evaluating)
     for name in model.prunable:
-        if name in transposed_weights(model.evaluating) and not any(
+        if name in turned and not any(
             fnmatch.fnmatchcase(name, pattern) for pattern in exempt
         ):
             raise invalid(

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.dependencies import INPUT, Dependencies
-from lthfunc.trees.ops import tree_map
 from lthfunc.trees.types import Masks, Params
 
 #: Rounds through all layers, at most; a few are enough.
 _ROUNDS = 100
+#: What a normalisation has for each of its features.
+_OF_NORMS = ("weight", "bias", "running_mean", "running_var")
 
 
 class Hidden(NamedTuple):
@@ -70,7 +71,8 @@ def align_units(params: Params, other: Params, found: Dependencies) -> dict[str,
     from scipy.optimize import linear_sum_assignment
 
     layers = hidden_layers(found)
-    ours, theirs = (tree_map(lambda leaf: leaf.detach().cpu().double(), tree) for tree in (params, other))
+    names = {*found.shown, *found.beside.values()} - {INPUT}
+    ours, theirs = ({name: tree[name].detach().cpu().double() for name in names} for tree in (params, other))
     order = {each.source: torch.arange(len(each.features)) for each in layers}
     for _ in range(_ROUNDS):
         before = dict(order)
@@ -95,28 +97,72 @@ def _of_units(params: Params, layer: Hidden, found: Dependencies) -> Iterator[Te
 
 @public
 def permute_units(tree: Params | Masks, order: dict[str, Tensor], found: Dependencies) -> Params:
-    """Weights, or masks, with hidden units in another order; the function of a network stays the same.
+    """Weights, masks or buffers with hidden units in another order; the function of a network stays the same.
 
-    tree: params or masks of a network. order: for some of its hidden layers, which units come first, second and so on,
-    int64 (units,), as `align_units` finds it. found: the network's `dependencies`. Biases move with their units;
-    normalisations' parameters don't. Returns the tree. Raises UserError for networks whose layers don't follow one
-    another.
+    tree: params, masks or buffers of a network. order: for some of its hidden layers, which units come first, second
+    and so on, int64 (units,), as `align_units` finds it. found: the network's `dependencies`. Biases move with their
+    units, and so do the parameters and running statistics of batch normalisation; of a network with such statistics the
+    buffers must be permuted, too. Returns the tree. Raises UserError for networks whose layers don't follow one
+    another, or have parameters that nothing is known about, and for an order that is not one of a hidden layer's units.
 
     >>> model = lf.from_module(nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)))
     >>> masks = {"0.weight": torch.tensor([[True], [False]]), "1.weight": torch.tensor([[True, False]])}
     >>> lf.permute_units(masks, {"0.weight": torch.tensor([1, 0])}, lf.dependencies(model, (1,)))["1.weight"]
     tensor([[False,  True]])
     """
+    layers = hidden_layers(found)
+    _check_order(order, layers)
+    _check_known(tree, found)
     new = dict(tree)
-    for layer in hidden_layers(found):
+    for layer in layers:
         if layer.source not in order:
             continue
-        places = order[layer.source].to(tree[layer.source].device)
+        places = order[layer.source]
         for name in (layer.source, found.beside.get(layer.source)):
             if name is not None and name in new:
-                new[name] = new[name][places]
-        reader, features = new[layer.reader], layer.features.to(places.device)
-        moved = torch.empty(reader.shape[1], dtype=torch.long, device=places.device)
-        moved[features.flatten()] = features[places].flatten()
-        new[layer.reader] = reader[:, moved]
+                new[name] = new[name][places.to(new[name].device)]
+        if layer.reader in new:
+            reader, moved = new[layer.reader], _moved(layer.features, places)
+            new[layer.reader] = reader[:, moved.to(reader.device)]
+        for norm, feeds in _normalised(layer.source, found):
+            for name in _leaves_of(norm, new):
+                new[name] = new[name][_moved(feeds, places).to(new[name].device)]
     return new
+
+
+def _moved(features: Tensor, places: Tensor) -> Tensor:
+    """Which feature of a reader comes first, second and so on. features: int64 (units, k), of each unit."""
+    moved = torch.empty(features.numel(), dtype=torch.long)
+    moved[features.flatten()] = features[places.cpu()].flatten()
+    return moved
+
+
+def _normalised(source: str, found: Dependencies) -> Iterator[tuple[str, Tensor]]:
+    """The normalisations of a layer's units, by their weights, and the features of each unit there."""
+    for (other, reader), feeds in found.feeds.items():
+        if other == source and reader not in found.shown and bool(feeds.any()):
+            yield reader, feeds.nonzero()[:, 1].view(len(feeds), -1)
+
+
+def _leaves_of(norm: str, tree: Params) -> list[str]:
+    """What of a normalisation is in a tree, a number for each feature."""
+    path = norm.removesuffix("weight")
+    return [name for own in _OF_NORMS if (name := path + own) in tree]
+
+
+def _check_order(order: dict[str, Tensor], layers: list[Hidden]) -> None:
+    units = {each.source: len(each.features) for each in layers}
+    for name, places in order.items():
+        if name not in units:
+            raise invalid("permute_units: order", name, f"a hidden layer: {', '.join(units)}")
+        if sorted(places.tolist()) != list(range(units[name])):
+            raise invalid(f"permute_units: order[{name!r}]", places.tolist(), f"each of 0 to {units[name] - 1} once")
+
+
+def _check_known(tree: Params, found: Dependencies) -> None:
+    """Raise UserError for a leaf that may hold a number for each unit, where it is not known which."""
+    norms = {reader for _, reader in found.feeds if reader not in found.shown}
+    known = {*found.shown, *found.beside.values(), *(name for norm in norms for name in _leaves_of(norm, tree))}
+    for name, leaf in tree.items():
+        if name not in known and leaf.numel() > 1:
+            raise UserError(f"permute_units: {name} is no weight, bias or batch normalisation's, and may belong to units")

@@ -21,7 +21,7 @@ from lthfunc.trees.model import Model, example_input
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.module_errors import taking_inputs
 from lthfunc.trees.ops import apply_masks, to_device
-from lthfunc.trees.prunable import CONVOLUTIONS
+from lthfunc.trees.prunable import CONVOLUTIONS, TRANSPOSED
 from lthfunc.trees.types import Masks, TrainState
 
 #: Stands for the network's input in place of a layer's name.
@@ -31,7 +31,7 @@ INPUT = ""
 class Dependencies(NamedTuple):
     """feeds: (source weight, reader) -> bool (units of the source, features of the reader).
 
-    Readers are prunable weights and the parameters of normalisations; a source is a prunable weight or INPUT. shown:
+    Readers are prunable weights and normalisations, by the names of their weights, with or without them; a source is a prunable weight or INPUT. shown:
     source -> bool (units,), True where the outputs depend on the unit without a reader in between. groups: of
     convolutions. beside: weight -> the bias of its layer.
     """
@@ -49,7 +49,8 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
     Each unit of a layer is marked with NaN, which every operation passes on to all that it computes from it. The answer
     is exact where layers mix no more units than they must; where something mixes all of them (attention), each unit
     counts as read by everything behind it. shape: of one input of the model. Returns what `without_dead_units` takes.
-    Raises UserError for prunable weights of other layers than linear and convolution layers.
+    Raises UserError for prunable weights of other layers than linear and convolution layers, and of transposed
+    convolutions.
 
     >>> model = lf.from_module(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     >>> lf.dependencies(model, (4,)).feeds["0.weight", "2.weight"].sum()
@@ -61,7 +62,7 @@ def dependencies(model: Model, shape: tuple[int, ...]) -> Dependencies:
     norms: dict[str, nn.Module] = {
         f"{name}.weight": part
         for name, part in module.named_modules()
-        if isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)) and f"{name}.weight" in params
+        if isinstance(part, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm))
     }
     found = Dependencies({}, {}, {}, {})
     for name, layer in layers.items():
@@ -95,6 +96,10 @@ def _layer_of(module: nn.Module, name: str) -> nn.Module:
         raise UserError(
             f"--structure: units prunes linear and convolution layers, but {name} belongs to neither; exclude it with "
             "--never-prune"
+        )
+    if isinstance(layer, TRANSPOSED):
+        raise UserError(
+            f"--structure: units takes no transposed convolutions, such as that of {name}; exclude it with --never-prune"
         )
     return layer
 

@@ -16,9 +16,9 @@ from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.files import check_storable
 
-CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
+#: Layers whose weights are (inputs, outputs / groups, kernel).
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 NORMS = (
     nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm,
@@ -70,6 +70,12 @@ def is_transposed(layer: nn.Module) -> bool:
 def transposed_weights(module: nn.Module) -> set[str]:
     """The names of weights that are (inputs, outputs)."""
     return {layer.path("weight") for layer in prunable_layers(module) if is_transposed(layer.module)}
+
+
+def weights_by_inputs(module: nn.Module) -> set[str]:
+    """The names of weights whose rows are inputs, not outputs, those of transposed convolutions among them."""
+    found = {layer.path("weight") for layer in prunable_layers(module) if isinstance(layer.module, TRANSPOSED)}
+    return found | transposed_weights(module)
 
 
 def default_prunable(module: nn.Module, params: Collection[str]) -> tuple[str, ...]:
