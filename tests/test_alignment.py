@@ -23,7 +23,10 @@ from test_methods_by_hand import (
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
+from lthfunc.experiments.methods.rebasin import rebasin
+from lthfunc.reports.method_costs import NetworkFlops, training_flops
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Params
@@ -207,6 +210,23 @@ def test_the_mask_is_trained_in_the_order_of_other_weights(setting: Setting, lat
 
 
 def test_it_takes_one_density_and_early_weights(setting: Setting) -> None:
-    for given in ({"rewind": "lr"}, {"density": None, "densities": "0.5,0.2"}):
-        with pytest.raises(UserError, match=r"^--method: rebasin .* takes one density, and --rewind"):
-            setting.plan("rebasin", rounds=1 if "rewind" in given else None, **given)
+    with pytest.raises(UserError, match=r"^--rewind: --method rebasin trains early weights .* takes init, step:K"):
+        setting.plan("rebasin", rounds=1, rewind="lr")
+    with pytest.raises(UserError, match=r"^--rounds: invalid value 2 \(expected 1 with --method rebasin"):
+        setting.plan("rebasin", density=None, densities="0.5,0.2")
+
+
+def test_it_is_refused_on_several_ranks(setting: Setting) -> None:
+    plan = setting.plan("imp", rounds=1)
+    group = SINGLE_RANK._replace(world_size=2)
+    with pytest.raises(UserError, match=r"^--method: rebasin trains its second dense network in one process"):
+        rebasin(plan._replace(trainer=plan.trainer._replace(work=plan.trainer.work._replace(collectives=group))))
+
+
+def test_flops_of_training_count_the_second_dense_training(setting: Setting) -> None:
+    flops, plan = NetworkFlops({"1.weight": 100.0, "3.weight": 10.0}, 1.0), setting.plan("rebasin", rounds=1)
+    item = {"layers": {name: {"total": 10, "density": 0.5} for name in LAYERS}, "final_step": STEPS, "curve": [[20]]}
+    ticket, dense = 3 * setting.trainer.batch_size * (STEPS - 20) * 56, 3 * setting.trainer.batch_size * STEPS * 111
+    for number, variant, expected in ((0, "ticket", ticket), (1, "ticket", ticket + dense), (1, "reinit", ticket)):
+        record = {**item, "round": number, "variant": variant}
+        assert training_flops(flops, plan, record, dense_updates=False) == expected

@@ -82,7 +82,11 @@ def test_the_temperature_rises_whatever_lookahead_does(few_digits: lf.Dataset) -
         ("swamp", {"sam": 0.05}, "--method: swamp takes no --sam, which would scale"),
         ("swamp", {"optimizer": "muon"}, "--method: swamp takes no --optimizer whose updates mix"),
         ("swamp", {"weight_decay": 0.1, "no_decay": True}, "--method: swamp takes no --no-decay"),
-        ("swamp", {"particles": 9}, r"--particles: invalid value 9 \(expected at most \d, as each takes 40 of the \d+ "),
+        (
+            "swamp",
+            {"particles": 9},
+            r"--particles: invalid value 9 \(expected at most \d, as each takes 40 of the \d+ ",
+        ),
     ],
 )
 def test_what_would_undo_a_method_is_refused(

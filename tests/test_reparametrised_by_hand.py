@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradient_of
-from method_plans import outcome
+from method_plans import outcome, plan_for
 from scipy.optimize import minimize
 from test_methods_by_hand import (
     BATCH,
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.experiments.methods.group_lasso import by_groups, shrunk
+from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.reports.method_costs import NetworkFlops, training_flops
 from lthfunc.training.batches import batches
 from lthfunc.trees.types import Params
@@ -202,3 +203,16 @@ def test_the_group_lasso_by_hand(setting: Setting) -> None:
     plan = setting.plan("group-lasso", rounds=1, shrinkage=6.0)
     agree(setting, outcome(plan, SEED), by_hand(setting, shrunken, masks))
     assert (masks["1.weight"].sum(1) == 64).sum() == 4  # whole rows
+
+
+def test_units_of_transposed_convolutions_are_columns(few_digits: lf.Dataset) -> None:
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.Unflatten(1, (4, 2, 2)), nn.ConvTranspose2d(4, 6, 2), nn.Flatten(),
+        nn.Linear(54, 10),
+    )  # fmt: skip
+    model = lf.from_module(net)
+    plan = plan_for("group-lasso", model, few_digits, steps=6, eval_every=3, batch_size=40, density=0.5)
+    state = lf.init(model)
+    scores = plan.score(state, RoundContext(model, 0, 1, state))(state.params, state.masks)["3.weight"].floor()
+    assert scores.unique().tolist() == list(range(6))
+    assert torch.equal(scores, scores[:1, :, :1, :1].expand_as(scores))

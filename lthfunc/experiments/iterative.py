@@ -47,7 +47,7 @@ class Plan(NamedTuple):
     the anchor, instead of the last round's trained one. prunings: of a round, with scores computed before each.
     updates: how masks change in the trainings of each pruned round (round 1 first); none where empty. through:
     networks of which masks are computed, trained in place of the plan's, likewise. pruner: how the trained network is
-    pruned, where not by score, allocate and select.
+    pruned, where not by score, allocate and select; pruning_steps: of the dense trainings that this takes.
     """
 
     model: Model
@@ -71,6 +71,7 @@ class Plan(NamedTuple):
     updates: tuple[MaskUpdates, ...] = ()
     through: tuple[TrainedMasks, ...] = ()
     pruner: Pruner | None = None
+    pruning_steps: int = 0
 
     @property
     def first(self) -> int:

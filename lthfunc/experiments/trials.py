@@ -46,9 +46,7 @@ def check_orientation(structure: str, model: Model, exempt: Sequence[str]) -> No
     """Raise UserError if a structure treats a weight's rows as outputs, but they are inputs."""
     turned = weights_by_inputs(model.evaluating)
     for name in model.prunable:
-        if name in turned and not any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in exempt
-        ):
+        if name in turned and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt):
             raise invalid(
                 "--structure", structure,
                 f"unstructured with {name}, which is stored as (inputs, outputs); --exempt {name!r} leaves it out",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Plan
+from lthfunc.experiments.iterative import TICKET, Plan
 from lthfunc.experiments.records import Record, change_from
 from lthfunc.experiments.studies import DENSE
 from lthfunc.reports.charts import DASHES, GREY, MARKERS, PALETTE, Chart, Colour, Dash, Series
@@ -49,7 +49,8 @@ def training_flops(flops: NetworkFlops, plan: Plan, item: Record, *, dense_updat
     """Of a training's steps, the remaining weights alone, by the masks of each step.
 
     Where masks are trained, every step is dense; of several particles, each step is all of theirs. dense_updates:
-    whether each update of masks takes a dense gradient on a batch. Pruning beforehand and evaluation are not counted.
+    whether each update of masks takes a dense gradient on a batch. Dense trainings within the pruning count as part of
+    the ticket's training; other pruning beforehand and evaluation are not counted.
     """
     totals = {name: each["total"] for name, each in item["layers"].items()}
     through = plan.masks_through(item["round"])
@@ -60,6 +61,8 @@ def training_flops(flops: NetworkFlops, plan: Plan, item: Record, *, dense_updat
     batches: float = sum(steps * flops.at(densities) for steps, densities in parts)
     if dense_updates:
         batches += len(item.get("updates", ())) * flops.at(dict.fromkeys(totals, 1.0))
+    if item["round"] and item.get("variant", TICKET) == TICKET:
+        batches += plan.pruning_steps * flops.at(dict.fromkeys(totals, 1.0))
     return _STEP * (plan if through is None else through).trainer.batch_size * batches
 
 

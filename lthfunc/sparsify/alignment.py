@@ -165,4 +165,6 @@ def _check_known(tree: Params, found: Dependencies) -> None:
     known = {*found.shown, *found.beside.values(), *(name for norm in norms for name in _leaves_of(norm, tree))}
     for name, leaf in tree.items():
         if name not in known and leaf.numel() > 1:
-            raise UserError(f"permute_units: {name} is no weight, bias or batch normalisation's, and may belong to units")
+            raise UserError(
+                f"permute_units: {name} is no weight, bias or batch normalisation's, and may belong to units"
+            )

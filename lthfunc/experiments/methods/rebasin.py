@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, to_anchor
 from lthfunc.sparsify.alignment import align_units, hidden_layers, permute_units
@@ -23,11 +23,15 @@ def rebasin(plan: Plan) -> Plan:
     the units is kept, and the weights at the point to rewind to. It is trained within the pruning: if a run is
     interrupted there, from its beginning again.
     """
-    if plan.rewind.make is not to_anchor or plan.rounds != 1:
+    if plan.rounds != 1:
+        raise invalid("--rounds", plan.rounds, "1 with --method rebasin, and one density")
+    if plan.rewind.make is not to_anchor:
         raise UserError(
-            "--method: rebasin trains from early weights of another dense training: it takes one density, and --rewind "
-            "init, step:K, epoch:K or percent:K"
+            "--rewind: --method rebasin trains early weights of another network, and takes init, step:K, epoch:K or "
+            "percent:K"
         )
+    if plan.trainer.work.collectives.world_size > 1:
+        raise UserError("--method: rebasin trains its second dense network in one process, not on several ranks")
     found = dependencies(plan.model, plan.trainer.data.shape)
     try:
         hidden_layers(found)
@@ -44,4 +48,6 @@ def rebasin(plan: Plan) -> Plan:
         masks = permute_units(plan.pruning(now.number, plan.score(trained, now))(trained).masks, order, found)
         return start._replace(params=apply_masks(start.params, masks), masks=masks, opt=())
 
-    return plan._replace(pruner=pruner, rewind=Start(lambda pruned, now: pruned, at_anchor=True))
+    return plan._replace(
+        pruner=pruner, rewind=Start(lambda pruned, now: pruned, at_anchor=True), pruning_steps=plan.steps,
+    )  # fmt: skip

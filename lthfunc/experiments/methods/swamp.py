@@ -63,7 +63,9 @@ def _check(plan: Plan, particles: int) -> None:
     if optimizer.mixes:
         raise UserError("--method: swamp takes no --optimizer whose updates mix a layer's weights, as muon's do")
     if any(getattr(each, "decays", None) is not None for each in numbers_of(optimizer)):
-        raise UserError("--method: swamp takes no --no-decay; shapes of stacked weights don't tell matrices from others")
+        raise UserError(
+            "--method: swamp takes no --no-decay; shapes of stacked weights don't tell matrices from others"
+        )
     size, examples = plan.trainer.batch_size, plan.trainer.data.examples
     if particles * size > examples:
         accepted = f"at most {examples // size}, as each takes {size} of the {examples} training examples in a step"
