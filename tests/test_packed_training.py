@@ -12,7 +12,7 @@ from test_exchanges import MODEL, NET, OPTIMIZERS, images
 from torch import nn
 
 import lthfunc as lf
-from lthfunc.errors import UserError
+from lthfunc.errors import DivergedError, UserError
 from lthfunc.sparse.kernels import build
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -110,6 +110,38 @@ def test_masks_and_weights_are_drawn_as_promised() -> None:
     assert state.params["1.weight"].tolist() == [1.0] * 4
     assert state.buffers["1.running_var"].tolist() == [1.0] * 4
     assert int(state.buffers["1.num_batches_tracked"]) == 0
+
+
+def test_what_a_real_module_has_stays_as_it_is() -> None:
+    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).double()
+    nn.init.constant_(net[1].weight, 0.25)
+    net[1].running_var.fill_(3.0)
+    state = lf.init_packed(net, density=0.5)
+    assert {leaf.dtype for leaf in state.params.values()} == {torch.float64}
+    assert state.params["1.weight"].tolist() == [0.25] * 4
+    assert state.buffers["1.running_var"].tolist() == [3.0] * 4
+    assert state.params["0.bias"].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("updates", [SET, None])
+def test_a_training_that_diverges_gives_no_network(updates: lf.MaskUpdates | None) -> None:
+    start = lf.init_packed(NET, density=0.4, seed=SEED)
+    train = lf.train_packed(NET, DATA, optimizer=lf.sgd(1e30), steps=STEPS, batch_size=8, seed=SEED, updates=updates)
+    with pytest.raises(DivergedError, match=f"^training diverged by step {STEPS if updates is None else 2}: a loss or"):
+        train(start)
+
+
+def test_an_exchange_draws_the_same_numbers_in_every_training() -> None:
+    def change(network: Any, now: Any) -> Any:
+        return lf.random_growth(int(torch.randint(1000, ()))), 0.3
+
+    made, start = OPTIMIZERS["adamw"], lf.init_packed(NET, density=0.4, seed=SEED)
+    updates = SET._replace(exchange=change)
+    trainer = lf.make_trainer(MODEL, DATA, optimizer=made, batch_size=8, engine=lf.sparse_engine)
+    expected = lf.fit(trainer, lf.unpack_state(start), seed=SEED, until=STEPS, eval_every=STEPS, updates=updates).state
+    before = torch.get_rng_state()
+    assert lf.same_bits(lf.unpack_state(training(made, updates=updates)(start)), expected)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_ten_thousand_million_weights_train_and_are_exchanged() -> None:

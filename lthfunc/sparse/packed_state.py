@@ -60,8 +60,9 @@ def init_packed(module: nn.Module, density: float, seed: int = 0) -> PackedState
     module: a network of linear and convolution layers, on the meta device where it would not fit into memory (``with
     torch.device("meta"): ...``). density: of all its weights, in (0, 1]. seed: of the masks and weights, which are
     Gaussian Glorot by the inputs and outputs that are left on average, as the signal would otherwise vanish (Evci et
-    al. 2022, sec. 3.1); biases are zero. Returns the state at step 0. Raises UserError for a parameter or buffer on the
-    meta device whose initial value is not known.
+    al. 2022, sec. 3.1); biases are zero. What else a module has stays as it is; on the meta device it is what a new
+    module has. Returns the state at step 0. Raises UserError for a density out of range, a layer of Hugging Face's
+    Conv1D, and a parameter or buffer on the meta device whose initial value is not known.
 
     Mocanu et al. 2018, alg. 1; Evci et al. 2020, sec. 3.1.
 
@@ -75,24 +76,29 @@ def init_packed(module: nn.Module, density: float, seed: int = 0) -> PackedState
     shapes = {name: tuple(leaves[name].shape) for name in names}
     places, params = dict[str, Tensor](), dict[str, Tensor]()
     counts = erk_counts(shapes, density)
-    known = _known_values(module)
+    known, zero = _known_values(module), _biases(module)
     for name, leaf in leaves.items():
         if name in shapes:
             size, draw = leaf.numel(), generator(seed, "packed-mask", name)
             places[name] = distinct(counts[name], size, draw)
             fans = size / leaf.shape[0] + size / leaf.shape[1]
             spread = (2 / fans * size / max(1, counts[name])) ** 0.5
-            params[name] = spread * torch.randn(counts[name], generator=generator(seed, "packed-init", name))
+            drawn = torch.randn(counts[name], generator=generator(seed, "packed-init", name))
+            params[name] = (spread * drawn).to(leaf.dtype)
         else:
-            params[name] = _value(name, leaf, known)
+            params[name] = torch.zeros(leaf.shape, dtype=leaf.dtype) if name in zero else _value(name, leaf, known)
     buffers = {name: _value(name, leaf, known) for name, leaf in module.named_buffers()}
     tensors = {name: torch.tensor(shape) for name, shape in shapes.items()}
     return PackedState(params, places, tensors, buffers, (), torch.tensor(0))
 
 
+def _biases(module: nn.Module) -> set[str]:
+    return {layer.path(bias) for layer in prunable_layers(module) for bias in layer.biases}
+
+
 def _known_values(module: nn.Module) -> dict[str, float]:
-    """The initial numbers of biases, and of what normalisation has."""
-    found = {layer.path(bias): 0.0 for layer in prunable_layers(module) for bias in layer.biases}
+    """The initial numbers of what normalisation has."""
+    found = dict[str, float]()
     for name, part in module.named_modules():
         if isinstance(part, NORMS):
             numbers = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
@@ -103,11 +109,11 @@ def _known_values(module: nn.Module) -> dict[str, float]:
 
 
 def _value(name: str, leaf: Tensor, known: Mapping[str, float]) -> Tensor:
-    if name in known:
-        return torch.full(leaf.shape, known[name], dtype=leaf.dtype)
-    if leaf.is_meta:
+    if not leaf.is_meta:
+        return leaf.detach().clone()
+    if name not in known:
         raise UserError(f"init_packed: the initial value of {name} is not known, as the module is on the meta device")
-    return leaf.detach().clone()
+    return torch.full(leaf.shape, known[name], dtype=leaf.dtype)
 
 
 @public

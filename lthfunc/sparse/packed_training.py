@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import DivergedError, UserError, invalid
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, captured_call
 from lthfunc.sparse.exchange import exchanged
 from lthfunc.sparse.kernels.build import load_kernels
@@ -19,7 +19,7 @@ from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
 from lthfunc.sparse.updates import Numbers, machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
-from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, seeded_update
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import GradientGrowth
@@ -66,7 +66,8 @@ def train_packed(
     the sparse engine has instructions for. batch_size: examples in a step. seed: decides the order of examples.
     updates: masks that change on the way; their `exchange` has to name a function that picks weights, such as
     `random_growth`, since there is no dense network to be scored. Raises UserError for an operation without a lowering,
-    an optimiser that Python would have to compute, and a module that could not be compared with its graph.
+    an optimiser that Python would have to compute, and a module that could not be compared with its graph;
+    DivergedError where a loss or weight is not finite at an update of masks or at the end.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> with torch.device("meta"):
@@ -101,6 +102,8 @@ def train_packed(
                     feed.fill(step, step + count, steps)
                     running.run(x, y, count, step, draw, parts=parts)
                     step += count
+                if not running.is_finite():
+                    raise DivergedError(f"training diverged by step {step}: a loss or weight is not finite; lower lr")
                 if stop < steps and updates is not None:
                     now = UpdateContext(seed, step, stop == changes[-1])
                     running, positions = network.updated(running, updates, now, state.sizes)
@@ -173,7 +176,8 @@ class _PackedNetwork:
     ) -> tuple[Workspace, dict[str, Tensor]]:
         """(what runs on after an update, where its survivors lie)."""
         assert updates.exchange is not None
-        growth, fraction = updates.exchange(_no_dense_network, now)
+        with seeded_update(now, _CPU):
+            growth, fraction = updates.exchange(_no_dense_network, now)
         if isinstance(growth, dict | GradientGrowth):
             raise invalid("updates", "an exchange with scores", "a function that picks weights, as random_growth is")
         if not 0 <= fraction <= 1:

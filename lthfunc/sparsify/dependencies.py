@@ -31,9 +31,9 @@ INPUT = ""
 class Dependencies(NamedTuple):
     """feeds: (source weight, reader) -> bool (units of the source, features of the reader).
 
-    Readers are prunable weights and normalisations, by the names of their weights, with or without them; a source is a prunable weight or INPUT. shown:
-    source -> bool (units,), True where the outputs depend on the unit without a reader in between. groups: of
-    convolutions. beside: weight -> the bias of its layer.
+    Readers are prunable weights and normalisations, by the names of their weights, with or without them; a source is a
+    prunable weight or INPUT. shown: source -> bool (units,), True where the outputs depend on the unit without a reader
+    in between. groups: of convolutions. beside: weight -> the bias of its layer.
     """
 
     feeds: dict[tuple[str, str], Tensor]
@@ -99,7 +99,8 @@ def _layer_of(module: nn.Module, name: str) -> nn.Module:
         )
     if isinstance(layer, TRANSPOSED):
         raise UserError(
-            f"--structure: units takes no transposed convolutions, such as that of {name}; exclude it with --never-prune"
+            f"--structure: units takes no transposed convolutions, such as that of {name}; exclude it with "
+            "--never-prune"
         )
     return layer
 

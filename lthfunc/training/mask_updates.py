@@ -74,7 +74,7 @@ class MaskUpdates(NamedTuple):
         """The fit after its update at its current step. Raises UserError if a user's function returns another state."""
         state = fit.state
         now = self._context(seed, int(state.step), until)
-        with _seeded(now, state.step.device):
+        with seeded_update(now, state.step.device):
             now = now._replace(memory=self.remember(state, now._replace(memory=fit.memory)))
             after = _checked(self.change, state, now)
         change = MaskChange(now.step, layer_changes(state.masks, after.masks), masks_digest(after.masks))
@@ -91,7 +91,7 @@ class MaskUpdates(NamedTuple):
 
         def decide(network: DenseNetwork, seed: int) -> DropAndGrow:
             now, device = self._context(seed, step, until), fits[0].state.step.device
-            with _seeded(now, device):
+            with seeded_update(now, device):
                 growth, share = exchange(network, now)
             if isinstance(growth, GradientGrowth):  # its random layers draw the numbers of this update, too
                 growth = growth._replace(scores=_seeding(growth.scores, now, device))
@@ -124,13 +124,14 @@ def can_exchange(growth: Params | Growth | GradientGrowth, drop_fraction: float,
     return kinds == {name: (mask.shape, torch.float32) for name, mask in masks.items()}
 
 
-def _seeded(now: UpdateContext, device: torch.device) -> AbstractContextManager[None]:
+def seeded_update(now: UpdateContext, device: torch.device) -> AbstractContextManager[None]:
+    """A context in which the global generators draw the numbers of one update."""
     return seeded_generators(key(now.seed, "mask-update", now.step), device)
 
 
 def _seeding(scores: Callable[[], Params], now: UpdateContext, device: torch.device) -> Callable[[], Params]:
     def seeded() -> Params:
-        with _seeded(now, device):
+        with seeded_update(now, device):
             return scores()
 
     return seeded
