@@ -150,9 +150,9 @@ def test_normalisations_move_with_their_units(affine: bool) -> None:
     found = lf.dependencies(model, (2, 4, 4))
     order = {"0.weight": torch.randperm(6, generator=random), "4.weight": torch.tensor([2, 4, 0, 1, 3])}
     x = torch.randn(3, 2, 4, 4, generator=random)
-    moved = [lf.permute_units(tree, order, found) for tree in (params, buffers)]
-    torch.testing.assert_close(apply_evaluating(model, *moved, x), apply_evaluating(model, params, buffers, x))
-    assert torch.equal(moved[1]["5.running_mean"], buffers["5.running_mean"][order["4.weight"]])
+    moved, means = (lf.permute_units(tree, order, found) for tree in (params, buffers))
+    torch.testing.assert_close(apply_evaluating(model, moved, means, x), apply_evaluating(model, params, buffers, x))
+    assert torch.equal(means["5.running_mean"], buffers["5.running_mean"][order["4.weight"]])
 
 
 @pytest.mark.parametrize(

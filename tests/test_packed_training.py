@@ -113,9 +113,9 @@ def test_masks_and_weights_are_drawn_as_promised() -> None:
 
 
 def test_what_a_real_module_has_stays_as_it_is() -> None:
-    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)).double()
-    nn.init.constant_(net[1].weight, 0.25)
-    net[1].running_var.fill_(3.0)
+    norm = nn.BatchNorm1d(4)
+    norm.load_state_dict({**norm.state_dict(), "weight": torch.full((4,), 0.25), "running_var": torch.full((4,), 3.0)})
+    net = nn.Sequential(nn.Linear(6, 4), norm).double()
     state = lf.init_packed(net, density=0.5)
     assert {leaf.dtype for leaf in state.params.values()} == {torch.float64}
     assert state.params["1.weight"].tolist() == [0.25] * 4
