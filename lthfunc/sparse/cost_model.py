@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.hardware import has_wide_amd_cores
-from lthfunc.sparse.capture import captured
+from lthfunc.sparse.capture import TRACED_BATCH, captured
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.lowerings.dense import feeds_multipliers
 from lthfunc.sparse.lowerings.recurrent import RECURRENT_LAYERS
@@ -42,13 +43,15 @@ _MARGIN = 0.97
 
 class _LayerCost(NamedTuple):
     """name: of the weight. work: multiply-adds of an example. waste: how often dense kernels take that. most: what the
-    sparse engine takes at most for it, times that work."""
+    sparse engine takes at most for it, times that work. taken: whether it takes the layer at all: one whose weights
+    are frozen or computed it does not."""
 
     name: str
     work: float
     waste: float
     linear: bool
     most: float
+    taken: bool = True
 
 
 def is_faster(model: Model, shape: tuple[int, ...], masks: Masks, beside: float = 0.0) -> bool:
@@ -75,7 +78,7 @@ def relative_time(
         return sparse if engine == "sparse" or sparse < _MARGIN * dense else dense
 
     whole = time({})
-    return time(kept) / whole if whole else 1.0
+    return time(kept) / whole if 0 < whole < math.inf else 1.0
 
 
 def cost_of_teachers(loss: Loss, shape: tuple[int, ...]) -> float:
@@ -89,6 +92,8 @@ def _times(model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> t
     """(of the sparse engine, of a dense one). kept: the share of a layer's weights that remain, by name."""
     dense = sparse = 0.0
     for layer in _layers(model, shape, has_wide_amd_cores() and have_avx512()):
+        if not layer.taken:
+            return math.inf, dense
         survivors = _SURVIVOR * kept.get(layer.name, 1.0)
         sparse += min(survivors + (0 if layer.linear else _REST), layer.most) * layer.work
         dense += layer.waste * layer.work
@@ -102,7 +107,9 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
     names = dict(zip(placeholders, captured_graph.params, strict=False))
     found = []
     for node in captured_graph.graph.nodes:
-        if node.op == "call_function" and str(node.target).startswith("aten.conv_transpose"):
+        if any(weight not in names for weight in _weights_of(node)):
+            found.append(_LayerCost("", 0.0, 1.0, linear=False, most=math.inf, taken=False))
+        elif node.op == "call_function" and str(node.target).startswith("aten.conv_transpose"):
             weight = model.training.get_parameter(names[node.args[1]])
             work = weight.numel() * torch.Size(node.args[0].meta["val"].shape[2:]).numel()
             waste = min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[0]))
@@ -110,7 +117,7 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
         elif node.op == "call_function" and str(node.target).startswith(("aten.conv1d", "aten.conv2d", "aten.linear")):
             weight = model.training.get_parameter(names[node.args[1]])
             made = node.meta["val"]
-            places = made.numel() // (made.shape[0] * weight.shape[0])
+            places = made.numel() / (TRACED_BATCH * weight.shape[0])
             linear = weight.ndim == 2 and places == 1  # of tokens they are 1 × 1 convolutions
             waste = 1.0 if weight.ndim == 2 else min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[1]))
             whole = node.args[0].meta["val"].shape[1] == weight.shape[1]
@@ -121,11 +128,22 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
         elif node.op == "call_function" and node.target in RECURRENT_LAYERS:
             sequence, _, params, *_, batch_first = node.args
             steps = sequence.meta["val"].shape[1 if batch_first else 0]
-            for name in (names[each] for each in params):
+            for name in map(names.__getitem__, params):
                 weight = model.training.get_parameter(name)
                 if weight.ndim > 1:
                     found.append(_LayerCost(name, float(weight.numel() * steps), 1.0, False, math.inf))
     return tuple(found)
+
+
+def _weights_of(node: Node) -> list[Node]:
+    """The weights and biases of a layer; none of other operations."""
+    if node.op != "call_function":
+        return []
+    if node.target in RECURRENT_LAYERS:
+        return list(node.args[2])  # type: ignore[arg-type]
+    if not str(node.target).startswith(("aten.conv", "aten.linear")):
+        return []
+    return [each for each in node.args[1:3] if isinstance(each, Node)]
 
 
 def why_not_sparse(work: Work, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
