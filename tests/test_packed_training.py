@@ -89,6 +89,29 @@ def test_a_saved_training_goes_on_to_the_same_bits(stop: int, tmp_path: Path) ->
         lf.load_packed(tmp_path / "ticket")
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tree: tree.pop("step"), "it has no step"),
+        (lambda tree: tree["positions"].pop("0.weight"), "0.weight lacks its values, positions or shape"),
+        (lambda tree: tree["shapes"].pop("0.weight"), "0.weight lacks its values, positions or shape"),
+        (lambda tree: tree["params"].pop("0.weight"), "0.weight lacks its values, positions or shape"),
+        (lambda tree: tree["positions"].update({"0.weight": torch.arange(3)}), "other positions than one for each"),
+        (lambda tree: tree["positions"]["0.weight"].mul_(-1), "not rising numbers below 8"),
+        (lambda tree: tree["positions"]["0.weight"].copy_(torch.tensor([0, 2, 2, 3])), "not rising numbers below 8"),
+        (lambda tree: tree["positions"]["0.weight"][-1:].fill_(8), "not rising numbers below 8"),
+    ],
+)
+def test_a_damaged_file_is_refused(change: Any, why: str, tmp_path: Path) -> None:
+    state, path = lf.init_packed(nn.Sequential(nn.Linear(4, 2)), density=0.5), tmp_path / "packed.safetensors"
+    lf.save_packed(path, state)
+    tree, about = lf.load_tree(path)
+    change(tree)
+    lf.save_tree(path, tree, about)
+    with pytest.raises(UserError, match=f"packed.safetensors: is no whole packed state: .*{why}"):
+        lf.load_packed(path)
+
+
 def test_masks_and_weights_are_drawn_as_promised() -> None:
     state = lf.init_packed(NET, density=0.3, seed=SEED)
     dense = lf.prune(density=0.3, score=lf.random_scores(0), allocate=lf.erk())(lf.init(MODEL))

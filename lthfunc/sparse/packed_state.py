@@ -182,7 +182,7 @@ def load_packed(path: str | os.PathLike[str], optimizer: Optimizer | None = None
     """Read a file of `save_packed` at `path`.
 
     optimizer: of the training that made the state; without one the state has no optimiser state. Returns the state.
-    Raises UserError where the file holds none, or that of another optimiser.
+    Raises UserError where the file holds none or a damaged one, or that of another optimiser.
 
     >>> state = lf.pack_state(lf.with_optimizer(lf.init(lf.from_module(nn.Linear(4, 2))), lf.adam(1e-3)))
     >>> lf.save_packed("packed.safetensors", state)
@@ -195,6 +195,8 @@ def load_packed(path: str | os.PathLike[str], optimizer: Optimizer | None = None
     params, positions, shapes, buffers, opt = (
         tree.get(name, {}) for name in ("params", "positions", "shapes", "buffers", "opt")
     )
+    if why := _why_damaged(params, positions, shapes, tree.get("step")):
+        raise UserError(f"{path}: is no whole packed state: {why}")
     state, saved = PackedState(params, positions, shapes, buffers, (), tree["step"]), list(opt.values())
     if optimizer is None or not saved:
         return state
@@ -204,6 +206,23 @@ def load_packed(path: str | os.PathLike[str], optimizer: Optimizer | None = None
         raise UserError(f"{path}: its optimiser state is not that of this optimizer")
     rest = iter(saved)
     return state._replace(opt=tree_map(lambda leaf: next(rest), fresh))
+
+
+def _why_damaged(
+    params: Params, positions: Mapping[str, Tensor], shapes: Mapping[str, Tensor], step: Tensor | None
+) -> str | None:
+    """What is missing or does not fit, in words; None where all does."""
+    if step is None:
+        return "it has no step"
+    for name in {**positions, **shapes}:
+        if name not in positions or name not in shapes or name not in params:
+            return f"{name} lacks its values, positions or shape"
+        places, size = positions[name], _size(shapes[name])
+        if places.dtype != torch.int64 or places.shape != params[name].shape or places.ndim != 1:
+            return f"{name} has other positions than one for each of its values"
+        if len(places) and not (int(places[0]) >= 0 and int(places[-1]) < size and bool((places.diff() > 0).all())):
+            return f"the positions of {name} are not rising numbers below {size:,}"
+    return None
 
 
 def fresh_optimizer(state: PackedState, optimizer: Optimizer) -> Any:
