@@ -74,3 +74,35 @@ def test_other_random_numbers_are_refused() -> None:
     model = lf.from_module(Noisy())
     with pytest.raises(lf.UserError, match="no rule for empty of anything but a number for each example"):
         lf.sparse_program(model, lf.init(model))(torch.zeros(2, *SHAPE))
+
+
+@pytest.mark.parametrize("share", [None, 0.0])
+def test_a_share_that_is_left_out_is_a_half_and_none_is_refused(share: float | None) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = torch.empty(len(x), 1)
+            found: Tensor = self.head(x.flatten(1)) * (gate.bernoulli_() if share is None else gate.bernoulli_(share))
+            return found
+
+    model = lf.from_module(Gated())
+    params, buffers = model.init(0)
+
+    def made() -> Workspace:
+        program = program_of(
+            captured(model, SHAPE, training=True), params, buffers, {}, batch=BATCH,
+            stored=Stored(SHAPE, torch.float32), epilogue=Epilogue(None),
+        )  # fmt: skip
+        return Workspace(program, params, buffers)
+
+    if share is not None:
+        with pytest.raises(lf.UserError, match="no rule for bernoulli that drops everything"):
+            made()
+        return
+    workspace = made()
+    x, y = torch.ones(1, BATCH, *SHAPE), torch.zeros(1, BATCH, dtype=torch.int64)
+    workspace.run(x, y, 1, 0, 7, (0, workspace.program.forward))
+    assert float((workspace.outputs.abs().sum(1) > 0).float().mean()) == pytest.approx(0.5, abs=0.08)

@@ -34,7 +34,7 @@ Dimension = tuple[Axis, ...]
 
 
 class NotStridesError(ValueError):
-    """What is asked of an arrangement is none of strides."""
+    """This arrangement cannot be expressed by strides."""
 
 
 class Arrangement(NamedTuple):
@@ -54,7 +54,7 @@ class Arrangement(NamedTuple):
         return tuple(axis for dimension in self.dimensions for axis in dimension)
 
     def reshaped(self, shape: Sequence[int]) -> Arrangement:
-        """As another shape, of which one size may be -1. Raises NotStridesError where an axis were divided unevenly."""
+        """As another shape, of which one size may be -1. NotStridesError if an axis would be divided unevenly."""
         sizes = list(shape)
         if -1 in sizes:
             known = math.prod(size for size in sizes if size != -1)

@@ -133,7 +133,9 @@ def _load(b: Builder, stored: Stored) -> View:
     if dtype not in KINDS:
         raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, or tokens (int64), not as {dtype}")
     if dtype == torch.int64 or len(shape) not in (1, 3):
-        if scale is not None or dtype == torch.uint8:
+        if dtype == torch.uint8:
+            raise UserError(f"--engine: sparse reads uint8 as (features) or (channels, height, width), not as {shape}")
+        if scale is not None:
             raise UserError(f"--engine: sparse scales inputs (features) or (channels, height, width), not {shape}")
         return loaded_sequence(b, shape, dtype)
     channels = 1 if len(shape) == 1 else shape[0]

@@ -24,7 +24,10 @@ def emit_operations(b: Builder) -> None:
         operation.emit(operation)
         mine = [name for name, numbers in shared.items() if number in numbers]
         if mine and len(b.backward) > before + 1:
-            raise UserError(f"--engine: sparse takes no {mine[0]} that several operations read, one of them in parts")
+            raise UserError(
+                f"--engine: sparse cannot add up the gradients of {mine[0]}, which several layers share, as one of "
+                "them takes its gradient in several steps"
+            )
         if mine and len(b.backward) == before + 1:
             b.backward[before] = _adding(b, mine, b.backward[before], written)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drop_threshold, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import filled, first_of, placed, stride, sum_of_steps
 from lthfunc.sparse.tile_buffers import TileBuffer
@@ -26,8 +26,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
     dropped = float(argument(args, 4, kwargs.get("dropout_p", 0.0)))
     if argument(args, 3, kwargs.get("attn_mask")) is not None:
         raise Unsupported("with a mask other than the causal one")
-    if dropped >= 1.0:
-        raise Unsupported("with dropout of all its weights")
+    threshold = drop_threshold(dropped)
     causal = bool(argument(args, 5, kwargs.get("is_causal", False)))
     scale = kwargs.get("scale", argument(args, 6, None))
     views = [_operand(b, as_view(b, each)) for each in args[:3]]
@@ -52,7 +51,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
         b.hold(out.buffer)
         saved = b.allocate(2 * heads * queries)
         number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale), 1 / (1 - dropped)])
-        draws = {"threshold": round(dropped * 2**32), "kept": number + 1, "number": len(b.instructions)}
+        draws = {"threshold": threshold, "kept": number + 1, "number": len(b.instructions)}
 
         def shared() -> dict[str, int]:
             return {

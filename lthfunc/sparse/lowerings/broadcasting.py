@@ -6,9 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
-from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, argument, aten, claim, lowers
-from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.parameters import as_view, leaf_value
 from lthfunc.sparse.lowerings.placing import aligned
 from lthfunc.sparse.lowerings.pointwise import added, pointwise
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
@@ -151,11 +151,11 @@ def _side(b: Builder, given: Any, whole: View | None) -> _Side:
         return _Side(given.value, _size(given))
     if not isinstance(given, _Leaf) or whole is None:
         raise Unsupported("of anything but values, parameters, buffers and numbers")
-    value = leaf_value(b, given, whole)
+    value = _broadcast_leaf(b, given, whole)
     return _Side(value, value.buffer.size)
 
 
-def leaf_value(b: Builder, leaf: Param | Buffer, beside: View) -> Value:
+def _broadcast_leaf(b: Builder, leaf: Param | Buffer, beside: View) -> Value:
     """A parameter or buffer as a value that all examples share, of a shape that broadcasts with `beside`."""
     shape = b.shapes[leaf.name]
     dimensions = len(beside.shape)
@@ -169,43 +169,7 @@ def leaf_value(b: Builder, leaf: Param | Buffer, beside: View) -> Value:
         size = shape[0], shape[1], shape[2]
     elif shape[0] == 1:
         size = 1, 1, 1
-    value = Value(TileBuffer(*size), needs=isinstance(leaf, Param))
-    if isinstance(leaf, Param):
-        claim(b, leaf)
-
-    def emit(operation: Operation) -> None:
-        b.hold(value.buffer)
-        kept = b.weights[leaf.name].positions if leaf.name in b.weights else slice(None)
-        constant = isinstance(leaf, Buffer)
-        first = b.statistics[leaf.name] if constant else b.leaves[leaf.name].first
-        count = value.buffer.features if constant or leaf.name not in b.weights else len(b.weights[leaf.name].positions)
-        if not count:  # all pruned: what is never written is zero
-            return
-        tables: list[int] = []
-
-        def addresses() -> int:
-            if not tables:
-                tables.append(b.table(value.buffer.addresses()[kept]))
-            return tables[0]
-
-        b.emit(lambda: ("load_numbers", BY_TILES, count, {
-            "out": value.buffer.first, "out_tile": value.buffer.tile, "addresses": addresses(), "first": first,
-            "constant": int(constant),
-        }))  # fmt: skip
-
-        def gradient() -> None:
-            grad = b.gradient_of(value)
-            b.emit(lambda: ("number_gradients", BY_ROWS, count, {
-                "grad": grad.first, "grad_tile": grad.tile, "addresses": addresses(), "ny": 1, "grad_y": 0, "nx": 1,
-                "grad_x": 0, "gradients": first, "accumulate": 0,
-            }))  # fmt: skip
-            b.release(value)
-
-        if value.needs:
-            b.backward.append(gradient)
-
-    b.operations.append(Operation([], value, emit))
-    return value
+    return leaf_value(b, leaf, TileBuffer(*size), lambda buffer, positions: buffer.addresses()[positions])
 
 
 def _size(view: View) -> _Shape:

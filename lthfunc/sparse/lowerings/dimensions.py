@@ -51,6 +51,8 @@ def transpose(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """transpose(a, b); t and mT of the last two dimensions."""
     view = as_view(b, args[0])
     order = list(range(len(view.arrangement.dimensions)))
+    if len(order) < 2:
+        return view  # as t gives it
     first, second = argument(args, 1, -2), argument(args, 2, -1)
     order[first], order[second] = order[second], order[first]
     return _strides(view, lambda each: each.permuted(order))

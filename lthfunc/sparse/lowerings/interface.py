@@ -54,12 +54,15 @@ def lowers(*operations: object, leaves: bool = False, arranged: bool = False) ->
 
 
 def claim(b: Builder, *params: Param | Buffer | None) -> None:
-    """Note that the operation that is added next writes the gradients of these parameters; none can be frozen."""
+    """Note that the operation that is added next writes the gradients of these parameters; none can be frozen or be
+    computed from others."""
     for param in params:
         if param is None:
             continue
         if isinstance(param, Buffer):
             raise Unsupported(f"with {param.name}, which is frozen")
+        if not isinstance(param, Param):
+            raise Unsupported("with weights that are no parameters of their own")
         b.claims.setdefault(param.name, []).append(len(b.operations))
 
 
@@ -68,6 +71,14 @@ def check_unflattened(view: View) -> None:
     buffer = view.value.buffer
     if view.flat and buffer.height * buffer.width > 1:
         raise Unsupported("on a flattened image")
+
+
+def drop_threshold(share: float) -> int:
+    """Below which a random number of 32 bits drops what it was drawn for, so that this share is dropped."""
+    threshold = round(share * 2**32)
+    if threshold >= 2**32:
+        raise Unsupported("that drops everything")
+    return threshold
 
 
 def pair(value: Any) -> tuple[int, int]:

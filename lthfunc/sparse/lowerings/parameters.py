@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,34 +30,47 @@ def as_view(b: Builder, given: Any) -> View:
 
 def _leaf(b: Builder, leaf: Param | Buffer) -> View:
     shape = b.shapes[leaf.name]
-    if not shape or (isinstance(leaf, Buffer) and leaf.name not in b.statistics):
-        raise Unsupported("of a number, or of a buffer of whole numbers,")
+    if not shape:
+        raise Unsupported("of a parameter or buffer of no dimension")
     channels, places = shape[-1], math.prod(shape[:-1])
-    out = Value(TileBuffer(channels, 1, places), needs=isinstance(leaf, Param))
+
+    def addresses(buffer: TileBuffer, positions: Tensor) -> Tensor:
+        return positions % channels * buffer.channel + positions // channels
+
+    out = leaf_value(b, leaf, TileBuffer(channels, 1, places), addresses)
+    all_places = Arrangement((merged([Axis(Side.COLUMN, places)]),))
+    dimensions = all_places.reshaped(shape[:-1]).dimensions if len(shape) > 1 else ()
+    return arranged_view(out, Arrangement((*dimensions, merged([Axis(Side.CHANNEL, channels)]))))
+
+
+def leaf_value(
+    b: Builder, leaf: Param | Buffer, room: TileBuffer, addresses: Callable[[TileBuffer, Tensor], Tensor]
+) -> Value:
+    """A parameter or buffer as a value that all examples share. addresses: where in the room, once its halo is known,
+    numbers of these positions in the flattened leaf lie."""
+    if isinstance(leaf, Buffer) and leaf.name not in b.statistics:
+        raise Unsupported("of a buffer of whole numbers or truth values")
+    out = Value(room, needs=isinstance(leaf, Param))
     if isinstance(leaf, Param):
         claim(b, leaf)
-        first = b.leaves[leaf.name].first
-        positions = b.weights[leaf.name].positions if leaf.name in b.weights else torch.arange(math.prod(shape))
-    else:
-        first, positions = b.statistics[leaf.name], torch.arange(math.prod(shape))
+    first = b.leaves[leaf.name].first if isinstance(leaf, Param) else b.statistics[leaf.name]
+    known = b.weights[leaf.name].positions if leaf.name in b.weights else None
+    positions = torch.arange(math.prod(b.shapes[leaf.name])) if known is None else known
     count = len(positions)
-
-    def addresses(buffer: TileBuffer) -> Tensor:
-        return positions % channels * buffer.channel + positions // channels
 
     def emit(operation: Operation) -> None:
         b.hold(out.buffer)
         if not count:  # all pruned: what is never written is zero
             return
         b.emit(lambda: ("load_numbers", BY_TILES, count, {
-            "out": out.buffer.first, "out_tile": out.buffer.tile, "addresses": b.table(addresses(out.buffer)),
-            "first": first, "constant": int(isinstance(leaf, Buffer)),
+            "out": out.buffer.first, "out_tile": out.buffer.tile, "first": first,
+            "addresses": b.table(addresses(out.buffer, positions)), "constant": int(isinstance(leaf, Buffer)),
         }))  # fmt: skip
 
         def gradient() -> None:
             grad = b.gradient_of(out)
             b.emit(lambda: ("number_gradients", BY_ROWS, count, {
-                "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(addresses(grad)), "ny": 1,
+                "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(addresses(grad, positions)), "ny": 1,
                 "grad_y": 0, "nx": 1, "grad_x": 0, "gradients": first, "accumulate": 0,
             }))  # fmt: skip
             b.release(out)
@@ -65,6 +79,4 @@ def _leaf(b: Builder, leaf: Param | Buffer) -> View:
             b.backward.append(gradient)
 
     b.operations.append(Operation([], out, emit))
-    all_places = Arrangement((merged([Axis(Side.COLUMN, places)]),))
-    dimensions = all_places.reshaped(shape[:-1]).dimensions if len(shape) > 1 else ()
-    return arranged_view(out, Arrangement((*dimensions, merged([Axis(Side.CHANNEL, channels)]))))
+    return out

@@ -70,9 +70,7 @@ def as_tokens(b: Builder, view: View) -> View:
 
 def whole(b: Builder, view: View) -> View:
     """The view where it has all of its value, or else a copy of what it has."""
-    return view if covers(view) else placed(
-        b, view, [*[Side.COLUMN] * (len(view.arrangement.dimensions) - 1), Side.CHANNEL]
-    )  # fmt: skip
+    return view if covers(view) else as_tokens(b, view)
 
 
 def plain_view(b: Builder, view: View) -> View:
@@ -116,13 +114,17 @@ def aligned(b: Builder, left: View, right: View) -> tuple[View, View]:
         view if view.arrangement.sizes == sizes
         else arranged_view(view.value, view.arrangement.repeated(sizes, TRACED_BATCH)) for view in (left, right)
     ]  # fmt: skip
-    whole_ones = [covers(view) and any(axis.side is Side.EXAMPLE for axis in view.arrangement.axes) for view in both]
+    batches = [any(axis.side is Side.EXAMPLE for axis in view.arrangement.axes) for view in both]
+    whole_ones = [covers(view) and has_batch for view, has_batch in zip(both, batches, strict=True)]
     if all(whole_ones) and both[0].arrangement == both[1].arrangement and _alike(*both):
         return both[0], both[1]
     if whole_ones[0]:
         return both[0], placed_like(b, both[1], both[0])
     if whole_ones[1]:
         return placed_like(b, both[0], both[1]), both[1]
+    if batches[1] and not batches[0]:
+        second = whole(b, both[1])
+        return placed_like(b, both[0], second), second
     first = whole(b, both[0])
     return first, placed_like(b, both[1], first)
 
@@ -222,6 +224,9 @@ def _loops(source: Arrangement, target: Arrangement) -> list[_Loop]:
             size = min(a.size, z.size)
             if max(a.size, z.size) % size or (Side.EXAMPLE in (a.side, z.side) and a.size != z.size):
                 raise Unsupported("of this form")
+            # The batch is no axis of memory: it stays the batch, or comes of what all examples share.
+            if (a.side is Side.EXAMPLE or z.side is Side.EXAMPLE) and a.side not in (z.side, Side.REPEATED):
+                raise Unsupported("of the batch and another dimension")
             if z.side is not Side.EXAMPLE:
                 inner.insert(0, _Loop(size, a, z))
             for axis, axes in ((a, left), (z, right)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, POINTWISE
-from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument, aten, drop_threshold, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import whole
 from lthfunc.sparse.tile_buffers import TileBuffer
@@ -121,9 +122,10 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     share, training = float(args[1]), bool(args[2])
     if not training or share == 0.0:
         return view
-    view = whole(b, view)
-    if share >= 1.0:
-        raise Unsupported("of everything")
+    if not any(axis.side is Side.EXAMPLE for axis in view.arrangement.axes):
+        # PyTorch draws one mask for the batch, the machine one for each example.
+        raise Unsupported("of a parameter or buffer")
+    view, threshold = whole(b, view), drop_threshold(share)
     out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
     channels = out.buffer.channels
 
@@ -131,7 +133,7 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         (x,) = operation.inputs
         b.hold(out.buffer)
         shared = {
-            **out.buffer.sides, "threshold": round(share * 2**32), "scale": b.numbers([1 / (1 - share)]),
+            **out.buffer.sides, "threshold": threshold, "scale": b.numbers([1 / (1 - share)]),
             "number": len(b.instructions),
         }  # fmt: skip
         b.emit(lambda: (

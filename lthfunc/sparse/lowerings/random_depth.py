@@ -8,7 +8,7 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Unsupported, aten, lowers
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drop_threshold, lowers
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 
@@ -29,9 +29,9 @@ def empty(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def bernoulli(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """bernoulli_(share): 1 in that share of the examples and 0 in the others; drawn as dropout is."""
     view: View = args[0]
-    share = float(args[1])
+    threshold = drop_threshold(1 - float(argument(args, 1, 0.5)))
     if not isinstance(view.value, Empty):
-        raise Unsupported("of a value that is there")
+        raise Unsupported("of a tensor that already has values")
     out = Value(TileBuffer(1, 1, 1), needs=False)
 
     def emit(operation: Operation) -> None:
@@ -41,7 +41,7 @@ def bernoulli(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         b.emit(lambda: ("fill", BY_TILES, 1, {**ones.columns("out"), **ones.sides, "number": one}))
         b.emit(lambda: ("dropout", BY_TILES, 1, {
             **ones.columns("in"), **out.buffer.columns("out"), **out.buffer.sides, "scale": one, "number": number,
-            "threshold": round((1 - share) * 2**32), "accumulate": 0, "gate": -1,
+            "threshold": threshold, "accumulate": 0, "gate": -1,
         }))  # fmt: skip
 
     b.operations.append(Operation([], out, emit))

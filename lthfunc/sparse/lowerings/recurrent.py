@@ -21,6 +21,7 @@ from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.pointwise import dropout
 from lthfunc.sparse.lowerings.product import sums_columns
 from lthfunc.sparse.lowerings.tokens import tokens_linear
+from lthfunc.sparse.lowerings.zeros import Zeros
 from lthfunc.sparse.patterns import Lists, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
 from lthfunc.sparse.views import arranged_view
@@ -32,23 +33,6 @@ _GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
 RECURRENT_LAYERS = {
     aten.lstm.input: "lstm", aten.gru.input: "gru", aten.rnn_tanh.input: "tanh", aten.rnn_relu.input: "relu",
 }  # fmt: skip
-
-
-class Zeros(Value):
-    """A value of zeros, which the network makes itself."""
-
-
-@lowers(aten.zeros.default, arranged=True)
-def zeros(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """zeros(layers, batch, features), the state that recurrent layers begin with."""
-    sizes = args[0]
-    if len(sizes) != 3:
-        raise Unsupported("of other dimensions than (layers, batch, features)")
-    value = Zeros(TileBuffer(sizes[2], 1, sizes[0]), needs=False)
-    b.operations.append(Operation([], value, lambda operation: None))
-    batch = (Axis(Side.EXAMPLE, sizes[1]),)
-    layers, features = merged([Axis(Side.COLUMN, sizes[0])]), merged([Axis(Side.CHANNEL, sizes[2])])
-    return View(value, arranged=Arrangement((layers, batch, features)))
 
 
 class _Direction(NamedTuple):
@@ -106,7 +90,7 @@ def _sequence(b: Builder, view: View, time: int) -> View:
         and view.arrangement.dimensions[2] == merged([Axis(Side.CHANNEL, sizes[2])])
     )
     if [axis.side for axis in batch] != [Side.EXAMPLE]:
-        raise Unsupported("whose sequences are none of the examples")
+        raise Unsupported("without a batch dimension")
     sides = [Side.EXAMPLE, Side.COLUMN] if time else [Side.COLUMN, Side.EXAMPLE]
     return view if laid_out else placed(b, view, [*sides, Side.CHANNEL])
 

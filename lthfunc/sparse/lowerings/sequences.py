@@ -10,6 +10,7 @@ from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.lowerings.interface import LOWERINGS, Lowering, Unsupported, argument, aten, lowers
 from lthfunc.sparse.lowerings.layers import convolved
 from lthfunc.sparse.lowerings.normalisation import batch_norm as batch_norm
+from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import placed, plain_view
 from lthfunc.sparse.lowerings.pooling import adaptive_average_pool, average_pool, max_pool
 from lthfunc.sparse.lowerings.resampling import interpolation
@@ -18,8 +19,9 @@ from lthfunc.sparse.lowerings.transposed import transposed
 from lthfunc.sparse.views import arranged_view, plain_arrangement
 
 
-def as_image(b: Builder, view: View) -> View:
+def as_image(b: Builder, given: Any) -> View:
     """(batch, channels, length) as an image of one row: as it lies, or a copy."""
+    view = as_view(b, given)
     sizes = view.arrangement.sizes
     if len(sizes) != 3 or [axis.side for axis in view.arrangement.dimensions[0]] != [Side.EXAMPLE]:
         raise Unsupported("of other dimensions than (batch, channels, length)")

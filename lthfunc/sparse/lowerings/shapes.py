@@ -77,10 +77,9 @@ def _cut(b: Builder, view: View, before: list[int], after: list[int]) -> View:
 def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """Values side by side: images channel after channel, others along any dimension but the batch."""
     views, dim = [as_view(b, each) for each in args[0]], argument(args, 1, 0)
-    if any(view.arranged is not None for view in views):
-        return joined(b, views, dim % len(views[0].arrangement.sizes))
-    if dim not in (1, -3) or any(view.flat or view.shape[1:] != views[0].shape[1:] for view in views):
-        raise Unsupported("along other dimensions than channels")
+    dim %= len(views[0].arrangement.sizes)
+    if dim != 1 or any(view.flat or view.arranged is not None for view in views):
+        return joined(b, views, dim)
     firsts = list(itertools.accumulate((view.shape[0] for view in views), initial=0))
     out = Value(TileBuffer(firsts.pop(), *views[0].shape[1:]), needs=any(view.value.needs for view in views))
     return _connected(b, views, out, [[first, 0, 0] for first in firsts], [1, 1, 1])

@@ -61,14 +61,6 @@ def transposed(
     return View(out)
 
 
-def _side(size: int, kernel: int, stride: int, padding: int, dilation: int, extra: int) -> ConvolutionAxis:
-    """Of the convolution whose input gradient this is: from the larger image to the smaller one, of `size`."""
-    larger = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
-    side = ConvolutionAxis(larger, kernel, stride, padding, dilation)
-    side.out = size
-    return side
-
-
 class _Transposed:
     """The instructions of a transposed convolution and of its gradients."""
 

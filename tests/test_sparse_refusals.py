@@ -1,0 +1,278 @@
+"""Forms of operations that the sparse engine has no lowering for: one line that says so, never another exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sparse_programs import check, check_inference, kernels  # noqa: F401
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.sparse.capture import TRACED_BATCH, Captured, captured
+from lthfunc.sparse.kernels import build
+from lthfunc.sparse.lowerings.interface import ARRANGED
+from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.trees.outputs import outputs_of
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+aten = torch.ops.aten
+LENGTH, WIDTH = 5, 4
+PARAMS = {
+    "table": torch.randn(1, LENGTH, WIDTH), "examples": torch.randn(TRACED_BATCH, LENGTH, WIDTH),
+    "vector": torch.randn(WIDTH), "square": torch.randn(WIDTH, WIDTH), "number": torch.randn(()),
+    "kernel": torch.randn(LENGTH, LENGTH, 1), "bias": torch.randn(WIDTH), "weight": torch.randn(WIDTH, WIDTH),
+    "three": torch.randn(3 * WIDTH, WIDTH), "four": torch.randn(4 * WIDTH, WIDTH),
+}  # fmt: skip
+BUFFERS = {
+    "floats": torch.randn(WIDTH), "integers": torch.arange(WIDTH), "truths": torch.arange(WIDTH) > 1,
+    "tokens": torch.zeros(TRACED_BATCH, LENGTH, dtype=torch.int64),
+    "mean": torch.zeros(LENGTH), "variance": torch.ones(LENGTH),
+}  # fmt: skip
+
+
+def operands(graph: Graph, nodes: dict[str, Node]) -> Iterator[Node]:
+    """What an operation may be given: the value, leaves of all kinds, leaves seen otherwise, and zeros."""
+    x = nodes["x"]
+    yield x
+    yield call(graph, aten.transpose.int, x, 0, 1)
+    yield call(graph, aten.slice.Tensor, x, 1, 1, 3)
+    yield call(graph, aten.flatten.using_ints, x, 1)
+    for name in ("table", "examples", "vector", "square", "number", "kernel", *BUFFERS):
+        yield nodes[name]
+    yield call(graph, aten.view.default, nodes["vector"], [-1])
+    yield call(graph, aten.view.default, nodes["square"], [WIDTH, WIDTH])
+    yield call(graph, aten.view.default, nodes["kernel"], [LENGTH, LENGTH, 1])
+    yield call(graph, aten.zeros.default, [1, TRACED_BATCH, WIDTH])
+    yield call(graph, aten.zeros.default, [TRACED_BATCH, 1, WIDTH])
+
+
+def call(graph: Graph, operation: Any, *args: Any) -> Node:
+    """A node whose result PyTorch computes, from arguments that are left alone. Raises what PyTorch raises."""
+    values = torch.fx.node.map_arg(args, lambda each: each.meta["val"].clone())
+    found = operation(*values)
+    node = graph.call_function(operation, args)
+    node.meta["val"] = found
+    return node
+
+
+def recurrent(it: Node, nodes: dict[str, Node], weight: str, zeros: Any) -> list[tuple[Any, ...]]:
+    """Of sequences alone, in either order of dimensions: PyTorch reads beyond the memory of others."""
+    shape, kind = it.meta["val"].shape, it.meta["val"].dtype
+    found: list[tuple[Any, ...]] = []
+    for batch_first in (False, True):
+        rest = [nodes[weight]] * 2, False, 1, 0.0, True, False, batch_first
+        if kind == torch.float32 and len(shape) == 3 and shape[2] == WIDTH and shape[1 - batch_first] == TRACED_BATCH:
+            found.append((it, zeros, *rest))
+    if shape == (1, TRACED_BATCH, WIDTH):
+        states = [it, it] if isinstance(zeros, list) else it
+        found.append((nodes["x"], states, [nodes[weight]] * 2, False, 1, 0.0, True, False, True))
+    return found
+
+
+Forms = Callable[[Any, Any], list[tuple[Any, ...]]]
+#: Of each operation, arguments with an operand `it` in each place, beside the value x.
+FORMS: dict[str, Forms] = {
+    "alias": lambda it, n: [(it,)],
+    "contiguous clone neg relu relu_ gelu gelu_ hardsigmoid hardsigmoid_ hardswish hardswish_ relu6 relu6_ sigmoid "
+    "sigmoid_ silu silu_ tanh tanh_ t mT elu elu_ hardtanh hardtanh_ leaky_relu leaky_relu_":
+        lambda it, n: [(it,)],
+    "add add_ sub sub_ mul mul_ div div_": lambda it, n: [(it, n["x"]), (n["x"], it), (it, it), (it, 2.0)],
+    "rsub": lambda it, n: [(it, 1.0)],
+    "view reshape _unsafe_view": lambda it, n: [(it, [-1]), (it, [TRACED_BATCH, -1])],
+    "flatten": lambda it, n: [(it,), (it, 1)],
+    "unflatten": lambda it, n: [(it, -1, [2, -1])],
+    "transpose swapaxes movedim": lambda it, n: [(it, 0, -1), (it, 0, 0)],
+    "permute": lambda it, n: [(it, order) for order in ([], [0], [1, 0], [2, 0, 1])],
+    "unsqueeze": lambda it, n: [(it, 0), (it, -1)],
+    "select": lambda it, n: [(it, dim, 0) for dim in (0, -1)],
+    "expand": lambda it, n: [(it, [TRACED_BATCH, LENGTH, WIDTH])],
+    "chunk": lambda it, n: [(it, 2, -1), (it, 2)],
+    "split": lambda it, n: [(it, 2, -1), (it, 2), (it, [1, 3], -1)],
+    "split_with_sizes": lambda it, n: [(it, [1, 3], -1)],
+    "unbind": lambda it, n: [(it,), (it, -1)],
+    "slice": lambda it, n: [(it, 0, 0, 1), (it, -1, 1, 3)],
+    "cat": lambda it, n: [([it, n["x"]], dim) for dim in (0, 1, 2)] + [([it, it],), ([it, it], -1)],
+    "pad": lambda it, n: [(it, [1, 1]), (it, [1, 1], "reflect")],
+    "constant_pad_nd": lambda it, n: [(it, [1, 1]), (it, [-1, 0], 2.0)],
+    "dropout dropout_": lambda it, n: [(it, share, training) for share in (0.5, 1 - 1e-11) for training in (0, 1)],
+    "softmax log_softmax": lambda it, n: [(it, 0), (it, -1)],
+    "squeeze": lambda it, n: [(it,), (it, 0), (it, [0, 1])],
+    "bmm matmul": lambda it, n: [(it, n["turned"]), (n["turned"], it), (it, it)],
+    "linear": lambda it, n: [(it, n["weight"], n["bias"]), (n["x"], it), (n["x"], n["weight"], it)],
+    "conv1d": lambda it, n: [(it, n["kernel"]), (n["x"], it), (it, n["kernel"], None, [1], "same")],
+    "conv_transpose1d": lambda it, n: [(it, n["kernel"]), (n["x"], it)],
+    "max_pool1d avg_pool1d adaptive_avg_pool1d": lambda it, n: [(it, [2])],
+    "upsample_nearest1d _upsample_nearest_exact1d": lambda it, n: [(it, [8], None), (it, None, [2.0])],
+    "upsample_linear1d": lambda it, n: [(it, [8], False, None), (it, [8], True, None)],
+    "layer_norm": lambda it, n: [(it, [WIDTH]), (n["x"], [WIDTH], it), (n["x"], [WIDTH], n["bias"], it)],
+    "rms_norm": lambda it, n: [(it, [WIDTH]), (n["x"], [WIDTH], it)],
+    "group_norm": lambda it, n: [(it, 1), (n["x"], 1, it), (n["x"], 1, None, it)],
+    "batch_norm": lambda it, n: [
+        (it, None, None, n["mean"], n["variance"], True, 0.1, 1e-5, False),
+        (n["x"], it, None, n["mean"], n["variance"], True, 0.1, 1e-5, False),
+        (n["x"], None, None, it, it, True, 0.1, 1e-5, False),
+    ],
+    "scaled_dot_product_attention": lambda it, n: [(it, it, it), (n["x"], it, it), (n["x"], n["x"], n["x"], it)],
+    "embedding": lambda it, n: [(it, n["tokens"]), (n["weight"], it)],
+    "rnn_tanh rnn_relu": lambda it, n: recurrent(it, n, "weight", n["zeros"]),
+    "gru": lambda it, n: recurrent(it, n, "three", n["zeros"]),
+    "lstm": lambda it, n: recurrent(it, n, "four", [n["zeros"]] * 2),
+    "empty zeros": lambda it, n: [([TRACED_BATCH, 1],), ([2, TRACED_BATCH, 3],), ([3],)],
+}  # fmt: skip
+ARGUMENTS: dict[str, Forms] = {name: forms for names, forms in FORMS.items() for name in names.split()}
+
+
+@pytest.mark.parametrize("operation", sorted(ARRANGED, key=str), ids=str)
+def test_a_form_is_computed_or_refused_in_a_line(operation: Any) -> None:
+    forms = ARGUMENTS[operation._schema.name.removeprefix("aten::")]
+    count = len(_operands()[1])
+    assert sum(_tries(operation, forms, which) for which in range(count)) > 0
+
+
+def _operands() -> tuple[Graph, list[Node], dict[str, Node]]:
+    graph, nodes = Graph(), {}
+    for name, leaf in {**PARAMS, **BUFFERS, "x": torch.randn(TRACED_BATCH, LENGTH, WIDTH)}.items():
+        nodes[name] = graph.placeholder(name)
+        nodes[name].meta["val"] = leaf
+    nodes["zeros"] = call(graph, aten.zeros.default, [1, TRACED_BATCH, WIDTH])
+    nodes["turned"] = call(graph, aten.transpose.int, nodes["x"], 1, 2)
+    return graph, [*operands(graph, nodes)], nodes
+
+
+def _tries(operation: Any, forms: Forms, which: int) -> int:
+    """How many forms with this operand PyTorch takes; each has a program, or is refused."""
+    taken = 0
+    for number in range(8):
+        graph, found, nodes = _operands()
+        arguments = forms(found[which], nodes)[number : number + 1]
+        if not arguments:
+            break
+        try:
+            call(graph, operation, *arguments[0])
+        except (RuntimeError, IndexError, ValueError):
+            continue
+        taken += 1
+        graph.output([nodes["x"]])
+        made = Captured(graph, tuple(PARAMS), tuple(BUFFERS), "Net", outputs_of(torch.zeros(1)), {})
+        try:
+            program_of(
+                made, PARAMS, BUFFERS, {}, batch=3, stored=Stored((LENGTH, WIDTH), torch.float32),
+                epilogue=Epilogue(None, gradients=False),
+            )  # fmt: skip
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+    return taken
+
+
+Body = Callable[["Net", Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """Tokens, something done with them, and three classes."""
+
+    truths: Tensor
+    integers: Tensor
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.inner = body, nn.Linear(WIDTH, WIDTH)
+        self.table = nn.Parameter(torch.randn(1, LENGTH, WIDTH))
+        self.column, self.vector = nn.Parameter(torch.randn(LENGTH - 1, 1, WIDTH)), nn.Parameter(torch.randn(WIDTH))
+        self.examples = nn.Parameter(torch.randn(TRACED_BATCH, LENGTH, WIDTH))
+        self.register_buffer("truths", torch.arange(WIDTH) % 2 == 0)
+        self.register_buffer("integers", torch.arange(WIDTH))
+        self.head = nn.LazyLinear(3)
+        self.eval()(torch.zeros(TRACED_BATCH, LENGTH, WIDTH))
+        self.train()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(self, torch.tanh(self.inner(x))).flatten(1))
+        return found
+
+
+def first_steps(x: Tensor) -> Tensor:
+    """(steps, batch, features) without the last one."""
+    return x.transpose(0, 1)[:-1]
+
+
+COMPUTED: dict[str, Body] = {
+    "zeros before the first step": lambda net, x: torch.cat(
+        [torch.zeros(1, len(x), WIDTH, dtype=x.dtype), first_steps(x)]
+    ).transpose(0, 1),
+    "steps after a parameter of steps": lambda net, x: (net.column + first_steps(x)).transpose(0, 1),
+    "steps before a parameter of steps": lambda net, x: (first_steps(x) - net.column).transpose(0, 1),
+    "features beside features": lambda net, x: torch.cat([torch.relu(net.inner(x[:, 0])), net.inner(x[:, 1])], 1),
+    "rows below rows": lambda net, x: torch.cat([x.unsqueeze(1), x.unflatten(1, (1, -1)) * 3], 2),
+    "t of one dimension": lambda net, x: x + net.vector.t(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", COMPUTED.values(), ids=COMPUTED)
+def test_it_is_computed(body: Body) -> None:
+    net = Net(body)
+    used = {name for name, leaf in net.named_parameters() if name in ("table", "column", "vector", "examples")}
+    for name in used:  # a parameter that nothing reads is none of the sparse engine's
+        if name not in body.__code__.co_names:
+            delattr(net, name)
+    check(net, (LENGTH, WIDTH), batch=19, density=0.7)
+    check_inference(net, (LENGTH, WIDTH), density=0.7)
+
+
+REFUSED: dict[str, tuple[Body, str]] = {
+    "dropout of a parameter": (
+        lambda net, x: x + F.dropout(net.table, 0.5, net.training), "dropout of a parameter or buffer"
+    ),
+    "dropout of all": (lambda net, x: F.dropout(x, 1 - 1e-11, net.training), "dropout that drops everything"),
+    "truths": (lambda net, x: x * net.truths, "mul of a buffer of whole numbers or truth values"),
+    "integers": (lambda net, x: x[:, 1] * net.integers, "mul of a buffer of whole numbers or truth values"),
+    "examples": (lambda net, x: x + net.examples, "add of the batch and another dimension"),
+    "interpolation": (
+        lambda net, x: x[:, 0] + F.interpolate(net.table, size=WIDTH, mode="linear")[:, 1],
+        r"upsample_linear1d of other dimensions than \(batch, channels, length\)",
+    ),
+    "average": (
+        lambda net, x: x + F.adaptive_avg_pool1d(net.table, WIDTH),
+        r"adaptive_avg_pool1d of other dimensions than \(batch, channels, length\)",
+    ),
+    "layer norm": (
+        lambda net, x: F.layer_norm(x, (WIDTH,), net.vector.view(-1)),
+        "layer_norm with weights that are no parameters of their own",
+    ),
+    "group norm": (
+        lambda net, x: F.group_norm(x[:, 1], 2, net.vector.view(-1)),
+        "group_norm with weights that are no parameters of their own",
+    ),
+    "zeros of batch first": (
+        lambda net, x: torch.cat([torch.zeros(len(x), 1, WIDTH), x], 1),
+        r"zeros of other dimensions than \(layers, batch, features\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "words"), REFUSED.values(), ids=REFUSED)
+def test_it_is_refused(body: Body, words: str) -> None:
+    model = lf.from_module(Net(body), warn=False)
+    params, buffers = model.init(0)
+    with pytest.raises(UserError, match=f"no rule for {words}"):
+        program_of(
+            captured(model, (LENGTH, WIDTH), training=True), params, buffers, {}, batch=3,
+            stored=Stored((LENGTH, WIDTH), torch.float32), epilogue=Epilogue(),
+        )  # fmt: skip
+
+
+def test_uint8_of_other_shapes_than_images_is_refused() -> None:
+    model = lf.from_module(Net(lambda net, x: x), warn=False)
+    params, buffers = model.init(0)
+    graph = captured(model, (LENGTH, WIDTH), training=False)
+    with pytest.raises(UserError, match=r"reads uint8 as \(features\) or \(channels, height, width\), not as \(5, 4\)"):
+        program_of(
+            graph, params, buffers, {}, batch=3, stored=Stored((LENGTH, WIDTH), torch.uint8), epilogue=Epilogue(None),
+        )  # fmt: skip
