@@ -221,8 +221,10 @@ def test_the_worst_groups_go_with_their_biases() -> None:
     least = lf.prune_groups(groups, density=0.3)(state)
     assert lf.count(least.masks).kept == 3  # one unit of a width always stays
     words = "whole groups leave at least 33.3 % of the remaining weights, but 10 % are to be kept"
-    with pytest.raises(UserError, match=f"^structure: {words}$"):
+    with pytest.raises(UserError, match=f"^prune_groups: {words}$"):
         lf.prune_groups(groups, density=0.1)(state)
+    with pytest.raises(UserError, match=r"^structure: whole groups leave at least 33.3 % "):
+        lf.prune(density=0.1, select=lf.whole_groups(groups))(state)
     assert least.masks["0.weight"][0].all()
     again = lf.prune_groups(groups, fraction=0.5)(pruned)
     assert lf.same_bits(again, lf.prune_groups(groups, density=1 / 3)(state))

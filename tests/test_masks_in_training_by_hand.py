@@ -28,8 +28,11 @@ from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.experiments.functions import topological_growth_score
 from lthfunc.experiments.methods.acdc import phases
 from lthfunc.experiments.methods.srigl import exchanged
+from lthfunc.sparsify.growth import ties_drawn
+from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Masks, Params
 
 TOTAL, END, EVERY_UPDATE = 64 * 20 + 200, round(0.75 * STEPS), 3
@@ -213,6 +216,20 @@ def test_channels_and_places_of_a_kernel_are_inputs() -> None:
     assert found["c"].shape == mask.shape
 
 
+def test_links_of_equal_scores_grow_anywhere() -> None:
+    """Every link scores 0 in a layer of one output: one position is as likely as another."""
+    mask = {"w": torch.zeros(1, 400, dtype=torch.bool).index_fill(1, torch.arange(0, 400, 100), True)}
+    places = []
+    for step in range(3):
+        ranks = topological_growth_score(SEED, step)({"w": torch.zeros(1, 400)}, mask)["w"]
+        assert sorted(ranks.flatten().tolist()) == list(range(400))
+        places.append(ranks.flatten().topk(100).indices)
+        assert 150 < float(places[-1].double().mean()) < 250
+    assert not torch.equal(places[0].sort().values, places[1].sort().values)
+    scores = {"w": torch.tensor([3.0, 1.0, 3.0, 2.0])}
+    assert ties_drawn(scores, SEED)["w"][[1, 3]].tolist() == [0, 1]
+
+
 def test_cht_grows_by_what_is_left_after_the_drop(setting: Setting) -> None:
     start = lf.prune(density=DENSITY, score=lf.random_scores(SEED, "score"), allocate=lf.erk())(dense_of(setting))
 
@@ -221,7 +238,14 @@ def test_cht_grows_by_what_is_left_after_the_drop(setting: Setting) -> None:
         for name, mask in masks.items():
             number = round(0.3 * int(mask.sum()))  # constant
             stays = top(params[name].abs(), mask, int(mask.sum()) - number)
-            new[name] = stays | top(lf.ch3_l3(params, {name: stays})[name], ~stays, number)
+            scores, drawn = lf.ch3_l3(params, {name: stays})[name], generator(SEED, "growth-ties", step, name)
+            first = torch.empty(mask.numel(), dtype=torch.long)
+            first[torch.randperm(mask.numel(), generator=drawn)] = torch.arange(mask.numel())
+            candidates = (~stays).flatten().nonzero().flatten().tolist()
+            worth = [(float(scores.flatten()[at]), int(first[at])) for at in candidates]
+            grown = sorted(range(len(candidates)), key=worth.__getitem__)[len(candidates) - number :]
+            new[name] = stays.clone()
+            new[name].view(-1)[[candidates[at] for at in grown]] = True
             params[name] *= stays
             velocity[name] *= stays
         return new

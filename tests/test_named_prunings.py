@@ -118,6 +118,12 @@ def test_structures_by_name_are_those_functions(own: str) -> None:
     found = structure_of(settings(structure="units", exempt=("0*",)), model, (8,))(scores, state.masks, keep)
     assert lf.same_bits(found, lf.unstructured(scores, state.masks, keep))
     assert structure_of(settings(structure=f"{own}:select"), model, (8,))(scores, state.masks, keep) == state.masks
+    with pytest.raises(
+        UserError, match=r"^--exempt: invalid value '\*' .*leave some of what --structure groups prunes"
+    ):
+        structure_of(settings(structure="groups", exempt=("*",)), model, (8,))
+    with pytest.raises(UserError, match=r"^--structure: invalid value 'heads' .*without an attention"):
+        structure_of(settings(structure="heads", exempt=("*",)), model, (8,))
     with pytest.raises(UserError, match=r"^--structure: "):
         structure_of(settings(structure=f"{own}:no"), model, (8,))
     dead = state._replace(masks={**state.masks, "0.weight": state.masks["0.weight"].clone()})

@@ -95,7 +95,7 @@ STRUCTURES = Registry("structures", "--structure", {
         ".experiments.functions:units_but_outputs", "whole neurons and channels", takes=("exempt",), rows=False,
     ),
     "heads": StructureEntry(
-        ".experiments.functions:whole_heads", "whole attention heads, with grouped queries all of a key",
+        ".experiments.functions:whole_heads", "whole attention heads; with grouped queries, all heads that share a key",
         "Michel et al. 2019", takes=("exempt",), rows=False,
     ),
     "residual": StructureEntry(
@@ -175,8 +175,8 @@ GROWTHS = Registry("growths", "--growth", {
         "Evci et al. 2020, sec. 3",
     ),
     "ch3-l3": Entry(
-        ".sparsify.topology:ch3_l3", "paths of three links between a missing link's ends, as in CHT",
-        "Zhang et al. 2024, eq. 1",
+        ".experiments.functions:topological_growth_score",
+        "paths of three links between a missing link's ends, as in CHT", "Zhang et al. 2024, eq. 1",
     ),
 })  # fmt: skip
 

@@ -24,8 +24,10 @@ from lthfunc.sparsify.budgets import globally_with_minimum
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
 from lthfunc.sparsify.gradient_scores import LossOfParams, gradient_in_training
 from lthfunc.sparsify.groups import HEADS, RESIDUAL, DependencyGroup, whole_groups, without_dead_groups
+from lthfunc.sparsify.growth import ties_drawn
 from lthfunc.sparsify.scores import Score, Scores, random_scores
 from lthfunc.sparsify.structures import Select, units
+from lthfunc.sparsify.topology import ch3_l3
 from lthfunc.tracebacks import call_user_function
 from lthfunc.training.batches import sample_batches
 from lthfunc.training.engines.interface import Work
@@ -110,6 +112,15 @@ def gradient_growth_score(loss: LossOfParams, batches: Sequence[Batch]) -> Score
 
     def score(params: Params, masks: Masks) -> Scores:
         return {name: leaf.abs() for name, leaf in gradient(params, masks).items()}
+
+    return score
+
+
+def topological_growth_score(seed: int, step: int) -> Score:
+    """Paths of three links; missing links with equal numbers of them, often none, are in an order drawn anew."""
+
+    def score(params: Params, masks: Masks) -> Scores:
+        return ties_drawn(ch3_l3(params, masks), seed, step)
 
     return score
 
@@ -213,14 +224,16 @@ def groups_of_all_kinds(exempt: Sequence[str], groups: Sequence[DependencyGroup]
 def _groups_of_kind(
     structure: str, kind: str | None, exempt: Sequence[str], groups: Sequence[DependencyGroup]
 ) -> Select:
-    found = [
-        group for group in groups
-        if kind in (None, group.kind)
-        and not any(fnmatch.fnmatchcase(part.name, pattern) for part in group.parts for pattern in exempt)
-    ]  # fmt: skip
-    if not found:
+    of_kind = [group for group in groups if kind in (None, group.kind)]
+    if not of_kind:
         what = {HEADS: "an attention of several heads", RESIDUAL: "residual additions"}.get(str(kind), "groups")
         raise invalid("--structure", structure, f"a structure that this network has, which is without {what}")
+    found = [
+        group for group in of_kind
+        if not any(fnmatch.fnmatchcase(part.name, pattern) for part in group.parts for pattern in exempt)
+    ]  # fmt: skip
+    if not found:
+        raise invalid("--exempt", ", ".join(exempt), f"patterns that leave some of what --structure {structure} prunes")
     return whole_groups(found)
 
 

@@ -21,8 +21,8 @@ from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Masks, Params, TrainState
 
-#: The kinds of group: attention's heads (with grouped queries, all queries of a key); dimensions of a residual stream;
-#: neurons and channels.
+#: The kinds of group: attention's heads (with grouped queries, all heads that share a key); dimensions of a residual
+#: stream; neurons and channels.
 HEADS, RESIDUAL, UNITS = "heads", "residual", "units"
 KINDS = (HEADS, RESIDUAL, UNITS)
 #: How the scores of a group's weights become one.
@@ -168,7 +168,7 @@ def whole_groups(
 
     def select(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
         wanted = sum(float(keep[name]) * (1.0 if costs is None else costs[name]) for name in masks)
-        return _best_groups(scores, masks, groups, wanted, reduce, normalize, costs)
+        return _best_groups(scores, masks, groups, wanted, reduce, normalize, costs, "structure")
 
     return select
 
@@ -215,7 +215,7 @@ def prune_groups(
             check_fraction(share)
             wanted = (1 - share) * _cost(masks, costs)
         scores = checked_score(score)(state.params, masks)
-        fewer = _best_groups(scores, masks, groups, wanted, reduce, normalize, costs)
+        fewer = _best_groups(scores, masks, groups, wanted, reduce, normalize, costs, "prune_groups")
         return without_dead_groups(state._replace(masks=fewer), groups)
 
     return transformation
@@ -223,7 +223,7 @@ def prune_groups(
 
 def _best_groups(
     scores: Scores, masks: Masks, groups: Sequence[DependencyGroup], wanted: float, reduce: str, normalize: bool,
-    costs: Mapping[str, float] | None,
+    costs: Mapping[str, float] | None, caller: str,
 ) -> Masks:  # fmt: skip
     """Masks without the worst groups, whose cost comes closest to what is wanted."""
     found = group_scores(scores, masks, groups, reduce=reduce, normalize=normalize)
@@ -237,7 +237,7 @@ def _best_groups(
     if wanted < least - 0.5 * (all_costs - least) / max(1, len(order)):
         what = "weights" if costs is None else "costs"
         raise UserError(
-            f"structure: whole groups leave at least {100 * least / all_costs:.3g} % of the remaining {what}, but "
+            f"{caller}: whole groups leave at least {100 * least / all_costs:.3g} % of the remaining {what}, but "
             f"{100 * wanted / all_costs:.3g} % are to be kept"
         )
     low, high = 0, len(order)  # the fewest that go below what is wanted, by halving: costs fall with the number

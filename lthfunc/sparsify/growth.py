@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.rng import distinct, generator
 from lthfunc.trees.types import Growth
 
@@ -28,6 +29,23 @@ def random_growth(seed: int, *counters: int | str) -> Growth:
         return free_places(distinct(count, size - len(taken), draw), taken)
 
     return grow
+
+
+def ties_drawn(scores: Scores, seed: int, *counters: int | str) -> Scores:
+    """The ranks of scores within their layer, from 0 for the lowest: of equal ones in an order drawn at random.
+
+    The same (seed, counters) and parameter name always draw the same. Where ranks pass what the scores' dtype holds
+    exactly (2^24 in float32), neighbours tie again.
+    """
+
+    def ranks(name: str, leaf: Tensor) -> Tensor:
+        flat = leaf.flatten()
+        drawn = torch.randperm(len(flat), generator=generator(seed, "growth-ties", *counters, name)).to(leaf.device)
+        order = drawn[flat[drawn].argsort(stable=True)]
+        places = torch.arange(len(flat), device=leaf.device).to(leaf.dtype)
+        return torch.empty_like(flat).scatter_(0, order, places).view(leaf.shape)
+
+    return {name: ranks(name, leaf) for name, leaf in scores.items()}
 
 
 def free_places(numbers: Tensor, taken: Tensor) -> Tensor:

@@ -34,10 +34,8 @@ def force(plan: Plan, score_rounds: int) -> Plan:
     def pruner(dense: TrainState, now: RoundContext, density: float) -> TrainState:
         about = (plan.model, trainer.data, trainer.batch_size, 0.0, now.seed, now.number, dense, now.anchor)
         context = ScoreContext(*about, trainer.work.loss)
-        gradient, masks = (
-            mean_gradient(loss_of(plan.model, dense.buffers, trainer.work.loss), context.batches()),
-            dense.masks,
-        )
+        gradient = mean_gradient(loss_of(plan.model, dense.buffers, trainer.work.loss), context.batches())
+        masks = dense.masks
         for each in geometric(density, score_rounds):
             found = gradient(apply_masks(dense.params, masks), masks)
             worth = {name: gradient_times_weight(found[name], dense.params[name]).abs() for name in masks}
