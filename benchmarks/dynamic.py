@@ -90,7 +90,7 @@ def run(
         if scale:
             about = {"network": "-".join(map(str, dynamic_scale.SIDES)), "batch": dynamic_scale.BATCH, "device": "cpu",
                      "threads": threads, "precision": "fp32", "every": every, "unit": "steps/s"}  # fmt: skip
-            records = dynamic_scale.measured(steps or 5 * every // 2, every, about)
+            records = dynamic_scale.measured(steps or 5 * every // 2, every, repeats, about)
         for name in () if scale else names:
             case, count = _case(name), steps or _STEPS.get(name, _LONG)
             if count < _fewest(every):

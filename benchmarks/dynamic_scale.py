@@ -11,6 +11,7 @@ two moments and an index of four bytes.
 from __future__ import annotations
 
 import resource
+import statistics
 import time
 from itertools import pairwise
 from typing import Any
@@ -42,8 +43,8 @@ def network() -> nn.Module:
         return nn.Sequential(*layers[:-1])
 
 
-def measured(steps: int, every: int, about: dict[str, Any]) -> list[Record]:
-    """Train once, print and return steps/s, the time of an update, and memory."""
+def measured(steps: int, every: int, repeats: int, about: dict[str, Any]) -> list[Record]:
+    """Train in turns, print and return steps/s, the time of an update, and memory."""
     if steps <= 2 * every:
         raise invalid("--steps", steps, f"{2 * every + 1} or more, so that masks change twice")
     net, data = network(), _data()
@@ -51,8 +52,8 @@ def measured(steps: int, every: int, about: dict[str, Any]) -> list[Record]:
     before, begun = _peak(), time.perf_counter()
     state = lf.init_packed(net, SURVIVORS / weights)
     print(f"{state!r} after {time.perf_counter() - begun:.2f} s")
-    rates = []
-    for updates in (None, _set(range(every, steps, every))):
+    found: tuple[list[float], list[float]] = ([], [])
+    for rates, updates in repeats * list(zip(found, (None, _set(range(every, steps, every))), strict=True)):
         train = lf.train_packed(net, data, optimizer=lf.adam(1e-3), steps=1 + steps, batch_size=BATCH, updates=updates)
         first = lf.train_packed(net, data, optimizer=lf.adam(1e-3), steps=1, batch_size=BATCH)(state)
         begun = time.perf_counter()
@@ -60,9 +61,10 @@ def measured(steps: int, every: int, about: dict[str, Any]) -> list[Record]:
         rates.append(steps / (time.perf_counter() - begun))
     kept = sum(map(len, last.positions.values()))
     held = sum(leaf.nbytes for leaf in leaves(last))
-    update = (steps / rates[1] - steps / rates[0]) / len(range(every, steps, every))
+    medians = [statistics.median(rates) for rates in found]
+    update = (steps / medians[1] - steps / medians[0]) / len(range(every, steps, every))
     peak = _peak()
-    print(f"{rates[0]:10.2f} steps/s with a fixed mask, {rates[1]:.2f} with an update every {every} steps")
+    print(f"{medians[0]:10.2f} steps/s with a fixed mask, {medians[1]:.2f} with an update every {every} steps")
     print(f"{1000 * update:10.0f} ms an update")
     print(f"{peak / 2**30:10.2f} GiB at most, {(peak - before) / 2**30:.2f} of them for the training")
     print(f"{held / kept:10.1f} bytes a survivor in the state, {(peak - before) / kept:.1f} at most, {_FLOOR} at least")
@@ -70,8 +72,8 @@ def measured(steps: int, every: int, about: dict[str, Any]) -> list[Record]:
             "bytes of the state": held, "least bytes": _FLOOR * kept}  # fmt: skip
     names = ("lthfunc, packed, fixed", "lthfunc, packed, SET")
     return [
-        record([rate], variant=name, density=SURVIVORS / weights, steps=steps, **about, **more)
-        for name, rate in zip(names, rates, strict=True)
+        record(rates, variant=name, density=SURVIVORS / weights, steps=steps, **about, **more)
+        for name, rates in zip(names, found, strict=True)
     ]
 
 

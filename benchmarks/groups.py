@@ -3,10 +3,11 @@
     lthfunc benchmark groups --network vit --left 0.5
 
 A network is trained; then heads, dimensions of its residual stream and channels are pruned until that share of its
-FLOPs is left, by the same score here and there, and it is fine-tuned on the same batches. Latencies are of the smaller
-modules, compiled, in turns. Torch-Pruning prunes in small steps, each by its global ranking, until it is there. The
-ResNet-20 has 1×1 convolutions as shortcuts, since it cannot follow padded ones. Of attention it prunes dimensions of
-all heads alike, its default, since its global ranking of heads fails in steps that take none.
+FLOPs is left, by the same score of weights here and there, of which each makes one of groups in its own way, and it is
+fine-tuned on the same batches. Latencies are of the smaller modules, compiled, in turns. Torch-Pruning prunes in small
+steps, each by its global ranking, until it is there. The ResNet-20 has 1×1 convolutions as shortcuts, since it cannot
+follow padded ones. Of attention it prunes dimensions of all heads alike, its default, since its global ranking of heads
+fails in steps that take none.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def _theirs(model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: flo
         iterative_steps=_PEER_STEPS, ignored_layers=[module.head], num_heads=heads,
     )  # fmt: skip
     wanted = left * flops_of(module, data.shape)
-    batches = [(scaled(x, data.scale), y) for x, y in lf.sample_batches(data, _BATCH, count=_SCORED, seed=0)]
+    batches = lf.sample_batches(data, _BATCH, count=_SCORED, seed=0)
     for _ in range(_PEER_STEPS):
         if flops_of(module, data.shape) <= wanted:
             break
