@@ -177,6 +177,31 @@ def test_means_and_normalisations_count_what_is_gone() -> None:
         assert small.params["norm.weight"].shape == (size,)
 
 
+class Wider(nn.Module):
+    """A sum over features in a wider type than theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        out: Tensor = self.last(x) * x.float().sum(-1, keepdim=True, dtype=torch.float64)
+        return out
+
+
+def test_a_sum_of_what_is_left_has_the_type_that_it_asks_for() -> None:
+    model = lf.from_module(Wider(), warn=False)
+    state = noisy(lf.init(model))
+    masks = dict(state.masks)
+    masks["first.weight"] = masks["first.weight"].index_fill(0, torch.tensor([1, 4]), False)
+    masks["last.weight"] = masks["last.weight"].index_fill(1, torch.tensor([1, 4]), False)
+    state = state._replace(params=lf.apply_masks(state.params, masks), masks=masks)
+    small = lf.compact(model, state, (3, 4))
+    agree(small, model, state, torch.randn(5, 3, 4, dtype=torch.float64))
+    assert small.params["first.weight"].shape == (4, 4)
+
+
 @pytest.mark.parametrize("between", ["norm", "mean"])
 def test_a_dimension_that_is_still_read_stays(between: str) -> None:
     """A normalisation and a mean depend on what varies, though no weight behind them does."""

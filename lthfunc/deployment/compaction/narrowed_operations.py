@@ -225,9 +225,9 @@ def _feature_norm(w: Narrowing, node: Node) -> Node | None:
     assert total is not None
     assert squares is not None
     count, there = value.shape[-1], len(w.keeps[x][-1])
-    mean_free = name_of(node) == "rms_norm"
+    root_mean_square = name_of(node) == "rms_norm"
     centred = w.made[x]
-    if mean_free:
+    if root_mean_square:
         weight, eps = w.given(node, 2, 3)
         rest, shift = _plus(w, None, squares, value), None
     else:
@@ -240,7 +240,7 @@ def _feature_norm(w: Narrowing, node: Node) -> Node | None:
         if bool(squares.any()):
             twice = w.call(_aten.mul.Tensor, mean, w.constant((2 * total).to(value.dtype)))
             rest = w.call(_aten.sub.Tensor, _plus(w, rest, squares, value), twice)
-    eps = (torch.finfo(value.dtype).eps if mean_free else 1e-5) if eps is None else eps
+    eps = (torch.finfo(value.dtype).eps if root_mean_square else 1e-5) if eps is None else eps
     spread = w.call(_aten.sum.dim_IntList, w.call(_aten.square.default, centred), [-1], True)
     spread = spread if rest is None else w.call(_aten.add.Tensor, spread, rest)
     spread = w.call(_aten.add.Scalar, w.call(_aten.div.Tensor, spread, count), eps)
@@ -268,7 +268,9 @@ def _reduced(w: Narrowing, node: Node) -> Node | None:
         return None
     total, _ = _lost(w.known, node, w.keeps[x])
     assert total is not None
-    out = _plus(w, w.call(_aten.sum.dim_IntList, w.made[x], axes, True), total, node.meta["val"])
+    value = node.meta["val"]
+    summed = w.call(_aten.sum.dim_IntList, w.made[x], axes, True, dtype=value.dtype)  # which a call may choose
+    out = _plus(w, summed, total, value)
     if name_of(node) == "mean":
         out = w.call(_aten.div.Tensor, out, torch.Size([sizes[axis] for axis in axes]).numel())
     for axis in () if keep else sorted(axes, reverse=True):
