@@ -124,6 +124,14 @@ def test_the_largest_are_those_of_the_ranks(size: int, values: int) -> None:
                 torch.ops.lthfunc.largest(scores, places, torch.empty(count, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("place", [0, 5000, 9999])
+def test_scores_that_are_no_numbers_have_no_largest(place: int) -> None:
+    build.load_kernels()
+    scores = torch.arange(10_000.0).index_fill(0, torch.tensor([place]), float("nan"))
+    with pytest.raises(ValueError, match="a score is NaN"):
+        torch.ops.lthfunc.largest(scores, torch.zeros(0, dtype=torch.int64), torch.empty(7, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("rows", "columns", "density"), [(30, 700, 0.3), (700, 30, 0.9), (5, 4, 0.0), (1, 9, 1.0)])
 def test_lists_of_a_matrix_are_those_of_its_entries(rows: int, columns: int, density: float, transposed: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.kernels.instructions import encoded
+from lthfunc.sparse.tile_buffers import LANES
 
 
 @dataclass(eq=False)
@@ -42,8 +44,28 @@ class MachineCode:
         return number
 
 
-def _work(tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
+#: Instructions whose rows touch more vectors of a tile than an image has: columns whose product that is.
+_OF_A_ROW: dict[str, tuple[str, ...]] = {
+    "attention": ("queries", "keys", "features"),
+    "attention_gradient": ("queries", "keys", "features"),
+    "lane_products": ("height", "width", "count"),
+    "token_normalise": ("width", "channels"),
+    "token_normalise_gradient": ("height", "width", "channels"),
+    "group_normalise": ("height", "width", "channels"),
+    "group_normalise_gradient": ("height", "width", "channels"),
+    "number_gradients": ("ny", "nx"),
+    "combine_gradient": ("height", "width", "over_channels", "over_height", "over_width"),
+}
+
+
+def _work(name: str, tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
     """About how many vectors an instruction touches."""
+    if name in _OF_A_ROW:
+        return rows * tiles * math.prod(columns[each] for each in _OF_A_ROW[name])
+    if "vocabulary" in columns:  # a row is as many channels as a vector has lanes
+        return rows * columns["places"] * tiles * LANES
+    if name in ("keep_gradients", "add_gradients"):
+        return columns["count"] // LANES
     if "entries" in columns:
         positions = columns.get("count", columns.get("ny", 1) * columns.get("nx", 1))
         return rows * columns["entries"] * positions * tiles
@@ -69,7 +91,7 @@ def finished(builder: Builder) -> MachineCode:
     made = [late() for late in builder.instructions]
     lists = torch.cat(builder.lists) if builder.lists else torch.zeros(0, dtype=torch.int32)
     rows = [
-        encoded(name, split, count, _work(builder.tiles, lists, count, columns), **columns)
+        encoded(name, split, count, _work(name, builder.tiles, lists, count, columns), **columns)
         for name, split, count, columns in made
     ]
     constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)

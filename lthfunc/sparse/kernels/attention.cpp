@@ -84,7 +84,7 @@ LTHFUNC_INLINE void score(const Row& op, Operand<vec> q, Operand<vec> k, i64 que
 template <typename Row>
 LTHFUNC_INLINE vec kept_share(const Row& op, const Workspace& m, i64 tile, i64 head, i64 query, i64 key) {
   const i64 place = ((tile * op.rows + head) * op.queries + query) * op.keys + key;
-  return where(kept_lanes(m, op.number, op.threshold, place), broadcast(m.constants[op.kept]), vec{});
+  return where(kept_lanes(m, op.number, op.threshold, place), broadcast(m.constants[op.keep_scale]), vec{});
 }
 
 template <typename Row>
@@ -102,7 +102,7 @@ void verify_operands(const Row& op, const Verifier& v) {
   LTHFUNC_OPERAND("out", out, op.out, op.rows, op.queries, op.value_features);
   v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {op.rows, 2 * op.queries}, {op.queries, 2}, {2, 1}});
   v.constants("scale", op.scale);
-  v.constants("kept", op.kept);
+  v.constants("keep_scale", op.keep_scale);
 }
 
 }  // namespace

@@ -50,6 +50,7 @@ Moments moments(const batch_statistics_row& op, const Workspace& m, i64 channel)
 
 // in: (channels, height, width) of each tile. sums: VALUE_SUMS vectors a channel and tile.
 void verify(const value_sums_row& op, Verifier& v) {
+  v.require(op.height > 0 && op.width > 0, "height and width: positive");
   LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
   v.activations("sums", op.sums, {{v.tiles, op.sums_tile}, {op.rows * VALUE_SUMS, 1}});
 }

@@ -82,7 +82,7 @@ void load_row(const Number* from, i64 apart, i64 examples, i64 width, float gain
 }
 
 // A row of tokens; missing examples are zeros. Numbers that floats don't hold stay out of any vocabulary's range.
-void load_numbers(const i64* from, i64 apart, i64 examples, i64 width, vec* out) {
+void load_tokens(const i64* from, i64 apart, i64 examples, i64 width, vec* out) {
   for (i64 x = 0; x < width; ++x) {
     vec value{};
     for (i64 lane = 0; lane < examples; ++lane) value[lane] = static_cast<float>(from[lane * apart + x]);
@@ -170,7 +170,7 @@ void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
         if (op.kind == kind_uint8)
           load_row(static_cast<const std::uint8_t*>(m.inputs) + from, apart, examples, width, gain, shift, out);
         else if (op.kind == kind_int64)
-          load_numbers(static_cast<const i64*>(m.inputs) + from, apart, examples, width, out);
+          load_tokens(static_cast<const i64*>(m.inputs) + from, apart, examples, width, out);
         else
           load_row(static_cast<const float*>(m.inputs) + from, apart, examples, width, gain, shift, out);
       }

@@ -28,6 +28,13 @@ ScalarType stored_as(const Program& program) {
                                       : ScalarType::Float;
 }
 
+// How many numbers so many examples have, so many each.
+i64 times(i64 count, i64 each) {
+  i64 product = 0;
+  require(!__builtin_mul_overflow(count, each, &product), "more numbers than memory has");
+  return product;
+}
+
 i64 bytes_each(const Program& program) { return program.kind == kind_uint8 ? 1 : program.kind == kind_int64 ? 8 : 4; }
 
 const char* slot(const Tensor& slots, i64 number) {
@@ -77,8 +84,8 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
   require(examples > 0 && examples <= program.batch && parts > 0 && parts < (i64{1} << 31) && steps > 0 && step >= 0,
           "takes 1 to ", program.batch, " examples, one part or more, and one step or more");
   require(!program.input_gradients, "takes a program without gradients of inputs");
-  check_slots("inputs", inputs, steps, parts * examples * program.stored, stored_as(program));
-  check_slots("targets", targets, steps, parts * examples * program.targets, ScalarType::Long);
+  check_slots("inputs", inputs, steps, times(times(parts, examples), program.stored), stored_as(program));
+  check_slots("targets", targets, steps, times(times(parts, examples), program.targets), ScalarType::Long);
   const bool threads = has_threads();
   const i64 written = program.writes_gradients ? program.numbers : 0;
   Workspace workspace = workspace_of(program, activations, values, constants, examples);
@@ -86,13 +93,13 @@ void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor
   workspace.partials = data<float>("partials", partials, threads ? written * workspace.tiles : 0);
   workspace.kept = data<float>("kept", kept, program.kept * program.numbers);
   workspace.totals = data<double>("totals", totals, program.targets ? 2 : 0);
-  workspace.outputs = data<float>("outputs", outputs, examples * program.features);
+  workspace.outputs = data<float>("outputs", outputs, times(examples, program.features));
   workspace.seed = static_cast<std::uint32_t>(seed);
   const float* const rates = data<float>("schedule", schedule, 0);
   double* const powers = data<double>("clock", clock, clock.numel() || program.averages ? 6 : 0);
   workspace.clock = powers;
   workspace.parts = parts;
-  const i64 part_bytes = examples * program.stored * bytes_each(program);
+  const i64 part_bytes = times(times(examples, program.stored), bytes_each(program));
   for (i64 k = 0; k < steps; ++k) {
     if (rates) workspace.rate = rates[std::min(step + k, schedule.numel() - 1)];
     if (powers) {
@@ -128,16 +135,16 @@ void run_half(i64 number, i64 begin, i64 end, const Tensor& activations, const T
   const bool writes = end > program.gradients_from;
   const bool threads = has_threads();
   require(!reads || inputs.scalar_type() == stored_as(program), "inputs must be ", name_of(stored_as(program)));
-  require(inputs.is_contiguous() && inputs.numel() >= (reads ? examples * program.stored : 0), "inputs takes ",
+  require(inputs.is_contiguous() && inputs.numel() >= (reads ? times(examples, program.stored) : 0), "inputs takes ",
           program.stored, " contiguous elements an example");
   const i64 written = writes && program.writes_gradients ? program.numbers : 0;
   Workspace workspace = workspace_of(program, activations, values, constants, examples);
   workspace.gradients = data<float>("gradients", gradients, written);
   workspace.partials = data<float>("partials", partials, threads ? written * workspace.tiles : 0);
   workspace.inputs = inputs.numel() ? inputs.data_ptr() : nullptr;
-  workspace.outputs = data<float>("outputs", outputs, examples * program.features);
+  workspace.outputs = data<float>("outputs", outputs, times(examples, program.features));
   workspace.input_gradients =
-      data<float>("input_gradients", input_gradients, writes ? examples * program.input_gradients : 0);
+      data<float>("input_gradients", input_gradients, writes ? times(examples, program.input_gradients) : 0);
   workspace.seed = static_cast<std::uint32_t>(seed);
   run_step(program, begin, end, workspace, threads);
 }
@@ -151,7 +158,7 @@ Tensor infer(i64 number, const Tensor& activations, const Tensor& values, const 
   require(inputs.dim() > 0 && inputs.size(0) <= program.batch, "takes up to ", program.batch, " examples");
   const i64 examples = inputs.size(0);
   require(inputs.is_contiguous() && inputs.scalar_type() == stored_as(program) &&
-              inputs.numel() >= examples * program.stored,
+              inputs.numel() >= times(examples, program.stored),
           "inputs takes ", program.stored, " contiguous elements of ", name_of(stored_as(program)), " an example");
   const Tensor outputs = empty({examples, program.features});
   Workspace workspace = workspace_of(program, activations, values, constants, examples);

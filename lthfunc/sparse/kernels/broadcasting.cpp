@@ -7,10 +7,6 @@
 namespace lthfunc {
 namespace {
 
-// The first place of a value in a tile's channel and row. A step of 0 repeats the value along that axis.
-#define LTHFUNC_ROW(name) \
-  (m.activations + op.name + tile * op.name##_tile + channel * op.name##_channel + y * op.name##_row)
-
 template <typename Row>
 LTHFUNC_INLINE vec combined(const Row& op, vec a, vec b, float number) {
   return op.product ? a * b : a + b * number;
@@ -33,7 +29,7 @@ void combine(const combine_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
       for (i64 y = 0; y < op.height; ++y) {
-        const vec *const a = LTHFUNC_ROW(a), *const b = LTHFUNC_ROW(b);
+        const vec *const a = LTHFUNC_AT(a), *const b = LTHFUNC_AT(b);
         vec* const out = LTHFUNC_AT(out);
         for (i64 x = 0; x < op.width; ++x) out[x] = combined(op, a[x * op.a_column], b[x * op.b_column], number);
       }
@@ -82,7 +78,7 @@ void combine_gradient(const combine_gradient_row& op, Workspace& m, Part part) {
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
       for (i64 y = 0; y < op.height; ++y) {
-        const vec *const grad = LTHFUNC_ROW(grad), *const b = op.b < 0 ? nullptr : LTHFUNC_ROW(b);
+        const vec *const grad = LTHFUNC_AT(grad), *const b = op.b < 0 ? nullptr : LTHFUNC_AT(b);
         vec* const into = LTHFUNC_AT(into);
         const vec* const gate = gate_of(op.gate, op.into, into);
         for (i64 x = 0; x < op.width; ++x) {

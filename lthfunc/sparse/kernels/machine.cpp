@@ -81,8 +81,9 @@ void run_tiles(const Program& program, i64 begin, i64 end, Workspace& workspace,
   const auto tiles = [&](i64 from, i64 to) {
     Workspace mine = workspace;
     if (!threads) mine.partials = nullptr;
-    const std::vector<i64> copy = from > 0 ? moved(program, begin, end, from) : std::vector<i64>();
-    const i64* const rows = from > 0 ? copy.data() : program.row(begin);
+    const bool elsewhere = from > 0 && program.local > 0;
+    const std::vector<i64> copy = elsewhere ? moved(program, begin, end, from) : std::vector<i64>();
+    const i64* const rows = elsewhere ? copy.data() : program.row(begin);
     for (i64 tile = from; tile < to; ++tile) {
       if (threads) mine.gradients = workspace.partials + tile * workspace.numbers;
       for (i64 k = 0; k < end - begin; ++k) {

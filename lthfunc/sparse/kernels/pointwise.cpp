@@ -12,8 +12,6 @@ enum Pointwise : i64 {
 #include "instructions.def"
 };
 
-LTHFUNC_INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(-x)); }
-LTHFUNC_INLINE vec tangent(vec x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
 LTHFUNC_INLINE vec clamped(vec x, float low, float high) {
   x = where(x < broadcast(low), broadcast(low), x);
   return where(x > broadcast(high), broadcast(high), x);

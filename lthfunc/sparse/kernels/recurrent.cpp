@@ -14,9 +14,6 @@ enum Recurrent : i64 {
   recurrent_kinds
 };
 
-LTHFUNC_INLINE vec gate_value(vec x) { return 1.0f / (1.0f + exponential(-x)); }
-LTHFUNC_INLINE vec tanh_value(vec x) { return 2.0f * gate_value(2.0f * x) - 1.0f; }
-
 i64 gates_of(i64 kind) { return kind == recurrent_lstm ? 4 : kind == recurrent_gru ? 3 : 1; }
 
 // A buffer of `each` numbers for each unit, one channel each, at one place of each tile.
@@ -56,8 +53,8 @@ void recurrent_cell(const recurrent_cell_row& op, Workspace& m, Part part) {
       vec& state = *LTHFUNC_UNIT(state, state, 0);
       const auto gate = [&](i64 number) -> vec& { return *LTHFUNC_UNIT(gates, gates, number); };
       if (op.kind == recurrent_lstm) {
-        const vec in = gate_value(gate(0) + bias(0, unit)), keep = gate_value(gate(1) + bias(1, unit));
-        const vec value = tanh_value(gate(2) + bias(2, unit)), out = gate_value(gate(3) + bias(3, unit));
+        const vec in = logistic(gate(0) + bias(0, unit)), keep = logistic(gate(1) + bias(1, unit));
+        const vec value = tangent(gate(2) + bias(2, unit)), out = logistic(gate(3) + bias(3, unit));
         vec cell = in * value;
         if (op.cell_before >= 0) cell += keep * *LTHFUNC_UNIT(cell, cell_before, 0);
         gate(0) = in;
@@ -65,13 +62,13 @@ void recurrent_cell(const recurrent_cell_row& op, Workspace& m, Part part) {
         gate(2) = value;
         gate(3) = out;
         *LTHFUNC_UNIT(cell, cell, 0) = cell;
-        state = out * tanh_value(cell);
+        state = out * tangent(cell);
       } else if (op.kind == recurrent_gru) {
         const auto hidden = [&](i64 number) {
           return op.state_before < 0 ? bias(number, unit) : *LTHFUNC_UNIT(hidden, hidden, number) + bias(number, unit);
         };
-        const vec reset = gate_value(gate(0) + hidden(0)), update = gate_value(gate(1) + hidden(1));
-        const vec candidate = hidden(2), value = tanh_value(gate(2) + reset * candidate);
+        const vec reset = logistic(gate(0) + hidden(0)), update = logistic(gate(1) + hidden(1));
+        const vec candidate = hidden(2), value = tangent(gate(2) + reset * candidate);
         vec next = (1.0f - update) * value;
         if (op.state_before >= 0) next += update * *LTHFUNC_UNIT(state, state_before, 0);
         gate(0) = reset;
@@ -81,7 +78,7 @@ void recurrent_cell(const recurrent_cell_row& op, Workspace& m, Part part) {
         state = next;
       } else {
         const vec sum = gate(0) + bias(0, unit);
-        state = op.kind == recurrent_tanh ? tanh_value(sum) : rectified(sum);
+        state = op.kind == recurrent_tanh ? tangent(sum) : rectified(sum);
       }
     }
   }
@@ -107,7 +104,7 @@ void recurrent_cell_gradient(const recurrent_cell_gradient_row& op, Workspace& m
       const auto into = [&](i64 number) -> vec& { return *LTHFUNC_UNIT(into, into, number); };
       if (op.kind == recurrent_lstm) {
         const vec in = gate(0), keep = gate(1), value = gate(2), out = gate(3);
-        const vec bent = tanh_value(*LTHFUNC_UNIT(cell, cell, 0));
+        const vec bent = tangent(*LTHFUNC_UNIT(cell, cell, 0));
         vec cell = grad * out * (1.0f - bent * bent);
         vec& carry = *LTHFUNC_UNIT(carry, carry, 0);
         if (!op.fresh) cell += carry;

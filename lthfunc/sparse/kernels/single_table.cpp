@@ -43,8 +43,9 @@ bool not_negative(const Program& program, i64 first, i64 count) {
   return std::all_of(entries, entries + count, [](i32 entry) { return entry >= 0; });
 }
 
-// Whether a product's columns are those that these kernels read: outputs side by side, offsets that are not negative,
-// and weights where the values are. What is verified for vectors then holds for positions counted in floats.
+// Whether an instruction's columns are those that these kernels read: inputs that are no tokens, outputs side by side,
+// offsets that are not negative, weights where the values are, and operands that lie side by side or are repeated. What
+// is verified for vectors then holds for positions counted in floats.
 bool reads_plainly(const i64* row, const Program& program) {
   if (head(row).opcode == op_products) {
     const auto& op = *reinterpret_cast<const products_row*>(row);
@@ -59,6 +60,11 @@ bool reads_plainly(const i64* row, const Program& program) {
     const auto& op = *reinterpret_cast<const dense_products_row*>(row);
     return op.spread < 0 && op.value_step == 1;
   }
+  if (head(row).opcode == op_combine) {
+    const auto& op = *reinterpret_cast<const combine_row*>(row);
+    return (op.a_column == 0 || op.a_column == 1) && (op.b_column == 0 || op.b_column == 1);
+  }
+  if (head(row).opcode == op_load_inputs) return reinterpret_cast<const load_inputs_row*>(row)->kind != kind_int64;
   return true;
 }
 

@@ -74,6 +74,7 @@ std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 ta
       throw std::invalid_argument("lthfunc: places must rise, within the scores");
   if (count == 0) return {};
   const i64 most = std::min(4 * count, size);
+  bool numbers = true;
   Candidates found;
   found.scores.resize(static_cast<std::size_t>(most + SCORES_AT_ONCE));
   found.places.resize(found.scores.size());
@@ -85,6 +86,7 @@ std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 ta
     const std::uint32_t least = found.least;
     i64 total = before;
     for (i64 place = first; place < end; ++place) {
+      numbers &= scores[place] == scores[place];
       const std::uint32_t score = rising(scores[place]);
       keys[total] = score;
       places[total] = place;
@@ -100,6 +102,7 @@ std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 ta
     }
     if (found.count > most) found.keep(count);
   }
+  if (!numbers) throw std::invalid_argument("lthfunc: a score is NaN");
   found.keep(count);
   found.places.resize(static_cast<std::size_t>(count));
   return found.places;

@@ -8,7 +8,7 @@
 namespace lthfunc {
 
 // The places of the `count` largest of `size` scores, rising; those of `taken`, which rise as well, are not among them.
-// Of equal scores the first ones. No score may be NaN.
+// Of equal scores the first ones. Throws std::invalid_argument where a score is NaN.
 std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 takens, i64 count);
 
 // Rising places that remain, and rising places that come, as one rising list; and for each the number of the survivor

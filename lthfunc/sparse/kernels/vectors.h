@@ -48,7 +48,7 @@ LTHFUNC_INLINE void store(float* to, vec value, i64 count = LANES) {
 
 LTHFUNC_INLINE vec broadcast(float value) { return value - vec{}; }
 LTHFUNC_INLINE ivec broadcast_int(i32 value) { return value - ivec{}; }
-// Of numbers: where one is none, use `most_of`.
+// Of numbers: where one is none, use `max_or_nan`.
 LTHFUNC_INLINE vec max(vec a, vec b) { return where(a > b, a, b); }
 // ReLU, and what passes where a value is above zero. NaN compares with nothing, so that these two
 // ask for what is not above zero: it stays what it is and lets gradients pass, as in PyTorch.
@@ -138,5 +138,8 @@ LTHFUNC_INLINE vec exponential(vec x) {
   const vec fraction = p * r * r + r + 1.0f;
   return where(endless, broadcast(__builtin_inff()), fraction * with_bits_of((whole + 127) << 23));
 }
+
+LTHFUNC_INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+LTHFUNC_INLINE vec tangent(vec x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
 
 }  // namespace lthfunc

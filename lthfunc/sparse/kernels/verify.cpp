@@ -12,8 +12,8 @@ namespace {
 
 using wide = __int128;  // no sum of products of columns overflows it
 
-// No column is larger, so that no product of two overflows 64 bits.
-constexpr i64 LARGEST = i64{1} << 32;
+// No column is larger, so that no product of two overflows 64 bits; but thresholds, which are never multiplied.
+constexpr i64 LARGEST = i64{1} << 31, LARGEST_THRESHOLD = i64{1} << 32;
 // Rows of what an optimiser keeps, at most: two moments, a sum and an average are four.
 constexpr i64 MOST_KEPT = 16;
 
@@ -29,20 +29,66 @@ constexpr struct {
 #include "instructions.def"
 };
 
-// Columns of an instruction that say where a buffer lies: those that have a step to the next tile.
-std::vector<i64> buffers_of(const char* names) {
-  std::vector<std::string> columns;
-  std::istringstream text(names);
-  for (std::string name; std::getline(text >> std::ws, name, ',');) columns.push_back(name);
-  std::vector<i64> found;
-  for (std::size_t k = 0; k < columns.size(); ++k)
-    if (std::count(columns.begin(), columns.end(), columns[k] + "_tile")) found.push_back(HEAD + static_cast<i64>(k));
-  return found;
+// What the names of an instruction's columns say about them.
+struct Columns {
+  std::vector<std::string> names;
+  std::vector<i64> buffers;  // where a buffer lies: those that have a step to the next tile
+  i64 threshold = -1;
+
+  explicit Columns(const char* list) {
+    std::istringstream text(list);
+    for (std::string name; std::getline(text >> std::ws, name, ',');) names.push_back(name);
+    for (std::size_t k = 0; k < names.size(); ++k) {
+      if (std::count(names.begin(), names.end(), names[k] + "_tile")) buffers.push_back(HEAD + static_cast<i64>(k));
+      if (names[k] == "threshold") threshold = HEAD + static_cast<i64>(k);
+    }
+  }
+  bool is_buffer(const char* name) const {
+    return std::any_of(buffers.begin(), buffers.end(),
+                       [&](i64 column) { return names[static_cast<std::size_t>(column - HEAD)] == name; });
+  }
+};
+const Columns& columns_of(i64 opcode) {
+  static const std::vector<Columns> all = [] {
+    std::vector<Columns> found;
+    for (const auto& each : instructions) found.emplace_back(each.names);
+    return found;
+  }();
+  return all[static_cast<std::size_t>(opcode)];
 }
 
-bool sums_up(i64 opcode) {
-  return opcode == op_weight_gradients || opcode == op_dense_convolution_gradients ||
-         opcode == op_group_normalise_gradient || opcode == op_token_normalise_gradient;
+// Whether an instruction may be split like this: no part of it then reads or writes what another one writes.
+bool can_split(i64 opcode, i64 split) {
+  switch (opcode) {
+    case op_products: return split == split_by_rows || split == split_by_tiles;
+    case op_weight_gradients:
+    case op_dense_convolution_gradients: return split == split_by_rows || split == split_sums;
+    case op_group_normalise_gradient:
+    case op_token_normalise_gradient: return split == split_sums;
+    // Each row takes all tiles, or none.
+    case op_dense_products:
+    case op_spread_weights:
+    case op_transpose_weights:
+    case op_by_example:
+    case op_dense_weight_gradients:
+    case op_batch_statistics:
+    case op_gradient_means:
+    case op_number_gradients:
+    case op_keep_gradients:
+    case op_add_gradients:
+    case op_embedding_gradient:
+    case op_gather_gradients:
+    case op_accumulate:
+    case op_clip_values:
+    case op_square_sums:
+    case op_clip_norm:
+    case op_adam:
+    case op_sgd:
+    case op_average: return split == split_by_rows;
+    case op_cross_entropy:
+    case op_average_constants: return split == split_whole;
+    default: return split == split_by_tiles;
+  }
 }
 
 }  // namespace
@@ -64,36 +110,51 @@ void Verifier::check() {
     const Head& h = head(row);
     require(h.opcode >= 0 && h.opcode < opcodes, "unknown opcode");
     require(instructions[h.opcode].columns <= longest, "columns are missing");
-    require(h.split >= 0 && h.split < splits && (h.split != split_sums || sums_up(h.opcode)),
-            "cannot be split like this");
+    require(can_split(h.opcode, h.split), "cannot be split like this");
     require(h.rows > 0 && h.rows < LARGEST && h.work >= 0 && h.work < (i64{1} << 52), "rows and work out of range");
+    const Columns& columns = columns_of(h.opcode);
     for (i64 k = HEAD; k < instructions[h.opcode].columns; ++k)
-      require(row[k] >= -1 && row[k] < LARGEST, "a column is out of range");
+      require(row[k] >= -1 && row[k] < (k == columns.threshold ? LARGEST_THRESHOLD : LARGEST),
+              "a column is out of range");
     instructions[h.opcode].verify(row, *this);
-    for (const i64 column : buffers_of(instructions[h.opcode].names))
+    if (program.local == 0) continue;
+    for (const i64 column : columns.buffers)
       if (row[column] >= vectors() - program.local) program.local_places.push_back({at_, column});
   }
   program.single = has_single(program);
 }
 
-void Verifier::inside(const char* name, const char* memory, i64 size, i64 first, std::initializer_list<Axis> axes,
-                      Range beside) const {
+Range Verifier::inside(const char* name, const char* memory, i64 size, i64 first, std::initializer_list<Axis> axes,
+                       Range beside) const {
   wide reach = 0;
   for (const Axis& axis : axes) {
     if (axis.count < 0 || axis.step < 0) refuse(std::string(name) + ": negative size or step");
-    if (axis.count == 0) return;
+    if (axis.count == 0) return {0, -1};
     reach += static_cast<wide>(axis.count - 1) * axis.step;
   }
   if (first < 0 || static_cast<wide>(first) + beside.low < 0 || first + reach + beside.high >= size)
     refuse(std::string(name) + " reaches outside the " + memory);
+  return {first + beside.low, static_cast<i64>(first + reach + beside.high)};
+}
+
+void Verifier::movable(const char* name, i64 first, i64 least, i64 last) const {
+  const i64 from = vectors() - program.local;
+  if (program.local == 0 || last < from || least > last) return;
+  const Head& h = head(program.row(at_));
+  if (first < from || least < from || !columns_of(h.opcode).is_buffer(name) ||
+      (h.split != split_by_tiles && h.split != split_sums))
+    refuse(std::string(name) + " cannot be a local buffer");
 }
 
 void Verifier::activations(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside) const {
-  inside(name, "activations", vectors(), first, axes, beside);
+  const Range places = inside(name, "activations", vectors(), first, axes, beside);
+  movable(name, first, places.low, places.high);
 }
 
+// Whole vectors: what lies between them is in one of them.
 void Verifier::floats(const char* name, i64 vector, std::initializer_list<Axis> axes, Range beside) const {
-  inside(name, "activations", vectors() * LANES, vector * LANES, axes, beside);
+  const Range places = inside(name, "activations", vectors() * LANES, vector * LANES, axes, beside);
+  if (places.low <= places.high) movable(name, vector, places.low / LANES, places.high / LANES);
 }
 
 void Verifier::values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside) const {

@@ -75,8 +75,11 @@ class Verifier {
  private:
   // Vectors of the activations that one copy of local buffers reaches to.
   i64 vectors() const { return program.vectors - (tiles - 1) * program.local; }
-  void inside(const char* name, const char* memory, i64 size, i64 first, std::initializer_list<Axis> axes,
-              Range beside) const;
+  // Refuses a place among local buffers that no tile's copy of them would be found for.
+  void movable(const char* name, i64 first, i64 least, i64 last) const;
+  // Returns the least and the last place; nothing is read or written where the first is behind the last.
+  Range inside(const char* name, const char* memory, i64 size, i64 first, std::initializer_list<Axis> axes,
+               Range beside) const;
   [[noreturn]] void refuse(const std::string& why) const;
 
   i64 at_ = 0;
@@ -87,11 +90,13 @@ class Verifier {
   v.activations(#name, op.name,                       \
                 {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
 // The gate of a gradient has the gradient's steps.
-#define LTHFUNC_GATED(name, channels, height, width) \
-  LTHFUNC_INSIDE(name, channels, height, width);     \
-  if (op.gate >= 0)                                  \
-  v.activations("gate", op.gate,                     \
-                {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
+#define LTHFUNC_GATED(name, channels, height, width)                                                                  \
+  do {                                                                                                                \
+    LTHFUNC_INSIDE(name, channels, height, width);                                                                    \
+    if (op.gate >= 0)                                                                                                 \
+      v.activations("gate", op.gate,                                                                                  \
+                    {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}}); \
+  } while (false)
 
 // A normalisation's weights and biases, one a channel, where there are any.
 inline void verify_affine(i64 weight, i64 bias, i64 channels, const Verifier& v) {

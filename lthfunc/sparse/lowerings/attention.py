@@ -51,7 +51,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
         b.hold(out.buffer)
         saved = b.allocate(2 * heads * queries)
         number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale), 1 / (1 - dropped)])
-        draws = {"threshold": threshold, "kept": number + 1, "number": len(b.instructions)}
+        draws = {"threshold": threshold, "keep_scale": number + 1, "number": len(b.instructions)}
 
         def shared() -> dict[str, int]:
             return {

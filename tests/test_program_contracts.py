@@ -1,0 +1,203 @@
+"""What the machine refuses of instructions written by hand, and how it splits, moves and draws for those it takes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import lthfunc as lf
+from lthfunc.models.transformers import CharTransformer
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.kernels import build
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, COLUMNS, OPCODES, STORED, SUMS, WHOLE, encoded
+from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.tile_buffers import LANES
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    build.load_kernels()
+
+
+def made(
+    name: str,
+    split: int = BY_TILES,
+    rows: int = 1,
+    *,
+    vectors: int = 64,
+    local: int = 0,
+    batch: int = 20,
+    **columns: int,
+) -> int:
+    """A program of one instruction, whose other columns are 0; it is freed with the process."""
+    row = encoded(name, split, rows, 0, **(dict.fromkeys(COLUMNS[name], 0) | columns))
+    number: int = torch.ops.lthfunc.make_program(
+        torch.tensor([row]), torch.zeros(64, dtype=torch.int32), vectors, local, 64, 64, batch
+    )
+    return number
+
+
+@pytest.mark.parametrize("sides", [(0, 2), (2, 0), (0, 0)])
+def test_sums_of_no_places_are_refused(sides: tuple[int, int]) -> None:
+    """Their shift is the first place's value."""
+    with pytest.raises(ValueError, match="height and width: positive"):
+        made("value_sums", height=sides[0], width=sides[1], **{"in": 2**31 - 1})
+    assert made("value_sums", height=1, width=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("attention_gradient", {BY_TILES}), ("lane_products", {BY_TILES}), ("embed", {BY_TILES}),
+        ("token_normalise_gradient", {SUMS}), ("group_normalise_gradient", {SUMS}),
+        ("weight_gradients", {BY_ROWS, SUMS}),
+        ("number_gradients", {BY_ROWS}), ("gather_gradients", {BY_ROWS}), ("keep_gradients", {BY_ROWS}),
+        ("add_gradients", {BY_ROWS}), ("embedding_gradient", {BY_ROWS}), ("dense_products", {BY_ROWS}),
+        ("adam", {BY_ROWS}), ("products", {BY_ROWS, BY_TILES}), ("cross_entropy", {WHOLE}),
+    ],
+)  # fmt: skip
+def test_instructions_are_split_as_their_kernels_allow(name: str, splits: set[int]) -> None:
+    for split in (-1, BY_ROWS, BY_TILES, SUMS, WHOLE, 4):
+        refused = ""
+        try:
+            made(name, split)
+        except ValueError as error:
+            refused = str(error)
+        assert ("cannot be split like this" not in refused) == (split in splits), split
+
+
+LSTM = {
+    "gates": 8, "gates_channel": 1, "state": 12, "state_before": 13, "cell": 14, "cell_before": 15, "bias": -1,
+    "gates_tile": 0, "state_tile": 0, "cell_tile": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "local"),
+    [
+        ("recurrent_cell", LSTM, {"gates": 60}),
+        ("recurrent_cell", LSTM, {"state_before": 60}),
+        ("recurrent_cell", LSTM, {"cell_before": 60}),
+        ("rectify", {"out": 8, "height": 1, "width": 2}, {"out": 60}),
+        ("rectify", {"out": 8, "height": 1, "width": 2}, {"gate": 60}),
+        ("fill", {"height": 1, "width": 4}, {"out": 60}),
+        ("fill", {"height": 1, "width": 4}, {"out": 54}),
+    ],
+)
+def test_local_buffers_lie_where_a_tile_finds_its_copy(
+    name: str, columns: dict[str, int], local: dict[str, int]
+) -> None:
+    """Two tiles have 8 local vectors each, of 72: from vector 56 and from 64 on."""
+    assert made(name, vectors=72, local=8, **columns)
+    ((column, place),) = local.items()
+    movable = f"{column}_tile" in COLUMNS[name] and place >= 56
+    if movable:
+        assert made(name, vectors=72, local=8, **(columns | local))
+    else:
+        with pytest.raises(ValueError, match=f"{column} cannot be a local buffer"):
+            made(name, vectors=72, local=8, **(columns | local))
+
+
+def test_what_takes_all_tiles_at_once_has_no_local_buffers() -> None:
+    columns = {"classes": 1, "places": 1, "grad": -1}
+    assert made("cross_entropy", WHOLE, vectors=72, local=8, **columns)
+    with pytest.raises(ValueError, match="in cannot be a local buffer"):
+        made("cross_entropy", WHOLE, vectors=72, local=8, **columns, **{"in": 60})
+
+
+@pytest.mark.parametrize("column", ["height", "width", "channels"])
+def test_sizes_whose_product_would_overflow_are_refused(column: str) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        made("load_inputs", height=2**32 - 1, width=2**32 - 1, channels=1, kind=STORED.index("float32"))
+    with pytest.raises(ValueError, match="a column is out of range"):
+        made("load_inputs", **({"height": 1, "width": 1, "channels": 1} | {column: 2**31}))
+    assert made("dropout", height=1, width=1, threshold=2**32 - 1)
+
+
+def test_batches_that_no_memory_holds_are_refused() -> None:
+    """Their numbers, (2³¹ − 1)² · 4, are more than 64 bits count."""
+    most, nothing = 2**31 - 1, torch.zeros(0)
+    sizes = {"height": 1, "width": 4, "channels": 1, "out_row": 4, "kind": STORED.index("float32")}
+    program = made("load_inputs", batch=most, **sizes)
+    with pytest.raises(ValueError, match="more numbers than memory has"):
+        torch.ops.lthfunc.run(
+            program, 0, 1, torch.zeros(64 * LANES), torch.zeros(64), nothing, nothing, torch.zeros(64), nothing,
+            nothing.double(), nothing.double(), nothing, torch.zeros(1, 4), torch.zeros(1, 1, dtype=torch.int64),
+            nothing, most, most, 1, 1, 0, 0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", list(itertools.product([0, 1, 2], repeat=2)))
+def test_one_example_reads_operands_side_by_side_or_repeated(columns: tuple[int, int]) -> None:
+    program = made("combine", height=1, width=2, a_column=columns[0], b_column=columns[1])
+    assert torch.ops.lthfunc.runs_single(program) == (2 not in columns)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_one_example_of_tokens_takes_a_tile(kind: str) -> None:
+    program = made("load_inputs", height=1, width=1, channels=1, kind=STORED.index(kind))
+    assert torch.ops.lthfunc.runs_single(program) == (kind != "int64")
+
+
+@pytest.mark.long
+def test_dropout_draws_anew_beyond_two_to_the_28_places() -> None:
+    """A place has 16 lanes: the lanes' numbers would repeat with 32 bits. Each channel keeps its last row's draw."""
+    rows, height = 2**14 + 1, 2**14
+    program = made(
+        "dropout", rows=rows, vectors=rows + 1, batch=16, height=height, width=1, out=1, out_channel=1,
+        threshold=2**31, gate=-1,
+    )  # fmt: skip
+    activations = torch.ones((rows + 1) * LANES)
+    outputs = torch.ones(1, 0)
+    torch.ops.lthfunc.run_half(
+        program, 0, 1, activations, torch.zeros(64), outputs, outputs, torch.ones(64), outputs, outputs, outputs, 16, 3
+    )
+    drawn = activations.view(-1, LANES)[1:]
+    assert {float(each) for each in drawn.unique()} == {0.0, 1.0}
+    assert not torch.equal(drawn[0], drawn[2**14])  # places 2^14 - 1 and 2^28 + 2^14 - 1
+
+
+def test_work_is_what_kernels_read() -> None:
+    """Vectors of a step of a transformer, by which the machine decides whether threads are woken."""
+    length, width, batch = 9, 24, 40
+    model = lf.from_module(CharTransformer((length,), 7, layers=1, heads=2, width=width), tokens=True, warn=False)
+    params, buffers = model.init(0)
+    rows = program_of(
+        captured(model, (length,), training=True), params, buffers, {}, batch=batch,
+        stored=Stored((length,), torch.int64), epilogue=Epilogue(),
+    ).code.rows  # fmt: skip
+    tiles = -(-batch // LANES)
+    places = length * width * tiles
+    for name, least in {
+        "attention": length * places, "attention_gradient": length * places, "token_normalise": places,
+        "token_normalise_gradient": places, "embedding_gradient": places,
+    }.items():  # fmt: skip
+        work = rows[rows[:, 0] == OPCODES[name], 3]
+        assert len(work) > 0
+        assert (work >= least).all(), name
+        assert (work <= 2 * least).all(), name
+
+
+def test_work_of_products_of_two_values_counts_what_they_sum_over() -> None:
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.gain, self.out = nn.Linear(4, 8), nn.Parameter(torch.ones(8)), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.up(x.unflatten(1, (5, 4))) * self.gain
+            found: torch.Tensor = self.out(x @ x.mT)
+            return found
+
+    model = lf.from_module(Products(), warn=False)
+    rows = program_of(
+        captured(model, (20,), training=True), *model.init(0), {}, batch=LANES, stored=Stored((20,), torch.float32),
+        epilogue=Epilogue(),
+    ).code.rows  # fmt: skip
+    assert rows[rows[:, 0] == OPCODES["lane_products"], 3].tolist() == [5 * 5 * 8] * 3
+    assert 8 * 5 in rows[rows[:, 0] == OPCODES["combine_gradient"], 3].tolist()
