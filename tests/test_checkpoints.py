@@ -22,8 +22,8 @@ from lthfunc.scheduling import checkpointing
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.queue import Execution
 from lthfunc.training.batches import batches
+from lthfunc.training.finiteness import are_finite
 from lthfunc.training.results import Stopped
-from lthfunc.training.session import are_finite
 from lthfunc.trees.types import Dataset
 
 NETWORKS: dict[str, type[nn.Module]] = {"normed": NormedNet, "dropping": DroppingNet}

@@ -195,3 +195,32 @@ def test_steps_that_are_not_finite_are_left_out_alike(digits: Dataset, engine: A
     assert any(not torch.equal(leaf, start[name]) for name, leaf in found.state.params.items() if "bias" in name)
     for name, leaf in eager.state.params.items():
         torch.testing.assert_close(found.state.params[name], leaf, rtol=1e-4, atol=1e-5)
+
+
+class Causal(nn.Module):
+    """Rows of a normalised image, of which each attends to those above it by a mask of minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.norm, self.out = nn.Linear(8, 8), nn.BatchNorm2d(1), nn.Linear(64, 10)
+        self.register_buffer("mask", torch.full((8, 8), -float("inf")).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x).flatten(1).unflatten(1, (8, 8))
+        found: Tensor = self.out(((x @ self.keys(x).mT + self.mask).softmax(-1) @ x).flatten(1))
+        return found
+
+
+@pytest.mark.parametrize("engine", ENGINES[:2])
+def test_a_mask_of_infinities_is_no_sign_of_divergence(digits: Dataset, engine: Any) -> None:
+    """Running statistics that are not finite still are."""
+    model = lf.from_module(Causal(), warn=False)
+    data = odd_digits(digits)._replace(train=odd_digits(digits).val)
+    trainer = lf.make_trainer(model, data, optimizer=lf.sgd(0.05), batch_size=20, engine=engine)
+    start = lf.prune(density=0.5, score=lf.random_scores(0))(lf.init(model))
+    state = lf.fit(trainer, start, seed=0, until=6, eval_every=3).state
+    assert not torch.equal(state.params["keys.bias"], start.params["keys.bias"])
+    assert torch.equal(state.buffers["mask"], start.buffers["mask"])
+    start.buffers["norm.running_var"].fill_(float("nan"))
+    with pytest.raises(DivergedError):
+        lf.fit(trainer, start, seed=0, until=6, eval_every=3)

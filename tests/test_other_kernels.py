@@ -34,6 +34,10 @@ def run(arguments: list[str], **env: str) -> None:
 
 def test_avx2() -> None:
     files = [f"tests/test_{name}.py" for name in ("sparse_layers", "sparse_updates")]
+    files += [f"tests/test_sparse_{name}" for name in (
+        "tokens.py::test_transformers", "recurrent.py::test_both_directions_of_two_layers",
+        "normalisation.py::test_residual_blocks", "edges.py", "transposed.py", "resampling.py",
+    )]  # fmt: skip
     run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files])
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.errors import DivergedError, UserError
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.finiteness import are_finite
 from lthfunc.training.losses import accuracy, cross_entropy
 from lthfunc.training.nonfinite import _error
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.results import SinceLastPoint
-from lthfunc.training.session import are_finite, check_pruned_zero
+from lthfunc.training.session import check_pruned_zero
 from lthfunc.training.step_check import check_step
 from lthfunc.training.trainer import checked_quality
 from lthfunc.trees.side_effects import SideEffects

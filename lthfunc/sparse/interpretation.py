@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,3 +85,13 @@ def described(node: Node, form: str, name: str) -> str:
 def no_rule(node: Node, form: str, name: str) -> UserError:
     """The error for an operation without a lowering."""
     return UserError(f"--engine: sparse has no rule for {described(node, form, name)}; --engine compile runs it")
+
+
+def moved_statistics(nodes: Iterable[Node], known: Mapping[Node, Any]) -> tuple[str, ...]:
+    """The running statistics that batch normalisation changes. known: the buffers that nodes stand for."""
+    found = (
+        known[each].name
+        for node in nodes if node.target is torch.ops.aten.batch_norm.default and node.args[5]
+        for each in node.args[3:5] if isinstance(each, Node)
+    )  # fmt: skip
+    return tuple(dict.fromkeys(found))

@@ -16,7 +16,7 @@ from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, loaded_seque
 from lthfunc.sparse.builder import Builder, Leaf, View, Weights
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
-from lthfunc.sparse.interpretation import counts_steps, lowered, no_rule
+from lthfunc.sparse.interpretation import counts_steps, lowered, moved_statistics, no_rule
 from lthfunc.sparse.kernels.instructions import WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.placing import covers, filled, first_of, sum_of_steps
@@ -55,7 +55,7 @@ class Program(NamedTuple):
     what happens once in a step, for all parts of its batch. averages: where averages of `statistics` begin among the
     constants; -1 without any. leaves: where each parameter lies among the values. positions: for each masked leaf,
     where its survivors lie in the flattened dense one. counters: buffers that count steps. statistics: buffers among
-    the constants. outputs: the network's shape, without the batch.
+    the constants. moved: those of them that steps change. outputs: the network's shape, without the batch.
     """
 
     code: MachineCode
@@ -69,6 +69,7 @@ class Program(NamedTuple):
     positions: dict[str, Tensor]
     counters: tuple[str, ...]
     statistics: dict[str, int]
+    moved: tuple[str, ...]
     outputs: tuple[int, ...]
 
 
@@ -104,7 +105,7 @@ def program_of(
     found = {leaf: weights.positions for leaf, weights in b.weights.items()}
     return Program(
         finished(b), forward, backward, update, averages, epilogue.gradients, batch, b.leaves, found,
-        tuple(counters), dict(b.statistics), output.shape,
+        tuple(counters), dict(b.statistics), moved_statistics(graph.graph.nodes, given), output.shape,
     )  # fmt: skip
 
 

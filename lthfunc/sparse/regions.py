@@ -13,7 +13,7 @@ from lthfunc.sparse.boundaries import load_gradient, loaded, store, store_input_
 from lthfunc.sparse.builder import Builder, Leaf, Value, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
-from lthfunc.sparse.interpretation import lowered
+from lthfunc.sparse.interpretation import lowered, moved_statistics
 from lthfunc.sparse.lowerings.interface import aten
 from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.partition import Part, Partition, add_leaves, leaves_of
@@ -75,7 +75,7 @@ def region_program(
     emit_operations(b)
     forward = _halves(b, outputs, inputs)
     return RegionProgram(
-        finished(b), forward, gradients, b.leaves, _places(b, leaves), _moved(part, known),
+        finished(b), forward, gradients, b.leaves, _places(b, leaves), moved_statistics(part.nodes, known),
         tuple(views[given.index(value)].shape for value in outputs),
         tuple((outputs.index(value), view.shape) for value, view in zip(given, views, strict=True)),
         tuple(known[node].shape for node in part.reads), tuple(value.needs for value in inputs),
@@ -110,12 +110,3 @@ def _halves(b: Builder, outputs: list[Value], inputs: list[Value]) -> int:
 def _places(b: Builder, leaves: Mapping[Node, Any]) -> dict[str, Leaf]:
     sizes = {leaf.name: node.meta["val"].numel() for node, leaf in leaves.items()}
     return {name: Leaf(first, sizes[name]) for name, first in b.statistics.items()}
-
-
-def _moved(part: Part, known: Mapping[Node, Any]) -> tuple[str, ...]:
-    """The running statistics that batch normalisation changes."""
-    return tuple(
-        known[each].name
-        for node in part.nodes if node.target is aten.batch_norm.default and node.args[5]
-        for each in node.args[3:5] if isinstance(each, Node)
-    )  # fmt: skip

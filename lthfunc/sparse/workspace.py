@@ -74,8 +74,11 @@ class Workspace:
 
     def is_finite(self) -> bool:
         """Whether all numbers of the network, of its optimiser's state and the sums of losses are finite."""
-        statistics = [self.constants[at : at + self.sizes[name]] for name, at in self.program.statistics.items()]
-        parts = [self.values, self.kept, self.totals, *statistics, *self.averages.values()]
+        # Other buffers stay as they were given, and may hold infinities, as a mask of attention does.
+        moved, averages = self.program.moved, self.averages
+        places = [(self.program.statistics[name], self.sizes[name]) for name in moved]
+        statistics = [self.constants[at : at + size] for at, size in places]
+        parts = [self.values, self.kept, self.totals, *statistics, *(averages[name] for name in moved if averages)]
         return bool(torch.stack([(part * 0).sum().double() for part in parts]).sum() == 0)
 
     def load(self, params: Params, buffers: Buffers) -> None:

@@ -21,7 +21,7 @@ from lthfunc.training.optimizer_states import with_rates_of
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, Observers, Point, as_observers
-from lthfunc.training.session import TrainingSession, are_finite, unfinished_fits
+from lthfunc.training.session import TrainingSession, unfinished_fits
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
 from lthfunc.trees.dataset_checks import check_data
@@ -140,7 +140,7 @@ def fit_together(
                     fits = exchanged
                     continue
             now = training.now()
-            if not all(are_finite(*now)):
+            if not all(training.are_finite(now)):
                 now = recover_from_nonfinite(training, snapshot(), seeds, step, fits)
             fits = unfinished_fits(fits, *now)
             if step == look:

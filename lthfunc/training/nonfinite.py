@@ -14,7 +14,7 @@ from lthfunc.errors import DivergedError
 from lthfunc.training.optimizer_states import schedule_in
 from lthfunc.training.results import Fit, SinceLastPoint, Stopped
 from lthfunc.training.schedules import rate_at
-from lthfunc.training.session import Snapshot, TrainingSession, are_finite, unfinished_fits
+from lthfunc.training.session import Snapshot, TrainingSession, unfinished_fits
 from lthfunc.trees.types import TrainState
 
 
@@ -38,7 +38,7 @@ def recover_from_nonfinite(
                 raise Stopped
             training.one()
             after, sums = training.now()
-            bad = [number for number, fine in enumerate(are_finite(after, sums)) if not fine]
+            bad = [number for number, fine in enumerate(training.are_finite((after, sums))) if not fine]
             for number in bad:
                 error = _error(states[number], since[number], sums[number], seeds, number)
                 if training.trainer.on_nonfinite == "stop":

@@ -12,6 +12,7 @@ from torch import Tensor
 from lthfunc.errors import UserError
 from lthfunc.training.chain import is_library_optimizer
 from lthfunc.training.engines.interface import Running, Tick, Work
+from lthfunc.training.finiteness import are_finite, endless
 from lthfunc.training.mask_updates import can_exchange
 from lthfunc.training.optimizer_states import schedule_in
 from lthfunc.training.prefetch import Prefetcher
@@ -20,7 +21,6 @@ from lthfunc.training.schedules import all_end_at
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, training_context
 from lthfunc.trees.global_rng import seeded_state
-from lthfunc.trees.ops import leaves
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
 
@@ -54,6 +54,7 @@ class TrainingSession:
         self._observe, self.checkpointer = observe, checkpointer
         self._device = states[0].step.device
         self._prefetcher: Prefetcher | None = None
+        self._endless = frozenset(name for state in states for name in endless(state))
         self.restart(states, since)
 
     def restart(
@@ -112,6 +113,13 @@ class TrainingSession:
         states = self.running.states()
         check_pruned_zero(states, self.trainer.work)
         return states, [SinceLastPoint(loss, steps, random) for loss, steps in losses]
+
+    def are_finite(self, now: Snapshot) -> list[bool]:
+        """For each state, whether all its numbers and the losses on its way are finite.
+
+        Buffers that held infinities when training began, such as a mask of attention, may go on to hold them.
+        """
+        return are_finite(*now, apart=self._endless)
 
     def mark(self, states: list[TrainState], since: list[SinceLastPoint]) -> list[float]:
         """Count anew from the current step; returns the mean losses up to here (NaN over no step)."""
@@ -213,7 +221,7 @@ class TrainingSession:
         stopping = self.asked(checkpointer)
         if stopping or checkpointer.due(self._step):
             now = self.now()
-            if all(are_finite(*now)):
+            if all(self.are_finite(now)):
                 checkpointer.save(unfinished_fits(fits, *now))
         if stopping:
             raise Stopped
@@ -271,18 +279,6 @@ def check_pruned_zero(states: Sequence[TrainState], work: Work) -> None:
 def unfinished_fits(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[Fit]:
     """Fits that have continued to these states."""
     return [fit._replace(state=state, since=each) for fit, state, each in zip(fits, states, since, strict=True)]
-
-
-def are_finite(states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[bool]:
-    """For each state, whether all its numbers and the losses on its way are finite; the device is waited for once."""
-    # Zero times infinity or NaN is NaN; this takes a tenth of the time of checking each number.
-    zeros = torch.stack([torch.stack([(leaf * 0).sum() for leaf in _numbers(state)]).sum() for state in states])
-    return [math.isfinite(each.loss) and zero == 0 for each, zero in zip(since, zeros.tolist(), strict=True)]
-
-
-def _numbers(state: TrainState) -> list[Tensor]:
-    trees = (state.params, state.buffers, state.opt)
-    return [leaf for leaf in leaves(trees) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _generator(device: torch.device) -> Tensor:

@@ -75,6 +75,7 @@ void verify(const group_normalise_row& op, Verifier& v) {
 void group_normalise(const group_normalise_row& op, Workspace& m, Part part) {
   const float share = 1.0f / static_cast<float>(op.channels * op.height * op.width);
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const ivec there = first_lanes(m.examples - tile * LANES);
     for (i64 group = part.row; group < part.rows; ++group) {
       const i64 from = group * op.channels, to = from + op.channels;
       vec sum{}, squares{};
@@ -89,7 +90,8 @@ void group_normalise(const group_normalise_row& op, Workspace& m, Part part) {
           const vec* const in = LTHFUNC_AT(in);
           for (i64 x = 0; x < op.width; ++x) squares += (in[x] - mean) * (in[x] - mean);
         }
-      const vec deviation = 1.0f / root(squares * share + m.constants[op.epsilon]);
+      // Lanes without an example may hold zeros alone, whose deviation is infinite where epsilon is 0.
+      const vec deviation = where(there, 1.0f / root(squares * share + m.constants[op.epsilon]), vec{});
       vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * group;
       saved[0] = mean;
       saved[1] = deviation;

@@ -25,14 +25,14 @@ void verify(const token_normalise_row& op, Verifier& v) {
   LTHFUNC_INSIDE(in, op.channels, op.rows, op.width);
   LTHFUNC_INSIDE(out, op.channels, op.rows, op.width);
   v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {op.rows, 2 * op.width}, {op.width, 2}, {2, 1}});
-  if (op.weight >= 0) v.values("weight", op.weight, {{op.channels, 1}});
-  if (op.bias >= 0) v.values("bias", op.bias, {{op.channels, 1}});
+  verify_affine(op.weight, op.bias, op.channels, v);
   v.constants("epsilon", op.epsilon);
 }
 
 void token_normalise(const token_normalise_row& op, Workspace& m, Part part) {
   const float share = 1.0f / static_cast<float>(op.channels), epsilon = m.constants[op.epsilon];
-  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const ivec there = first_lanes(m.examples - tile * LANES);
     for (i64 y = part.row; y < part.rows; ++y)
       some_places<8>(op.width, [&](i64 x, auto constant) {
         constexpr int Places = decltype(constant)::value;
@@ -57,7 +57,8 @@ void token_normalise(const token_normalise_row& op, Workspace& m, Part part) {
         vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * (y * op.width + x);
         LTHFUNC_UNROLL
         for (int p = 0; p < Places; ++p) {
-          deviation[p] = 1.0f / root(deviation[p] * share + epsilon);
+          // Lanes without an example may hold zeros alone, whose deviation is infinite where epsilon is 0.
+          deviation[p] = where(there, 1.0f / root(deviation[p] * share + epsilon), vec{});
           saved[2 * p] = mean[p];
           saved[2 * p + 1] = deviation[p];
         }
@@ -71,6 +72,7 @@ void token_normalise(const token_normalise_row& op, Workspace& m, Part part) {
           }
         }
       });
+  }
 }
 
 // in, grad, into: (channels, height, width) of each tile; into may be grad. The gate lies as into does.
@@ -81,7 +83,7 @@ void verify(const token_normalise_gradient_row& op, Verifier& v) {
   LTHFUNC_INSIDE(grad, op.channels, op.height, op.width);
   if (op.into >= 0) LTHFUNC_GATED(into, op.channels, op.height, op.width);
   v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {op.height, 2 * op.width}, {op.width, 2}, {2, 1}});
-  if (op.weight >= 0) v.values("weight", op.weight, {{op.channels, 1}});
+  verify_affine(op.weight, op.bias, op.channels, v);
   if (op.weight >= 0) v.gradients("weight", op.weight, op.channels);
   if (op.bias >= 0) v.gradients("bias", op.bias, op.channels);
 }
