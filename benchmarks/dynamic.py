@@ -38,7 +38,7 @@ from lthfunc.trees.types import Batch, TrainState
 from . import dynamic_scale, peers
 from .floors import PEAK, peak_rate, products
 from .networks import Case, cases, images
-from .records import Options, Record, chosen, header, record, script, speedup, write
+from .records import Options, Record, checked_densities, chosen, header, record, script, speedup, write
 
 #: Takes a training of so many steps.
 Training = Callable[[int], Any]
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("dynamic", __doc__)
     options.networks(f"one of {', '.join(NETWORKS)} (all)")
-    options.add("--density", dest="densities", metavar="D", type=float, action="append", help="repeatable (0.2 … 0.01)")
+    options.densities("0.2 … 0.01")
     options.add("--steps", type=int, help="of a training (1000 of the LeNets, 300 of others)")
     options.add("--every", type=int, default=_EVERY, help=f"steps between two updates ({_EVERY})")
     options.threads()
@@ -79,9 +79,7 @@ def run(
     for option, number in (("--every", every), ("--repeats", repeats)):
         if number < 1:
             raise invalid(option, number, "a whole number of at least 1")
-    for density in densities or ():
-        if not 0 < density <= 1:
-            raise invalid("--density", density, "a number in (0, 1]")
+    chosen_densities = checked_densities(densities, DENSITIES)
     if scale and (networks or densities):
         raise invalid("--scale", "with --network or --density", "a network and a density of its own")
     lf.keep_freed_memory()
@@ -97,7 +95,7 @@ def run(
                 raise invalid("--steps", count, f"{_fewest(every)} or more, so that masks change")
             about = {"network": name, "batch": case.batch, "device": "cpu", "threads": threads, "precision": "fp32",
                      "steps": count, "every": every, "unit": "steps/s"}  # fmt: skip
-            records += _measured(case, densities or DENSITIES, count, every, repeats, about)
+            records += _measured(case, chosen_densities, count, every, repeats, about)
     if json is not None:
         write(json, header("dynamic", "lthfunc benchmark dynamic", "cpu", threads), records)
     return records

@@ -31,6 +31,14 @@ def chosen(networks: Sequence[str], default: Sequence[str], every: Sequence[str]
     return list(networks or default)
 
 
+def checked_densities(given: Sequence[float] | None, default: Sequence[float]) -> Sequence[float]:
+    """The densities to measure at. Raises UserError for one that no network has."""
+    for density in given or ():
+        if not 0 < density <= 1:
+            raise invalid("--density", density, "a number in (0, 1]")
+    return given or default
+
+
 class Options(argparse.ArgumentParser):
     """A benchmark's options; a mistake in them raises UserError."""
 
@@ -56,6 +64,12 @@ class Options(argparse.ArgumentParser):
         shown = ["" if default is None else f" ({default})" for default in (seconds, repeats)]
         self.add("--seconds", type=float, default=seconds, help=f"seconds of a timing{shown[0]}")
         self.add("--repeats", type=int, default=repeats, help=f"timings of each{shown[1]}")
+
+    def densities(self, default: str) -> None:
+        """Add `--density`; `checked_densities` is for what it gets."""
+        self.add(
+            "--density", dest="densities", metavar="D", type=float, action="append", help=f"repeatable ({default})"
+        )
 
     def turns(self) -> None:
         """Add what loops that are timed in turns take: `--device`, `--threads`, `--seconds`, `--repeats`, `--json`."""

@@ -31,7 +31,7 @@ from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, checked_densities, chosen, header, record, script, write
 from .sparse_chart import draw, table
 
 DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
@@ -40,6 +40,7 @@ _LARGE = ("resnet18", "lenet5-wide", "vit-tiny", "unet", "char-transformer", "ls
 #: Single convolutions 3×3: channels in and out, and the side of the image.
 LAYERS = {"conv 16-16 on 32²": (16, 32), "conv 64-64 on 32²": (64, 32), "conv 256-256 on 8²": (256, 8)}
 DENSITIES = (1.0, 0.8, 0.512, 0.33, 0.2, 0.1, 0.05, 0.036, 0.01, 0.005)
+_QUICK_DENSITIES = (1.0, 0.2, 0.05)
 _LAYER_DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)
 _SECONDS, _REPEATS = 0.4, 7
 _QUICK_SECONDS, _QUICK_REPEATS = 0.1, 3
@@ -50,10 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("sparse", __doc__)
     options.networks(f"one of {', '.join((*NETWORKS, *_LARGE))}")
+    options.densities(" … ".join(f"{DENSITIES[end]:g}" for end in (0, -1)))
     options.threads()
     options.add("--device", default="cpu", help="cpu")
     options.add("--ticket", metavar="FILE", help="also measure this ticket of the (one) network")
-    options.add("--quick", action="store_true", help="LeNet-300-100 at three densities: under a minute")
+    options.add("--quick", action="store_true", help="LeNet-300-100 at 1, 0.2 and 0.05: under a minute")
     options.json()
     options.add("--plot", metavar="FILE", help="draw speed against density here")
     run(**options.parsed(arguments))
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(
     *,
     networks: Sequence[str],
+    densities: Sequence[float] | None,
     threads: int,
     device: str,
     ticket: str | None,
@@ -81,13 +84,13 @@ def run(
     timing = (
         {"seconds": _QUICK_SECONDS, "repeats": _QUICK_REPEATS} if quick else {"seconds": _SECONDS, "repeats": _REPEATS}
     )
-    densities = (1.0, 0.2, 0.05) if quick else DENSITIES
+    chosen_densities = checked_densities(densities, _QUICK_DENSITIES if quick else DENSITIES)
     about = {"device": device, "threads": threads, "precision": "fp32"}
     records: list[Record] = []
     with using_threads(threads):
         every = cases()
         for name in names:
-            found = _training(every[name], densities, masks, timing, about)
+            found = _training(every[name], chosen_densities, masks, timing, about)
             table(found)
             records += found
         if not quick and not networks:

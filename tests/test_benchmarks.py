@@ -44,12 +44,13 @@ def test_the_sparse_benchmark_measures_training(tmp_path: Path, monkeypatch: pyt
     ticket, table, picture = (tmp_path / name for name in ("ticket.safetensors", "result.json", "result.png"))
     lf.save_ticket(ticket, lf.ticket(lf.prune(density=0.3)(lf.init(lf.models.lenet300()))))
     places = ["--ticket", ticket, "--json", table, "--plot", picture]
-    assert main(["benchmark", "sparse", "--quick", "--network", "lenet300", *map(str, places)]) == 0
+    assert main(["benchmark", "sparse", "--quick", "--density", "0.05", *map(str, places)]) == 0
     records = json.loads(table.read_text())["records"]
     assert all(set(item) == KEYS for item in records)
     found = {(item["network"], item["variant"], item["density"]) for item in records}
     assert {("lenet300", "lthfunc, compile", 1.0), ("lenet300", "lthfunc, sparse", 0.05)} <= found
     assert ("lenet300", "lthfunc, sparse, ticket", 0.3) in found
+    assert {density for _, variant, density in found if variant == "lthfunc, sparse"} == {0.05}
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -133,6 +134,7 @@ def test_a_benchmark_refuses_what_it_cannot_measure(
             "--device: invalid value 'cpu' (expected cuda or cuda:N; with TRITON_INTERP",
         ),
         ("execution", ["nowhere"], "nowhere: is not a run folder"),
+        ("sparse", ["--density", "2"], "--density: invalid value 2.0 (expected a number in (0, 1])"),
         ("sparse", ["--ticket", "t.safetensors"], "--ticket: invalid value 't.safetensors' (expected one --network"),
     ],
 )
