@@ -12,8 +12,11 @@ from sparse_programs import both, check, kernels  # noqa: F401
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import is_faster
 from lthfunc.sparse.kernels import build
+from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -182,3 +185,46 @@ def test_refusals(make: Any, call: Any, words: str) -> None:
     model = lf.from_module(module)
     with pytest.raises(lf.UserError, match=words):
         lf.sparse_program(model, lf.init(model))(torch.zeros(2, 5, 3))
+
+
+def test_dropout_between_layers_keeps_the_mean_and_its_gradient() -> None:
+    """Layers that hand on what is above zero show the mask: others of their numbers are left out in each step."""
+    share, steps, width, batch = 0.25, 5, 4, 100
+    shape = (steps, width)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.RNN(width, width, 2, nonlinearity="relu", bias=False, batch_first=True, dropout=share)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(x)[0].flatten(1)
+            return found
+
+    model = lf.from_module(Net(), warn=False)
+    params, buffers = model.init(0)
+    params = {name: torch.eye(width) * float("weight_ih" in name) for name in params}
+    program = program_of(
+        captured(model, shape, training=True), params, buffers, {}, batch=batch, stored=Stored(shape, torch.float32),
+        epilogue=Epilogue(None),
+    )  # fmt: skip
+    workspace, draw = Workspace(program, params, buffers), torch.Generator().manual_seed(0)
+    x, y = torch.rand(batch, *shape, generator=draw) + 0.1, torch.zeros(batch, dtype=torch.int64)
+    kept: list[Tensor] = []
+    for step in (0, 1, 0):
+        workspace.run(x[None], y[None], 1, step, 7, (0, program.forward))
+        outputs = workspace.outputs.clone().view(batch, *shape)
+        kept.append((outputs > 0).double() / (1 - share))
+        torch.testing.assert_close(outputs.double(), x.double() * kept[-1], rtol=1e-5, atol=1e-6)
+    assert float((kept[0] > 0).double().mean()) == pytest.approx(1 - share, abs=0.03)
+    assert torch.equal(kept[0], kept[2])
+    assert not torch.equal(kept[0], kept[1])
+    gradient = torch.randn(batch, *shape, generator=draw)
+    workspace.outputs.copy_(gradient.flatten(1))
+    workspace.run(x[None], y[None], 1, 0, 7, (program.forward, program.backward))
+    found = workspace.dense(workspace.gradients)
+    first = torch.einsum("nto,nti->oi", gradient.double() * kept[0], x.double())
+    torch.testing.assert_close(found["layer.weight_ih_l0"].double(), first, rtol=1e-4, atol=1e-4)
+    # The second layer's weights that are zero have gradients of what it was given, where it gives more than zero.
+    second = torch.einsum("nto,nti->oi", gradient.double() * (kept[0] > 0), x.double() * kept[0])
+    torch.testing.assert_close(found["layer.weight_ih_l1"].double(), second, rtol=1e-4, atol=1e-4)

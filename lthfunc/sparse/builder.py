@@ -219,7 +219,7 @@ class Builder:
     def release(self, value: Value) -> None:
         """The gradient was read for the last time."""
         buffer = self.gradient_of(value)
-        if value.legacy is None or not value.legacy():
+        if value.donation is None or not value.donation():
             self._spare(buffer)
 
     def forget(self, value: Value) -> None:

@@ -32,13 +32,12 @@ class Value:
 
     needs: whether a gradient is wanted. tokens: whether its numbers are those of tokens, int64 in the network.
     rectified: whether ReLU was applied in place; whoever writes the last part of its gradient zeroes it where the value
-    is not above zero. uses: operations whose gradients it gets. pending: writes
-    the value, with another one added to it or None; whoever reads it first calls this. pending_gradient: writes the
-    gradient; whoever reads that calls this.
+    is not above zero. uses: operations whose gradients it gets. pending: writes the value, with another one added to
+    it or None; whoever reads it first calls this. pending_gradient: writes the gradient; whoever reads that calls this.
 
     sums: each tile's, for a batch normalisation; summable: whoever writes the value can write them. normalised: how
-    batch normalisation gave the value, if it did. rewrite: writes a local value once more, for gradients. legacy: gives
-    the memory of its gradient away once that was read. owed: parts of its gradient that others still are to write.
+    batch normalisation gave the value, if it did. rewrite: writes a local value once more, for gradients. donation:
+    gives the memory of its gradient away once that was read. owed: parts of its gradient that others still write.
     """
 
     buffer: TileBuffer
@@ -53,7 +52,7 @@ class Value:
     summable: bool = False
     normalised: Normalised | None = None
     rewrite: Callable[[], None] | None = None
-    legacy: Callable[[], bool] | None = None
+    donation: Callable[[], bool] | None = None
     owed: list[Callable[[], object]] = field(default_factory=list)
     tokens: bool = False
 

@@ -78,13 +78,13 @@ def _emit_fused_add(b: Builder, operation: Operation, host: Operation) -> None:
 
     def gradient() -> None:
         if other.needs:
-            _bequeath(b, host.out, other)
+            _donate(b, host.out, other)
 
     # Runs before the gradient of what wrote the value, which reads the same gradient.
     b.backward.append(gradient)
 
 
-def _bequeath(b: Builder, source: Value, value: Value) -> None:
+def _donate(b: Builder, source: Value, value: Value) -> None:
     """Part of a value's gradient that is the gradient of another: it gets that one's memory once that was read.
 
     It is copied where the value has parts of a gradient already, or its own is read before.
@@ -108,10 +108,10 @@ def _bequeath(b: Builder, source: Value, value: Value) -> None:
         owes, value.grad, value.written = False, grad, 1
         return True
 
-    if source.legacy is not None or value is source:
+    if source.donation is not None or value is source:
         copy()
     else:
-        source.legacy = give
+        source.donation = give
         value.owed.append(copy)
 
 
