@@ -32,13 +32,13 @@ def run(arguments: list[str], **env: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_avx2() -> None:
-    files = [f"tests/test_{name}.py" for name in ("sparse_layers", "sparse_updates")]
-    files += [f"tests/test_sparse_{name}" for name in (
-        "tokens.py::test_transformers", "recurrent.py::test_both_directions_of_two_layers",
-        "normalisation.py::test_residual_blocks", "edges.py", "transposed.py", "resampling.py",
-    )]  # fmt: skip
-    run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files])
+@pytest.mark.parametrize("tests", [
+    ("layers.py", "updates.py", "tokens.py::test_transformers", "recurrent.py::test_both_directions_of_two_layers",
+     "normalisation.py::test_residual_blocks"),
+    pytest.param(("edges.py", "transposed.py", "resampling.py"), marks=pytest.mark.long),
+], ids=["layers", "more"])  # fmt: skip
+def test_avx2(tests: tuple[str, ...]) -> None:
+    run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/test_sparse_{name}" for name in tests)])
 
 
 @pytest.mark.slow
