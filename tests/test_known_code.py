@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import run
 from test_survival import said
 
 from lthfunc.errors import UserError
+from lthfunc.experiments import known_code
 from lthfunc.experiments.trust import check_trust
 
 STRANGER = """
@@ -113,3 +115,24 @@ def test_known_code_is_known_by_its_files_function_and_options(
     (tmp_path / "cache" / "code.json").write_text("{")
     with pytest.raises(UserError, match="the settings import code: arch"):
         check_trust(config, "run", trusted=False)
+
+
+def test_what_another_command_records_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LTHFUNC_CACHE", str(tmp_path / "cache"))
+    record, net = tmp_path / "cache" / "code.json", tmp_path / "net.py"
+    seen = list[dict[str, dict[str, str]]]()
+    net.touch()
+    read = known_code._read
+
+    def then_another_writes() -> dict[str, dict[str, str]]:
+        found = read()
+        if not seen:
+            record.parent.mkdir()
+            record.write_text(json.dumps({"another": {"its file": "its sum"}}))
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(known_code, "_read", then_another_writes)
+    known_code.remember({"arch": [f"{net}:Net"]}, {})
+    assert seen[0] == {}
+    assert len(json.loads(record.read_text())) == 2

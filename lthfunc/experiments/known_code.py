@@ -16,6 +16,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from filelock import FileLock
+
 from lthfunc.hardware import cache_home
 from lthfunc.trees.atomic_io import write_atomically
 
@@ -36,15 +38,17 @@ def remember(code: Mapping[str, Sequence[str]], values: Mapping[str, Any]) -> No
 
     code: the names of functions and files, by setting. values: all settings.
     """
-    known = _read()
     new = {each.key: {str(path): _sum(path) for path in _files(each)} for each in _all(code, values)}
+    known = _read()
     if all(known.get(key) == sums for key, sums in new.items()):
         return
-    kept = {**{key: sums for key, sums in known.items() if key not in new}, **new}
     with suppress(OSError):  # where the user's folder is read-only, the next command asks again
         _record().parent.mkdir(parents=True, exist_ok=True)
-        payload = json.dumps(dict(list(kept.items())[-_MOST:]), indent=0) + "\n"
-        write_atomically(_record(), payload.encode())
+        with FileLock(_record().with_suffix(".lock")):  # or another command's entry would be lost
+            known = _read()
+            kept = {**{key: sums for key, sums in known.items() if key not in new}, **new}
+            payload = json.dumps(dict(list(kept.items())[-_MOST:]), indent=0) + "\n"
+            write_atomically(_record(), payload.encode())
 
 
 def compared(code: Mapping[str, Sequence[str]], values: Mapping[str, Any]) -> dict[str, Literal["new", "changed"]]:
