@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 from networks_with_features import LENGTH, WORDS, Attend, Concatenating, Language, noisy
 from torch import Tensor, nn
@@ -280,36 +279,6 @@ def test_what_goes_as_a_whole_and_what_is_folded_are_cut_from_one_leaf() -> None
     assert kept.tolist() == read.tolist() == [0, 2, 4, 5]
     whole = lf.put_back(state.params, {"stem.weight": small.params["stem.weight"]}, small.cuts)
     assert torch.equal(whole["stem.weight"], state.params["stem.weight"])
-
-
-class Pieces(nn.Module):
-    """Features split, sliced with steps, selected, padded and joined again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.left, self.right = nn.Linear(4, 12), nn.Linear(4, 3), nn.Linear(6, 2)
-        self.padded, self.even = nn.Linear(10, 2), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).relu()
-        left, right = h.split([4, 8], -1)
-        gate, right = right.chunk(2, -1)
-        padded = F.pad(right, (4, 2)) + F.pad(self.left(x), (3, 4))
-        joined = torch.cat([left[..., 1:3], right * gate], -1)
-        out: Tensor = self.right(joined) + self.even(h[..., ::2]) + self.padded(padded)
-        return out
-
-
-def test_places_are_counted_anew() -> None:
-    model = lf.from_module(Pieces())
-    groups = lf.dependency_groups(model, (3, 4))
-    x = torch.randn(2, 3, 4, dtype=torch.float64)
-    for density in (0.8, 0.5, 0.3):
-        state = revived(lf.prune_groups(groups, density=density)(noisy(lf.init(model))))
-        small = lf.compact(model, state, (3, 4))
-        agree(small, model, state, x)
-        assert numbers(small.params) < numbers(state.params)
-        assert small.params["first.weight"].shape[0] < 12
 
 
 def test_a_whole_network_is_left_as_it_is() -> None:
