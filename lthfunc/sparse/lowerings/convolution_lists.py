@@ -14,12 +14,10 @@ from torch import Tensor
 
 from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.lowerings.product import EntriesOf, Product
-from lthfunc.sparse.lowerings.strides import ConvolutionAxis, StridedRegion, plain
+from lthfunc.sparse.lowerings.strides import NEAR_BYTES, ConvolutionAxis, StridedRegion, plain
 from lthfunc.sparse.patterns import Blocks, Entries, blocks_of
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 
-#: What two rows of pooled outputs may read together: a little more than a first-level cache.
-NEAR_BYTES = 40 * 1024
 STRETCH, _MAX_MISSING = CONSTANTS["STRETCH"], CONSTANTS["MAX_MISSING"]
 #: Share of a product's entries and positions that lie inside the image, from which windows gain nothing; and survivors
 #: that a row should find in one kernel column's list before the channels are taken in parts.

@@ -9,12 +9,12 @@ from torch import Tensor
 from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
-from lthfunc.sparse.lowerings.convolution_lists import NEAR_BYTES, STRETCH, ConvolutionLists
+from lthfunc.sparse.lowerings.convolution_lists import STRETCH, ConvolutionLists
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, lowers, pair
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import has_tokens_layout, plain_view
 from lthfunc.sparse.lowerings.product import Product, ProductLowering
-from lthfunc.sparse.lowerings.strides import ConvolutionAxis, flat
+from lthfunc.sparse.lowerings.strides import NEAR_BYTES, ConvolutionAxis, flat
 from lthfunc.sparse.lowerings.tokens import tokens_linear
 from lthfunc.sparse.patterns import Lists, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer

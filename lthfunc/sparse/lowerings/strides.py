@@ -76,8 +76,9 @@ class FlatRegion(StridedRegion):
         return self.buffer.addresses()
 
 
-#: Bytes of a first-level cache that a list's walk may read again and again, and the fewest places that it pays for.
-_NEAR_BYTES, _LEAST_PLACES = 40 * 1024, 4
+#: Bytes that a list's walk, or two rows of pooled outputs, may read again and again: a little more than a first-level
+#: cache. And the fewest places that it pays for.
+NEAR_BYTES, _LEAST_PLACES = 40 * 1024, 4
 
 
 class TokensRegion(StridedRegion):
@@ -90,7 +91,7 @@ class TokensRegion(StridedRegion):
     @property
     def pieces(self) -> StridedRegion:
         """The same places, where they are one row, as rows of as many as one walk of a list should take."""
-        most = max(_LEAST_PLACES, _NEAR_BYTES // (VECTOR_BYTES * max(1, self.features)))
+        most = max(_LEAST_PLACES, NEAR_BYTES // (VECTOR_BYTES * max(1, self.features)))
         if self.ny > 1 or self.nx <= min(most, _STRETCH):
             return self
         best = max(each for each in range(1, min(most, _STRETCH) + 1) if self.nx % each == 0)
