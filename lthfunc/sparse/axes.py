@@ -154,6 +154,11 @@ def merged(axes: Sequence[Axis]) -> Dimension:
     return tuple(found)
 
 
+def only(dimension: Dimension) -> Axis:
+    """The axis of a dimension that has one at most; one that is stepped along once, for a dimension without."""
+    return dimension[0] if dimension else Axis(Side.REPEATED, 1, 0)
+
+
 def side(which: Side, size: int) -> Dimension:
     """A dimension that is all of a side."""
     return merged([Axis(which, size)])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged
+from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, only
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drop_threshold, lowers
@@ -16,8 +16,6 @@ from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import filled, first_of, placed, stride, sum_of_steps
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
-
-_NONE = Axis(Side.REPEATED, 1, 0)
 
 
 @lowers(aten.scaled_dot_product_attention.default, arranged=True)
@@ -31,8 +29,8 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
     scale = kwargs.get("scale", argument(args, 6, None))
     views = [_operand(b, as_view(b, each)) for each in args[:3]]
     (*_, queries, features), (*_, keys, _), (*_, value_features) = (view.arrangement.sizes for view in views)
-    heads, shared = (_axis(view.arrangement, 1).size for view in views[:2])
-    if shared != _axis(views[2].arrangement, 1).size or heads % shared:
+    heads, shared = (only(view.arrangement.dimensions[1]).size for view in views[:2])
+    if shared != only(views[2].arrangement.dimensions[1]).size or heads % shared:
         raise Unsupported("of heads that don't share keys and values evenly")
     sizes = {
         "queries": queries, "keys": keys, "features": features, "value_features": value_features,
@@ -121,13 +119,8 @@ def _operand(b: Builder, view: View) -> View:
     return found
 
 
-def _axis(arrangement: Arrangement, number: int) -> Axis:
-    dimension: Dimension = arrangement.dimensions[number]
-    return dimension[0] if dimension else _NONE
-
-
 def _columns(name: str, buffer: TileBuffer, arrangement: Arrangement) -> dict[str, int]:
     return {name: first_of(arrangement, buffer), f"{name}_tile": buffer.tile} | {
-        f"{name}_{step}": stride(_axis(arrangement, number), buffer)
+        f"{name}_{step}": stride(only(arrangement.dimensions[number]), buffer)
         for number, step in ((1, "head"), (2, "place"), (3, "feature"))
     }

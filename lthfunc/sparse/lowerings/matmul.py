@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged
+from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged, only
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, aten, lowers
@@ -13,8 +13,6 @@ from lthfunc.sparse.lowerings.placing import covers, filled, first_of, placed, s
 from lthfunc.sparse.lowerings.pointwise import flat_log_softmax
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
-
-_ONE = Axis(Side.REPEATED, 1, 0)
 
 
 @lowers(aten.bmm.default, aten.matmul.default, arranged=True)
@@ -26,7 +24,7 @@ def matmul(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("of values whose leading dimensions differ")
     height, count = left.arrangement.sizes[-2:]
     width = right.arrangement.sizes[-1]
-    heads = _head(left).size
+    heads = _head(left.arrangement).size
     out = Value(TileBuffer(heads, height, width), needs=left.value.needs or right.value.needs)
     result = Arrangement((
         *(_in_order(each) for each in leading), merged([Axis(Side.ROW, height)]), merged([Axis(Side.COLUMN, width)]),
@@ -96,9 +94,9 @@ def _operand(b: Builder, view: View) -> View:
     return found
 
 
-def _head(view: View) -> Axis:
-    axes = [axis for dimension in view.arrangement.dimensions[:-2] for axis in dimension]
-    return next((axis for axis in axes if axis.side is not Side.EXAMPLE), _ONE)
+def _head(arrangement: Arrangement) -> Axis:
+    axes = [axis for dimension in arrangement.dimensions[:-2] for axis in dimension]
+    return only(tuple(axis for axis in axes if axis.side is not Side.EXAMPLE))
 
 
 def _order(view: View) -> list[list[bool]]:
@@ -113,9 +111,8 @@ def _in_order(dimension: Dimension) -> Dimension:
 
 def _columns(name: str, arrangement: Arrangement, buffer: TileBuffer, first: str, second: str) -> dict[str, int]:
     """Of an operand, whose last two dimensions are called `first` and `second` in the instruction."""
-    *leading, rows, columns = arrangement.dimensions
-    head = next((axis for each in leading for axis in each if axis.side is not Side.EXAMPLE), _ONE)
-    steps = {"head": head, first: rows[0] if rows else _ONE, second: columns[0] if columns else _ONE}
+    *_, rows, columns = arrangement.dimensions
+    steps = {"head": _head(arrangement), first: only(rows), second: only(columns)}
     return {
         name: first_of(arrangement, buffer), f"{name}_tile": buffer.tile,
         **{f"{name}_{step}": stride(axis, buffer) for step, axis in steps.items()},
