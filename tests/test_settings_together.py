@@ -59,7 +59,8 @@ TOGETHER: list[Any] = [
     *(({"allocate": "lamp", "score": name}, "--allocate: invalid value 'lamp' .*scores of at least 0",
        [{"allocate": "global"}, {"score": "magnitude"}, {"score": "snip"}, {"score": OWN}])
       for name in ("magnitude-increase", "movement", "grasp")),
-    ({"exempt": ("fc1*",)}, "--exempt: requires --structure per-output, units, .* N:M or RxC, not unstr",
+    ({"exempt": ("fc1*",)},
+     "--exempt: requires --structure per-output, units, heads, residual, groups, N:M or RxC, not unstr",
      [{"exempt": ()}, {"structure": "units"}, {"structure": "2:4"}]),
     ({"exempt": ("fc1*",), "structure": OWN}, "--exempt: requires --structure per-output, .*, not package",
      [{"exempt": ()}]),
