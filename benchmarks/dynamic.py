@@ -113,7 +113,7 @@ def _case(name: str) -> Case:
     module = nn.Sequential(
         nn.Flatten(), nn.Linear(3072, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 10)
     )
-    return Case(name, lf.from_module(module, name=name), shape, 60)
+    return Case(name, lambda: lf.from_module(module, name=name), shape, 60)
 
 
 def _measured(

@@ -36,7 +36,7 @@ def of_run(folder: Path, trust: bool) -> list[tuple[Case, list[Masked]]]:
     if not rounds:
         raise UserError(f"{folder}: has no ticket of at most half the weights")
     found = tickets_of_run(folder, spread_out(rounds, 6), None, None, trusted=trust)
-    case = Case(f"{found[0].model.name}, trained", found[0].model, found[0].data.shape, 64)
+    case = Case(f"{found[0].model.name}, trained", lambda: found[0].model, found[0].data.shape, 64)
     return [(case, [Masked(lf.density(each.ticket.masks), "", each.ticket) for each in found])]
 
 

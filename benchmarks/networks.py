@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,18 +15,25 @@ import lthfunc as lf
 _MNIST, _CIFAR, _TEXT, _CHARACTERS = (1, 28, 28), (3, 32, 32), (64,), 65
 
 
-class Case(NamedTuple):
-    """A network to measure. layers: what it is made of, for peers that build it themselves; () where none can.
+@dataclass(frozen=True)
+class Case:
+    """A network to measure. build: makes it. layers: what it is made of, for peers that build it themselves; () where
+    none can.
 
     kind: of its data: "images" and their classes, images and the classes of their "pixels", or "text".
     """
 
     name: str
-    model: lf.Model
+    build: Callable[[], lf.Model]
     shape: tuple[int, ...]
     batch: int
     layers: tuple[str, ...] = ()
     kind: str = "images"
+
+    @cached_property
+    def model(self) -> lf.Model:
+        """The network, made when it is measured: the largest take seconds."""
+        return self.build()
 
     @property
     def learns(self) -> dict[str, Any]:
@@ -34,23 +44,26 @@ class Case(NamedTuple):
 def cases() -> dict[str, Case]:
     """All networks, by name."""
     built = [
-        Case("lenet300", lf.models.lenet300(_MNIST), _MNIST, 60, ("fc 300", "relu", "fc 100", "relu", "fc 10")),
+        Case("lenet300", lambda: lf.models.lenet300(_MNIST), _MNIST, 60, ("fc 300", "relu", "fc 100", "relu", "fc 10")),
         Case(
             "lenet5",
-            lf.models.lenet5(_MNIST),
+            lambda: lf.models.lenet5(_MNIST),
             _MNIST,
             60,
             _LENET5,
         ),
-        Case("lenet5-wide", lf.models.lenet5_wide(_MNIST), _MNIST, 60, _WIDE),
-        Case("conv4", lf.models.conv4(_CIFAR), _CIFAR, 60, _CONV4),
-        Case("resnet20", lf.models.resnet20(_CIFAR), _CIFAR, 128),
-        Case("resnet18", lf.models.resnet18(_CIFAR), _CIFAR, 128),
-        Case("vgg16", lf.models.vgg16(_CIFAR), _CIFAR, 128),
-        Case("vit-tiny", lf.models.vit_tiny(_CIFAR), _CIFAR, 128),
-        Case("unet", lf.models.unet(_CIFAR), _CIFAR, 32, kind="pixels"),
-        Case("char-transformer", lf.models.char_transformer(_TEXT, _CHARACTERS), _TEXT, 32, kind="text"),
-        Case("lstm", lf.models.lstm(_TEXT, _CHARACTERS), _TEXT, 32, kind="text"),
+        Case("lenet5-wide", lambda: lf.models.lenet5_wide(_MNIST), _MNIST, 60, _WIDE),
+        Case("conv4", lambda: lf.models.conv4(_CIFAR), _CIFAR, 60, _CONV4),
+        Case("resnet20", lambda: lf.models.resnet20(_CIFAR), _CIFAR, 128),
+        Case("resnet18", lambda: lf.models.resnet18(_CIFAR), _CIFAR, 128),
+        Case("vgg16", lambda: lf.models.vgg16(_CIFAR), _CIFAR, 128),
+        Case("vit-tiny", lambda: lf.models.vit_tiny(_CIFAR), _CIFAR, 128),
+        Case("unet", lambda: lf.models.unet(_CIFAR), _CIFAR, 32, kind="pixels"),
+        Case("char-transformer", lambda: lf.models.char_transformer(_TEXT, _CHARACTERS), _TEXT, 32, kind="text"),
+        Case(
+            "gpt", lambda: lf.models.char_transformer(_TEXT, _CHARACTERS, width=1024, heads=32), _TEXT, 16, kind="text"
+        ),
+        Case("lstm", lambda: lf.models.lstm(_TEXT, _CHARACTERS), _TEXT, 32, kind="text"),
     ]
     return {case.name: case for case in built}
 
@@ -60,11 +73,12 @@ def layer_cases() -> dict[str, Case]:
     found = {}
     for size in (1024, 4096):
         layer = nn.Sequential(nn.Linear(size, size))
-        found[f"linear{size}"] = Case(f"linear{size}", lf.from_module(layer, name=f"linear{size}"), (size,), 64)
+        name = f"linear{size}"
+        found[name] = Case(name, partial(lf.from_module, layer, name=name), (size,), 64)
     for channels, side in ((64, 32), (256, 8)):
         layer = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Flatten())
         name = f"conv{channels}"
-        found[name] = Case(name, lf.from_module(layer, name=name), (channels, side, side), 64)
+        found[name] = Case(name, partial(lf.from_module, layer, name=name), (channels, side, side), 64)
     return found
 
 

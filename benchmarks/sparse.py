@@ -36,7 +36,7 @@ from .sparse_chart import draw, table
 
 DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
 NETWORKS = ("lenet300", "lenet5", "conv4", "resnet20")
-_LARGE = ("resnet18", "lenet5-wide", "vit-tiny", "unet", "char-transformer", "lstm")
+_LARGE = ("resnet18", "lenet5-wide", "vit-tiny", "unet", "char-transformer", "gpt", "lstm")
 #: Single convolutions 3×3: channels in and out, and the side of the image.
 LAYERS = {"conv 16-16 on 32²": (16, 32), "conv 64-64 on 32²": (64, 32), "conv 256-256 on 8²": (256, 8)}
 DENSITIES = (1.0, 0.8, 0.512, 0.33, 0.2, 0.1, 0.05, 0.036, 0.01, 0.005)
