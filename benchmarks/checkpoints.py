@@ -30,9 +30,9 @@ from lthfunc.runs.checkpoints import save_checkpoint
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.queue import Execution
 from lthfunc.training.cpu_threads import using_threads
-from lthfunc.trees.ops import data_to_device
+from lthfunc.trees.ops import data_to_device, leaves
 
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, checked_densities, chosen, header, record, script, write
 
 _NETWORKS = ("lenet300", "resnet18")
 _QUICK = ("lenet300",)
@@ -40,18 +40,23 @@ _NEVER = "never"
 
 
 class Timed(NamedTuple):
-    """A training. seconds: in total; gaps: from one step to the next; written: seconds that each checkpoint took."""
+    """A training. seconds: in total; gaps: from one step to the next; written: seconds that each checkpoint took.
+
+    sizes: bytes of the last checkpoint, and of its trees.
+    """
 
     seconds: float
     gaps: list[float]
     written: list[float]
+    sizes: tuple[int, int]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("checkpoints", __doc__)
     options.networks("default: lenet300 and resnet18")
-    options.add("--engine", default="eager", help="eager or compile (eager)")
+    options.add("--engine", default="eager", help="eager, compile or sparse (eager)")
+    options.add("--density", type=float, default=1.0, help="of the weights that are trained (1)")
     options.add("--every", default=Config().checkpoint_every, help="checkpoint interval")
     options.add("--seconds", type=float, default=65.0, help="length of each training (65)")
     options.add("--repeats", type=int, default=3, help="trainings of each kind (3)")
@@ -63,17 +68,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(
-    *, networks: list[str], engine: str = "eager", every: str = "30s", seconds: float = 65.0, repeats: int = 3,
-    threads: int = 1, device: str = "cpu", quick: bool = False, json: str | None = None,
+    *, networks: list[str], engine: str = "eager", density: float = 1.0, every: str = "30s", seconds: float = 65.0,
+    repeats: int = 3, threads: int = 1, device: str = "cpu", quick: bool = False, json: str | None = None,
 ) -> list[Record]:  # fmt: skip
     """Measure these networks. Raises UserError for an unknown name or an invalid interval."""
+    checked_densities([density], ())
     names = chosen(networks, _QUICK if quick else _NETWORKS, tuple(NETWORKS), threads)
     if quick:
         every, seconds, repeats = "1s", 3.0, 1
     console, records = Console(width=150), list[Record]()
     with using_threads(threads):
         for name in names:
-            found = _measured(name, engine, every, seconds, repeats, device)
+            found = _measured(name, engine, density, every, seconds, repeats, device)
             records += [{**each, "threads": threads, "device": device} for each in found]
             for each in found:
                 console.print(_line(each), highlight=False)
@@ -83,8 +89,10 @@ def run(
     return records
 
 
-def _measured(name: str, engine: str, every: str, seconds: float, repeats: int, device: str) -> list[Record]:
-    plan, task = _case(name, engine, device)
+def _measured(
+    name: str, engine: str, density: float, every: str, seconds: float, repeats: int, device: str
+) -> list[Record]:
+    plan, task = _case(name, engine, density, device)
     steps = 3
     for share in (
         0.05,
@@ -101,18 +109,19 @@ def _measured(name: str, engine: str, every: str, seconds: float, repeats: int, 
     step = statistics.median(gap for each in kept[_NEVER] for gap in each.gaps)
     return [
         record(
-            whole[interval], network=name, engine=engine, checkpoint_every=interval, steps=steps,
+            whole[interval], network=name, engine=engine, density=density, checkpoint_every=interval, steps=steps,
             share=round(statistics.median(whole[interval]) / statistics.median(whole[_NEVER]) - 1, 5),
             median_step_ms=round(1000 * step, 3),
             longest_step_ms=round(1000 * max(max(each.gaps) for each in runs), 3),
             checkpoints=sum(len(each.written) for each in runs) / repeats,
             written_ms=round(1000 * statistics.median([time for each in runs for time in each.written] or [0.0]), 1),
+            bytes=max(each.sizes[0] for each in runs), dense_bytes=max(each.sizes[1] for each in runs),
         )
         for interval, runs in kept.items()
     ]  # fmt: skip
 
 
-def _case(name: str, engine: str, device: str) -> tuple[Plan, Task]:
+def _case(name: str, engine: str, density: float, device: str) -> tuple[Plan, Task]:
     small = name.startswith("lenet")
     shape, size, batch = ((1, 28, 28), 6000, 60) if small else ((3, 32, 32), 512, 128)
     draw = torch.Generator().manual_seed(0)
@@ -125,6 +134,8 @@ def _case(name: str, engine: str, device: str) -> tuple[Plan, Task]:
     model = build(name, shape, 10)
     trainer = lf.make_trainer(model, data, optimizer=lf.adam(1e-4), batch_size=batch, engine=engine)
     start = lf.init(model, 0, device)
+    if density < 1:
+        start = lf.prune(density=density, score=lf.random_scores(0))(start)
     return Plan(model, trainer, steps=10, eval_every=10**9), Task(0, 0, TICKET, start, None)
 
 
@@ -132,11 +143,13 @@ def _timed(plan: Plan, task: Task, interval: str) -> Timed:
     """One training, from the call to its result on the disk that checkpoints go to."""
     times: list[float] = []
     written: list[float] = []
+    paths: list[Path] = []
 
     def saved(*given: Any) -> Path:
         begun = time.perf_counter()
         path = save_checkpoint(*given)
         written.append(time.perf_counter() - begun)
+        paths.append(path)
         return path
 
     with tempfile.TemporaryDirectory() as folder, mock.patch("lthfunc.scheduling.checkpointing.save_checkpoint", saved):
@@ -146,14 +159,19 @@ def _timed(plan: Plan, task: Task, interval: str) -> Timed:
             lambda number, point: times.append(time.perf_counter()) if point is None else None,
         )  # fmt: skip
         seconds = time.perf_counter() - begun
-    return Timed(seconds, [after - before for before, after in pairwise(times)], written)
+        last = [
+            (path.stat().st_size, sum(leaf.nbytes for leaf in leaves(lf.load_tree(path)[0]))) for path in paths[-1:]
+        ]
+    return Timed(seconds, [after - before for before, after in pairwise(times)], written, last[0] if last else (0, 0))
 
 
 def _line(item: Record) -> str:
     return (
-        f"{item['network']:10} {item['engine']:8} every {item['checkpoint_every']:6} {item['median']:7.1f} s for "
+        f"{item['network']:10} {item['engine']:8} at {item['density']:g} every {item['checkpoint_every']:6} "
+        f"{item['median']:7.1f} s for "
         f"{item['steps']:,} steps ({100 * item['share']:+.2f} %), step {item['median_step_ms']:.2f} ms, longest "
-        f"{item['longest_step_ms']:.2f} ms; {item['checkpoints']:g} checkpoints of {item['written_ms']:.0f} ms"
+        f"{item['longest_step_ms']:.2f} ms; {item['checkpoints']:g} checkpoints of {item['written_ms']:.0f} ms, "
+        f"{item['bytes']:,} bytes for {item['dense_bytes']:,}"
     )
 
 

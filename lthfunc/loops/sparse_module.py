@@ -19,13 +19,12 @@ from lthfunc.printable import counted, dtype_name
 from lthfunc.sparse.batch_sizes import OTHER_BATCH, twins
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, captured_call
 from lthfunc.sparse.kernels.build import load_kernels
-from lthfunc.sparse.packing import scattered
 from lthfunc.sparse.partition import Input
 from lthfunc.sparse.partitioned import PartitionedCall
 from lthfunc.sparsify.transforms import ticket
 from lthfunc.trees.module_attributes import copy_module
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.ops import count
+from lthfunc.trees.ops import count, scattered
 from lthfunc.trees.prunable import check_pure, is_pure_module
 from lthfunc.trees.types import Masks, Ticket, TrainState
 

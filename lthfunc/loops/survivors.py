@@ -12,9 +12,9 @@ from lthfunc.argument_hints import described
 from lthfunc.errors import UserError
 from lthfunc.loops.torch_optimizers import owned
 from lthfunc.printable import dtype_name, first_few
-from lthfunc.sparse.packing import scattered
 from lthfunc.sparse.partitioned import Weights
 from lthfunc.trees.leaf_names import first_names
+from lthfunc.trees.ops import scattered
 from lthfunc.trees.types import Buffers, Masks, Params
 
 

@@ -10,7 +10,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optree
 import torch
+from torch import Tensor
 
 from lthfunc.energy.amounts import Metered, as_values, from_values
 from lthfunc.errors import DamagedError, UserError
@@ -23,10 +25,12 @@ from lthfunc.training.optimizer_states import fresh_state
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.results import BestNetwork, Fit, Point, SinceLastPoint
 from lthfunc.trees.files import tree_bytes, tree_of
-from lthfunc.trees.ops import flattened, leaf_difference, leaves, to_device
+from lthfunc.trees.ops import flattened, leaf_difference, to_device
 from lthfunc.trees.types import TrainState
 
-_FORMAT = "lthfunc.checkpoint/1"
+_FORMAT = "lthfunc.checkpoint/2"
+#: Without the names of what the optimiser keeps, and dense; read as well.
+_DENSE = "lthfunc.checkpoint/1"
 _NAME = re.compile(r"checkpoint-(\d{9,})-([0-9a-f]{64})\.safetensors")
 
 #: What reading a checkpoint of another network or version may raise.
@@ -50,7 +54,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "params": state.params,
         "buffers": state.buffers,
         "masks": state.masks,
-        "opt": {str(number): leaf for number, leaf in enumerate(leaves(state.opt))},
+        "opt": _numbered(state),
         "chosen": {"params": fit.best.params, "buffers": fit.best.buffers},
         "random": since.random,
     }
@@ -69,8 +73,20 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "anchor_step": None if anchor is None else int(anchor.step),
         "changes": [plain_change(each) for each in fit.changes],
     }
-    payload = tree_bytes(tree, about)
+    payload = tree_bytes(tree, about, as_survivors=True)
     return put_checkpoint(place, f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors", payload)
+
+
+def _numbered(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """The leaves of an optimiser's state by number, each under the name of its parameter, which masks go by."""
+    paths, found, _ = optree.tree_flatten_with_path(state.opt)
+    names = [path[-1] if path and path[-1] in state.params else "" for path in paths]
+    return {str(number): {name: leaf} for number, (name, leaf) in enumerate(zip(names, found, strict=True))}
+
+
+def _leaf(named: dict[str, Tensor] | Tensor) -> Tensor:
+    """One leaf of `_numbered`, or of a checkpoint that has it without its name."""
+    return next(iter(named.values())) if isinstance(named, dict) else named
 
 
 def put_checkpoint(place: Path, name: str, payload: bytes) -> Path:
@@ -144,10 +160,10 @@ def load_checkpoint(place: Path, start: TrainState, optimizer: Optimizer) -> Che
 
 def _checkpoint(tree: dict[str, Any], about: dict[str, Any], start: TrainState, optimizer: Optimizer) -> Checkpoint:
     device = start.step.device
-    if about["format"] != _FORMAT:
+    if about["format"] not in (_FORMAT, _DENSE):
         raise ValueError("another format")
     fresh, rebuilt = flattened(fresh_state(optimizer, start))
-    opt: list[Any] = [tree["opt"][str(number)] for number in range(len(fresh))]
+    opt = [_leaf(tree["opt"][str(number)]) for number in range(len(fresh))]
     state = TrainState(
         tree["params"], tree.get("buffers", {}), tree["masks"], rebuilt(opt), torch.tensor(int(about["step"]))
     )

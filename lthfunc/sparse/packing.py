@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.trees.ops import scattered
 from lthfunc.trees.types import Masks, Params
 
 
@@ -72,10 +72,3 @@ def unpacked_like(
 def columns(leaves: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Params:
     """Survivors as tensors (n, 1, …) of as many dimensions as the dense leaves have, one at least."""
     return {name: leaf.view(-1, *(1,) * (len(shapes[name]) - 1)) for name, leaf in leaves.items()}
-
-
-def scattered(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A dense leaf: the values at their positions, zero elsewhere."""
-    dense = torch.zeros(shape, dtype=values.dtype, device=values.device)
-    dense.view(-1).scatter_(0, positions, values)
-    return dense

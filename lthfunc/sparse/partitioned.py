@@ -12,11 +12,11 @@ from torch.fx import Node
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.halves import Halves
 from lthfunc.sparse.lowerings.interface import Param
-from lthfunc.sparse.packing import scattered
 from lthfunc.sparse.partition import Input, Part, Twins, inputs_of, leaves_of, partition, results_of
 from lthfunc.sparse.pytorch_parts import pytorch_part
 from lthfunc.sparse.regions import region_program
 from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.trees.ops import scattered
 
 #: Programs for other numbers of tiles that a part keeps.
 _PROGRAMS = 8

@@ -20,11 +20,14 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.printable import dtype_name
 from lthfunc.trees.atomic_io import write_atomically
+from lthfunc.trees.packed_trees import PackedLeaves, packed, unpacked
 from lthfunc.trees.types import Ticket
 
 _TICKET = "lthfunc.ticket/1"
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _ORDER = "order"
+#: Of a file as `packed_trees` has it, in its first form.
+_PACKED = "packed/1"
 #: The longest header in bytes, as in safetensors itself.
 _LONGEST_HEADER = 100_000_000
 #: All metadata is under one key: safetensors writes several in random order, and equal trees should give equal files.
@@ -47,17 +50,25 @@ def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: M
     write_atomically(path, tree_bytes(tree, metadata))
 
 
-def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> bytes:
-    """The content of a file that `save_tree` writes; equal trees give equal bytes."""
-    flat, seen = flatten(tree), set()
+def tree_bytes(
+    tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None, *, as_survivors: bool = False
+) -> bytes:
+    """The content of a file that `save_tree` writes; equal trees give equal bytes.
+
+    as_survivors: as `packed_trees` has them, which is smaller and read back the same.
+    """
+    flat = {name: leaf.detach().cpu().contiguous() for name, leaf in flatten(tree).items()}
+    about, seen = {**(metadata or {}), _ORDER: list(flat)}, set()
+    if as_survivors:
+        flat, *rest = packed(flat)
+        about[_PACKED] = dict(zip(PackedLeaves._fields[1:], rest, strict=True))
     for name, leaf in flat.items():
-        leaf = leaf.detach().cpu().contiguous()
         memory = leaf.untyped_storage().data_ptr()
         flat[name] = leaf.clone() if memory in seen else leaf  # safetensors refuses tensors that share memory
         seen.add(memory)
     # safetensors sorts its entries; the order of layers matters.
     try:
-        header = {METADATA_KEY: json.dumps({**(metadata or {}), _ORDER: list(flat)})}
+        header = {METADATA_KEY: json.dumps(about)}
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"metadata: invalid value (expected JSON values: {error})") from error
     return safetensors.torch.save(flat, header)
@@ -95,7 +106,11 @@ def _tree(
     header: dict[str, Any], names: Iterable[str], tensor: Callable[[str], Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(tree, metadata) of a file with these tensors. Raises ValueError where its header names others."""
-    order = header.pop(_ORDER, None)
+    order, about = header.pop(_ORDER, None), header.pop(_PACKED, None)
+    if about is not None:
+        if sorted({*order, *about["shapes"]}) != sorted(names):
+            raise ValueError("its header and its tensors don't match")
+        return _nest(unpacked(order, tensor, about)), header
     if order is not None and sorted(order) != sorted(names):
         raise ValueError("its header and its tensors don't match")
     return _nest({name: tensor(name) for name in order or names}), header

@@ -151,6 +151,13 @@ def leaf_difference(ours: Mapping[Any, Tensor], theirs: Mapping[Any, Tensor]) ->
     return None
 
 
+def scattered(values: Tensor, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A dense leaf: the values at their positions in the flattened leaf, zero elsewhere."""
+    dense = torch.zeros(shape, dtype=values.dtype, device=values.device)
+    dense.view(-1).scatter_(0, positions, values)
+    return dense
+
+
 def raw_bytes(leaf: Tensor) -> Tensor:
     """A tensor's bytes, uint8 (bytes,) on the CPU; a view where that is possible."""
     return leaf.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -41,13 +41,13 @@ from lthfunc.scheduling import execute, local
 
 RUN = [
     "prune", "--rounds", "2", "--steps", "60", "--eval-every", "20", "--batch-size", "50", "--control", "reinit",
-    "--rewind", "step:10", "--checkpoint-every", "7", "--engine", "eager", "--threads", "1",
+    "--rewind", "step:10", "--checkpoint-every", "7", "--threads", "1",
 ]  # fmt: skip
-SMALLEST = [*RUN, "--rounds", "1", "--steps", "11"]
+SMALLEST = [*RUN, "--engine", "eager", "--rounds", "1", "--steps", "11"]
 #: A method that trains once, with its updates of masks.
 METHOD = [
     "prune", "--steps", "60", "--eval-every", "20", "--batch-size", "50", "--density", "0.2", "--checkpoint-every", "7",
-    "--engine", "eager", "--threads", "1", "--method",
+    "--threads", "1", "--method",
 ]  # fmt: skip
 #: Two seeds in worker processes; a worker takes seconds to start.
 WORKERS = [*RUN, "--replicates", "2", "--jobs", "2"]
@@ -242,6 +242,7 @@ def _command() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", help="by a published method instead of iterative magnitude pruning")
+    parser.add_argument("--engine", default="eager", help="eager, or sparse, whose updates of masks are on survivors")
     parser.add_argument("--workers", action="store_true", help="two seeds in worker processes, which takes longer")
     parser.add_argument("--json", metavar="FILE", help="write every moment and outcome here")
     given = parser.parse_args()
@@ -249,7 +250,7 @@ def _command() -> int:
     with tempfile.TemporaryDirectory(prefix="lthfunc-crash-") as folder:
         tell = lambda text: print(f"\r{text}", end="", file=sys.stderr, flush=True)  # noqa: E731
         run = WORKERS if given.workers else RUN if given.method is None else [*METHOD, given.method]
-        outcomes = study(given.kills, given.seed, Path(folder), run, tell)
+        outcomes = study(given.kills, given.seed, Path(folder), [*run, "--engine", given.engine], tell)
     print(file=sys.stderr)
     print(table(outcomes), end="")
     if given.json:
