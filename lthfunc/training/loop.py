@@ -21,7 +21,7 @@ from lthfunc.training.optimizer_states import with_rates_of
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.precision import Precision
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, Observers, Point, as_observers
-from lthfunc.training.session import TrainingSession, unfinished_fits
+from lthfunc.training.session import Snapshot, TrainingSession, unfinished_fits
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
 from lthfunc.trees.dataset_checks import check_data
@@ -128,37 +128,37 @@ def fit_together(
         trainer, states, seeds, until, since=since, observe=observe, checkpointer=checkpointer
     ) as training:
         while fits[0].curve[-1].step < until:
-            snapshot, last = training.snapshot, fits[0].curve[-1].step
+            last = fits[0].curve[-1].step
             look = min(until, last - last % eval_every + eval_every)
             change = following(updates, fits, until)
             step = look if change is None else min(look, change)
             training.to(step, fits)
-            if updates is not None and step == change != look:
-                phase("preparation", step)
-                exchanged = updates.on_survivors(training, fits, step, until)
-                if exchanged is not None:
-                    fits = exchanged
-                    continue
-            now = training.now()
-            if not all(training.are_finite(now)):
-                now = recover_from_nonfinite(training, snapshot(), seeds, step, fits)
-            fits = unfinished_fits(fits, *now)
             if step == look:
+                now = _finite_now(training, seeds, step, fits)
                 losses = training.mark(*now)
                 phase("evaluation", step)
                 points = _measure(trainer, now[0], losses, step)
-                fits = [_extended(*item) for item in zip(fits, points, strict=True)]
+                fits = [_extended(*item) for item in zip(unfinished_fits(fits, *now), points, strict=True)]
                 if observe is not None:
                     observe(step, points)
             if updates is not None and step == change:
                 phase("preparation", step)
-                exchanged = updates.on_survivors(training, fits, step, until) if step == look else None
-                if exchanged is not None:
-                    fits = exchanged
-                    continue
-                fits = [updates.applied(each, seed, until) for each, seed in zip(fits, seeds, strict=True)]
-                training.change_to([each.state for each in fits], [each.since for each in fits if each.since])
+                exchanged = updates.on_survivors(training, fits, step, until)
+                if exchanged is None:
+                    if step != look:
+                        fits = unfinished_fits(fits, *_finite_now(training, seeds, step, fits))
+                    exchanged = [updates.applied(each, seed, until) for each, seed in zip(fits, seeds, strict=True)]
+                    training.change_to([each.state for each in exchanged], [each.since for each in fits if each.since])
+                fits = exchanged
     return fits
+
+
+def _finite_now(training: TrainingSession, seeds: Sequence[int], step: int, fits: Sequence[Fit]) -> Snapshot:
+    """Where the training stands, at this step, once what was not finite on the way was left out."""
+    now = training.now()
+    if all(training.are_finite(now)):
+        return now
+    return recover_from_nonfinite(training, training.snapshot(), seeds, step, fits)
 
 
 def untrained_fits(
