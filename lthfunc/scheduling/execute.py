@@ -11,7 +11,7 @@ from typing import Any
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config, trainings_at_once
-from lthfunc.experiments.iterative import TICKET, Plan, Round, Task, rounds
+from lthfunc.experiments.iterative import TICKET, Plan, Round, Task
 from lthfunc.experiments.records import Record, record
 from lthfunc.hardware import usable_cores
 from lthfunc.runs.checkpoints import drop_checkpoints
@@ -22,6 +22,7 @@ from lthfunc.scheduling.executors import run_on
 from lthfunc.scheduling.gpu_memory import width_on
 from lthfunc.scheduling.local import in_turn, vmapped
 from lthfunc.scheduling.processes import ProcessExecutor
+from lthfunc.scheduling.pruning_costs import PruningCosts, rounds_noting_costs, with_pruning
 from lthfunc.scheduling.queue import PLANNED, Execution, Queue, Result, TrainingCost, all_at_once
 from lthfunc.scheduling.threads import ThreadExecutor, can_share_a_process
 
@@ -40,11 +41,14 @@ def execute(run: Execution, earlier: list[Record], jobs: int, tasks: Sequence[Ta
     config, plan, folder = run.config, run.context, run.folder
     assert folder is not None
     run.watcher.total(steps_ahead(config, plan, earlier))
+    costs: PruningCosts = {}
     if tasks is None:
         device = config.device
         queue = Queue(
             {
-                seed: rounds(plan, seed, device, done_so_far(folder, device, seed, earlier, plan.model))
+                seed: rounds_noting_costs(
+                    plan, seed, device, done_so_far(folder, device, seed, earlier, plan.model), run.meter, costs
+                )
                 for seed in range(config.seed, config.seed + config.replicates)
             }
         )
@@ -53,7 +57,7 @@ def execute(run: Execution, earlier: list[Record], jobs: int, tasks: Sequence[Ta
         queue = all_at_once([task for task in tasks if task.key not in finished])
 
     def save(task: Task, value: Round, cost: TrainingCost) -> Record:
-        return keep_training(folder, config, value, task.seed, cost)
+        return keep_training(folder, config, value, task.seed, with_pruning(cost, costs.get(task.key)))
 
     records = in_order([*earlier, *run_all(run, queue, jobs, save)], config.control)
     write_ticket_files(folder)

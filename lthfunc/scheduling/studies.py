@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lthfunc.experiments.config import Config
-from lthfunc.experiments.iterative import Plan, Round, Task, rounds
+from lthfunc.experiments.iterative import Plan, Round, Task
 from lthfunc.experiments.records import Record
 from lthfunc.experiments.studies import StudyPlans
 from lthfunc.experiments.task_schedules import sent
@@ -18,6 +17,7 @@ from lthfunc.runs.folder import in_order
 from lthfunc.runs.store import done_so_far
 from lthfunc.runs.ticket_files import write_ticket_files
 from lthfunc.scheduling.execute import PROCESSES_FROM_STEPS, keep_training, run_all, steps_ahead, trainings_ahead
+from lthfunc.scheduling.pruning_costs import PruningCosts, rounds_noting_costs, with_pruning
 from lthfunc.scheduling.queue import Beginning, Execution, Queue, TrainingCost, Workload
 from lthfunc.trees.types import TrainState
 
@@ -88,12 +88,14 @@ def execute_study(run: Execution, runs: Mapping[str, RunUnderWay], jobs: int) ->
         for name, each in runs.items() if seed < each.config.seed + each.config.replicates
     ]  # fmt: skip
     # Networks that wait for their training take memory, so a run's seed is begun when there is room for it.
+    costs: dict[str, PruningCosts] = {name: {} for name in runs}
     at_once, waiting = jobs if run.config.executor == "local" else len(ahead), iter(ahead)
-    queue = Queue({series: _in_turn(folder, runs, series, waiting) for series in range(at_once)})
+    queue = Queue({series: _in_turn(run, runs, series, waiting, costs) for series in range(at_once)})
     records = {name: list(each.records) for name, each in runs.items()}
 
     def save(task: StudyTask, value: Round, cost: TrainingCost) -> Record:
-        item = keep_training(folder / task.run, runs[task.run].config, value, task.seed, cost)
+        whole = with_pruning(cost, costs[task.run].get(task.key))
+        item = keep_training(folder / task.run, runs[task.run].config, value, task.seed, whole)
         records[task.run].append(item)
         return item
 
@@ -120,18 +122,16 @@ def jobs_of_study(config: Config, runs: Mapping[str, RunUnderWay]) -> int:
     return max(1, min(config.jobs or usable_cores() // (config.threads or 1), trainings_left(runs)))
 
 
-def _schedule(folder: Path, run: RunUnderWay, seed: int) -> Generator[list[Task], list[Round], None]:
-    config, plan = run.config, run.plan
-    done = done_so_far(folder, config.device, seed, run.records, plan.model)
-    return rounds(plan, seed, config.device, done)
-
-
 def _in_turn(
-    folder: Path, runs: Mapping[str, RunUnderWay], series: int, waiting: Iterator[tuple[str, int]]
-) -> Generator[list[StudyTask], list[Round], None]:
-    """The trainings of one (run, seed) after the other. waiting: shared with other series."""
+    run: Execution, runs: Mapping[str, RunUnderWay], series: int, waiting: Iterator[tuple[str, int]],
+    costs: Mapping[str, PruningCosts],
+) -> Generator[list[StudyTask], list[Round], None]:  # fmt: skip
+    """The trainings of one (run, seed) after the other. waiting: shared with other series. costs: by run."""
+    assert run.folder is not None
     for name, seed in waiting:
-        schedule = _schedule(folder / name, runs[name], seed)
+        config, plan, records = runs[name]
+        done = done_so_far(run.folder / name, config.device, seed, records, plan.model)
+        schedule = rounds_noting_costs(plan, seed, config.device, done, run.meter, costs[name])
         tasks = next(schedule, None)
         while tasks is not None:
             results = yield [StudyTask(name, series, task) for task in tasks]
