@@ -37,7 +37,7 @@ def made(
     """A program of one instruction, whose other columns are 0; it is freed with the process."""
     row = encoded(name, split, rows, 0, **(dict.fromkeys(COLUMNS[name], 0) | columns))
     number: int = torch.ops.lthfunc.make_program(
-        torch.tensor([row]), torch.zeros(64, dtype=torch.int32), vectors, local, 64, 64, batch
+        torch.tensor([row]), torch.zeros(64, dtype=torch.int32), vectors, local, 64, 64, 64, batch
     )
     return number
 

@@ -102,12 +102,13 @@ class Parts(NamedTuple):
     vectors: int
     local: int
     values: int
+    trained: int
     batch: int
     tokens: bool = False
 
     def made(self) -> int:
         number: int = torch.ops.lthfunc.make_program(
-            self.rows, self.lists, self.vectors, self.local, self.values, len(self.constants), self.batch
+            self.rows, self.lists, self.vectors, self.local, self.values, self.trained, len(self.constants), self.batch
         )
         return number
 
@@ -151,7 +152,7 @@ def programs() -> tuple[Parts, ...]:
 
 
 def parts_of(code: MachineCode) -> Parts:
-    return Parts(code.rows, code.lists, code.constants, code.vectors, code.local, code.values, code.batch)
+    return Parts(code.rows, code.lists, code.constants, code.vectors, code.local, code.values, code.trained, code.batch)
 
 
 def mutated(parts: Parts, rng: random.Random) -> Parts:
@@ -161,7 +162,7 @@ def mutated(parts: Parts, rng: random.Random) -> Parts:
     for _ in range(rng.randint(1, 3)):
         where = rng.random()
         if where < 0.1:
-            name = rng.choice(("vectors", "local", "values", "batch"))
+            name = rng.choice(("vectors", "local", "values", "trained", "batch"))
             sizes[name] = rng.choice((0, 1, rng.randint(0, getattr(parts, name)), getattr(parts, name) + 16))
         elif where < 0.3:
             lists[rng.randrange(len(lists))] = number(rng, int(rng.choice(lists)))
@@ -201,10 +202,10 @@ def outcome(parts: Parts, rng: random.Random) -> str:
             raise
         return "refused"
     examples, threads, share = rng.randint(1, max(1, parts.batch)), rng.randint(1, 2), rng.randint(1, 3)
-    values, tiles = parts.values, -(-examples // LANES)
+    values, trained, tiles = parts.values, parts.trained, -(-examples // LANES)
     rooms = {name: Room(count) for name, count in (
-        ("activations", LANES * parts.vectors), ("values", values), ("gradients", values),
-        ("partials", values * tiles), ("constants", len(parts.constants)), ("kept", 4 * values),
+        ("activations", LANES * parts.vectors), ("values", values), ("gradients", trained),
+        ("partials", trained * tiles), ("constants", len(parts.constants)), ("kept", 4 * trained),
         ("outputs", 3 * examples), ("input_gradients", math.prod(SHAPE) * examples),
     )}  # fmt: skip
     rooms["constants"].inside.copy_(parts.constants)

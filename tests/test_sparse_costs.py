@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -35,17 +35,27 @@ class Outputs(nn.Module):
 
 
 @pytest.mark.parametrize("kind", FROZEN)
-def test_a_frozen_layer_is_left_to_the_dense_engine(kind: str) -> None:
-    """It has no instructions with frozen weights, however sparse the others are."""
-    net, shape = FROZEN[kind](), (LENGTH, WIDTH)
-    sparse = {name: torch.zeros(leaf.shape) for name, leaf in net.named_parameters() if leaf.ndim > 1}
-    assert is_faster(lf.from_module(net, warn=False), shape, sparse)
-    frozen = FROZEN[kind]()
-    for name, leaf in frozen[0].named_parameters():
-        leaf.requires_grad_(kind == "bias" and name != "bias")
+def test_a_frozen_layer_costs_its_product_and_the_gradient_of_its_input(kind: str) -> None:
+    """Of the three products of a training: one where nothing before it is trained, or else two."""
+
+    def work(before: Sequence[nn.Module], *, frozen: bool) -> float:
+        net = nn.Sequential(*before, *FROZEN[kind]())
+        for name, leaf in net[len(before)].named_parameters():
+            leaf.requires_grad_(not frozen or (kind == "bias" and name != "bias"))
+        model = lf.from_module(net, warn=False)
+        layers = cost_model._layers(model, (LENGTH, WIDTH), False)
+        return sum(layer.work for layer in layers if layer.name.startswith(f"{len(before)}."))
+
+    for before, share in (([], 1 / 3), ([nn.Linear(WIDTH, WIDTH)], 2 / 3)):
+        share = 1.0 if kind == "bias" else share
+        assert work(before, frozen=True) == pytest.approx(share * work(before, frozen=False))
+
+
+def test_a_network_with_a_frozen_layer_runs_sparse() -> None:
+    frozen = FROZEN["linear"]()
+    frozen[0].requires_grad_(False)
     model = lf.from_module(frozen, warn=False)
-    assert not is_faster(model, shape, {name: mask for name, mask in sparse.items() if name in model.prunable})
-    assert cost_model.relative_time("sparse/eager", model, shape, dict.fromkeys(model.prunable, 0.1)) == 1.0
+    assert is_faster(model, (LENGTH, WIDTH), {name: torch.zeros(3, LENGTH * 9) for name in model.prunable})
 
 
 def test_a_layer_of_tokens_costs_the_same_however_it_is_written() -> None:

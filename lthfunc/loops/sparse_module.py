@@ -127,16 +127,20 @@ class SparseModule(nn.Module):
             (each.shape[1:] if told.batched else each.shape, each.dtype, each.is_cpu)
             for each, told in zip(tensors, inputs, strict=True)
         )
-        key = arguments.kind, inputs, shapes, gradients, tuple([part.training for part in self._parts])
+        weights = self._survivors.weights()
+        frozen = frozenset([name for name, leaf in weights.params.items() if gradients and not leaf.requires_grad])
+        key = arguments.kind, inputs, shapes, gradients, frozen, tuple([part.training for part in self._parts])
         call = self._calls.get(key)
         if call is None:
-            call = self._made(arguments, inputs, gradients)
+            call = self._made(arguments, inputs, gradients, frozen)
             if len(self._calls) >= _CALLS:
                 self._calls.pop(next(iter(self._calls)))
             self._calls[key] = call
-        return call(tensors, self._survivors.weights())
+        return call(tensors, weights)
 
-    def _made(self, arguments: _Arguments, inputs: tuple[Input, ...], gradients: bool) -> PartitionedCall:
+    def _made(
+        self, arguments: _Arguments, inputs: tuple[Input, ...], gradients: bool, frozen: frozenset[str]
+    ) -> PartitionedCall:
         for tensor in arguments.tensors:
             if not tensor.is_cpu:
                 raise UserError(f"sparse_module: computes on the CPU; an input is on {tensor.device}")
@@ -155,7 +159,7 @@ class SparseModule(nn.Module):
                 known.append(found)
             return known[0]
 
-        call = PartitionedCall(traced, inputs, twin, gradients=gradients)
+        call = PartitionedCall(traced, inputs, twin, gradients=gradients, frozen=frozen)
         self._tell(call)
         return call
 

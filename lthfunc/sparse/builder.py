@@ -6,6 +6,7 @@ Whatever depends on addresses is a function that is called once all halos are kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -93,11 +94,12 @@ class Weights(NamedTuple):
 class Builder:
     """Collects a program for batches of up to `batch` examples; training: with gradients.
 
-    leaves: where parameters lie among the values. weights: of the prunable leaves. shapes: of all parameters and
-    buffers, when dense. statistics: where buffers lie among the constants. claims: of each parameter, the operations
-    that write its gradient. read_as_values: parameters and buffers that are values themselves. outputs: the network's,
-    which are handed out. spare: memory that was read for the last time. once: gradients are taken once of what a step
-    computed, so that values may be overwritten as soon as nothing reads them.
+    leaves: where parameters lie among the values; frozen: those without a gradient, behind all others. weights: of the
+    prunable leaves. shapes: of all parameters and buffers, when dense. statistics: where buffers lie among the
+    constants. claims: of each parameter, the operations that write its gradient. read_as_values: parameters and buffers
+    that are values themselves. outputs: the network's, which are handed out. spare: memory that was read for the last
+    time. once: gradients are taken once of what a step computed, so that values may be overwritten as soon as nothing
+    reads them.
     """
 
     batch: int
@@ -109,6 +111,7 @@ class Builder:
     constants: list[float] = field(default_factory=list)
     lists: list[Tensor] = field(default_factory=list)
     leaves: dict[str, Leaf] = field(default_factory=dict)
+    frozen: set[str] = field(default_factory=set)
     weights: dict[str, Weights] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: dict[str, int] = field(default_factory=dict)
@@ -123,6 +126,26 @@ class Builder:
     def tiles(self) -> int:
         """Tiles of 16 examples."""
         return -(-self.batch // LANES)
+
+    @property
+    def values(self) -> int:
+        """Numbers of all leaves."""
+        return sum(leaf.size for leaf in self.leaves.values())
+
+    @property
+    def trained(self) -> int:
+        """Numbers of the leaves that have gradients, which come first."""
+        return sum(leaf.size for name, leaf in self.leaves.items() if name not in self.frozen)
+
+    def add_leaf(self, name: str, shape: tuple[int, ...], positions: Tensor | None, *, frozen: bool = False) -> None:
+        """Have room for a parameter. positions: of its survivors; None: all. frozen: once all others are there."""
+        count = math.prod(shape)
+        if len(shape) > 1:
+            positions = torch.arange(count) if positions is None else positions
+            self.weights[name], count = Weights(shape, positions), len(positions)
+        self.leaves[name] = Leaf(self.values, count)
+        if frozen:
+            self.frozen.add(name)
 
     def emit(self, late: Late) -> None:
         """Add an instruction."""

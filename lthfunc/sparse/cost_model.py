@@ -22,8 +22,10 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.hardware import has_wide_amd_cores
 from lthfunc.sparse.capture import TRACED_BATCH, captured
+from lthfunc.sparse.interpretation import leaves_of
 from lthfunc.sparse.kernels.build import have_avx512
 from lthfunc.sparse.lowerings.dense import feeds_multipliers
+from lthfunc.sparse.lowerings.interface import Param
 from lthfunc.sparse.lowerings.recurrent import RECURRENT_LAYERS
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.python_losses import computes_loss
@@ -44,7 +46,7 @@ _MARGIN = 0.97
 class _LayerCost(NamedTuple):
     """name: of the weight. work: multiply-adds of an example. waste: how often dense kernels take that. most: what the
     sparse engine takes at most for it, times that work. taken: whether it takes the layer at all: one whose weights
-    are frozen or computed it does not."""
+    are computed it does not."""
 
     name: str
     work: float
@@ -102,36 +104,46 @@ def _times(model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> t
 
 @functools.lru_cache(maxsize=8)
 def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCost, ...]:
-    captured_graph = captured(model, shape, training=True)
-    placeholders = [node for node in captured_graph.graph.nodes if node.op == "placeholder"]
-    names = dict(zip(placeholders, captured_graph.params, strict=False))
+    graph = captured(model, shape, training=True)
+    names = {node: leaf.name for node, leaf in leaves_of(graph).items() if isinstance(leaf, Param)}
+    learning = {node for node, name in names.items() if name in graph.params}
+    for node in graph.graph.nodes:  # from first to last
+        if any(each in learning for each in node.all_input_nodes):
+            learning.add(node)
+
+    def share_of(node: Node, weight: Node) -> float:
+        """Of a product, its input's gradient and its weight's: those that a frozen weight leaves to be computed."""
+        return 1.0 if weight in learning else (1 + (node.args[0] in learning)) / 3
+
     found = []
-    for node in captured_graph.graph.nodes:
+    for node in graph.graph.nodes:
         if any(weight not in names for weight in _weights_of(node)):
             found.append(_LayerCost("", 0.0, 1.0, linear=False, most=math.inf, taken=False))
         elif node.op == "call_function" and str(node.target).startswith("aten.conv_transpose"):
-            weight = model.training.get_parameter(names[node.args[1]])
-            work = weight.numel() * torch.Size(node.args[0].meta["val"].shape[2:]).numel()
-            waste = min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[0]))
-            found.append(_LayerCost(names[node.args[1]], float(work), waste, False, math.inf))
+            weight = node.args[1].meta["val"].shape
+            work = weight.numel() * node.args[0].meta["val"].shape[2:].numel() * share_of(node, node.args[1])
+            waste = min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight[0]))
+            found.append(_LayerCost(names[node.args[1]], work, waste, False, math.inf))
         elif node.op == "call_function" and str(node.target).startswith(("aten.conv1d", "aten.conv2d", "aten.linear")):
-            weight = model.training.get_parameter(names[node.args[1]])
+            weight = node.args[1].meta["val"].shape
             made = node.meta["val"]
-            places = made.numel() / (TRACED_BATCH * weight.shape[0])
-            linear = weight.ndim == 2 and places == 1  # of tokens they are 1 × 1 convolutions
-            waste = 1.0 if weight.ndim == 2 else min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight.shape[1]))
-            whole = node.args[0].meta["val"].shape[1] == weight.shape[1]
+            places = made.numel() / (TRACED_BATCH * weight[0])
+            linear = len(weight) == 2 and places == 1  # of tokens they are 1 × 1 convolutions
+            waste = 1.0 if len(weight) == 2 else min(_MOST_WASTE, max(1.0, _FULL_CHANNELS / weight[1]))
+            whole = node.args[0].meta["val"].shape[1] == weight[1]
             most = _FULL_LINEAR if linear else math.inf
-            if wide and weight.ndim > 2 and whole and feeds_multipliers(weight.shape[0], weight[0].numel()):
-                most = _FULL_CONVOLUTION if weight.shape[1] < _MANY_CHANNELS else _BEST_CONVOLUTION
-            found.append(_LayerCost(names[node.args[1]], float(weight.numel() * places), waste, linear, most))
+            if wide and len(weight) > 2 and whole and feeds_multipliers(weight[0], weight[1:].numel()):
+                most = _FULL_CONVOLUTION if weight[1] < _MANY_CHANNELS else _BEST_CONVOLUTION
+            work = weight.numel() * places * share_of(node, node.args[1])
+            found.append(_LayerCost(names[node.args[1]], work, waste, linear, most))
         elif node.op == "call_function" and node.target in RECURRENT_LAYERS:
             sequence, _, params, *_, batch_first = node.args
             steps = sequence.meta["val"].shape[1 if batch_first else 0]
-            for name in map(names.__getitem__, params):
-                weight = model.training.get_parameter(name)
-                if weight.ndim > 1:
-                    found.append(_LayerCost(name, float(weight.numel() * steps), 1.0, False, math.inf))
+            for each in params:
+                weight = each.meta["val"].shape
+                if len(weight) > 1:
+                    work = weight.numel() * steps * share_of(node, each)
+                    found.append(_LayerCost(names[each], work, 1.0, False, math.inf))
     return tuple(found)
 
 

@@ -38,6 +38,7 @@ def fuse(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Valu
         if operation.step is not FusedStep.MAXIMA:  # which are a value of their own, since gradients need both
             became[operation.out] = host.out
             readers[host.out] = readers[operation.out]
+            host.out.needs |= operation.out.needs
             host.out.rectified |= operation.step is FusedStep.RECTIFY
     return [became.get(output, output) for output in outputs]
 

@@ -59,7 +59,8 @@ class GrowthGradients(threading.local):
 
 
 def _spread(network: Workspace, dense: Workspace) -> None:
-    """Give a dense workspace the values of survivors, zeros besides, and the running statistics."""
+    """Give a dense workspace the values of survivors, zeros besides, those of frozen weights and running statistics."""
+    dense.memory[len(dense.values) :] = network.memory[len(network.values) :]
     parts, into = network.parts(network.values), dense.parts(dense.values)
     for name, places in network.program.positions.items():
         into[name].zero_().index_copy_(0, places, parts[name])

@@ -55,7 +55,7 @@ class Halves:
     def __init__(self, program: RegionProgram) -> None:
         self.program, self.workspaces = program, list[_Workspace]()
         self._verified, self._end = program.code.verified, len(program.code.rows)
-        self._sizes = [leaf.size for leaf in program.leaves.values()]
+        self._trained = [leaf.size for name, leaf in program.leaves.items() if name not in program.frozen]
 
     def __call__(
         self, inputs: Sequence[Tensor], leaves: Sequence[Tensor], buffers: Mapping[str, Tensor]
@@ -108,13 +108,13 @@ class Halves:
     def backward(
         self, lease: _Lease, seed: int, examples: int, grads: Sequence[Tensor]
     ) -> tuple[list[Tensor | None], Sequence[Tensor]]:
-        """(the gradients of the inputs, None where none is wanted; those of the leaves, as vectors)."""
+        """(the gradients of the inputs, None where none is wanted; those of the leaves with any, as vectors)."""
         workspace, program = lease.workspace, self.program
         if workspace is None:
             raise RuntimeError(
                 "Trying to backward through the graph a second time; specify retain_graph=True in the first backward"
             )
-        gradients = torch.empty_like(workspace.values)
+        gradients = torch.empty(program.code.trained)
         wanted = [shape for shape, wants in zip(program.inputs, program.wanted, strict=True) if wants]
         found, memory = _made(examples, wanted)
         if examples:
@@ -128,7 +128,7 @@ class Halves:
             lease.end()
         handed = iter(found)
         of_inputs = [next(handed) if wants else None for wants in program.wanted]
-        return of_inputs, torch.split_with_sizes(gradients, self._sizes)
+        return of_inputs, torch.split_with_sizes(gradients, self._trained)
 
     def _run(
         self, workspace: _Workspace, part: tuple[int, int], examples: int, seed: int, *, inputs: Tensor = _NOTHING,
@@ -169,7 +169,8 @@ class _Region(torch.autograd.Function):
     def forward(ctx: Any, halves: Halves, seed: int, buffers: Mapping[str, Tensor], *tensors: Tensor) -> Any:
         count = len(halves.program.inputs)
         ctx.halves, ctx.seed, ctx.examples, ctx.lease = halves, seed, len(tensors[0]), _Lease(halves)
-        ctx.shapes = [leaf.shape for leaf in tensors[count:]]
+        trained = len(tensors) - len(halves.program.frozen)
+        ctx.shapes = [leaf.shape for leaf in tensors[count:trained]]
         outputs = halves.forward(ctx.lease, seed, tensors[:count], tensors[count:], buffers)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
@@ -178,4 +179,4 @@ class _Region(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         inputs, leaves = ctx.halves.backward(ctx.lease, ctx.seed, ctx.examples, grads)
         shaped = [leaf if len(shape) == 1 else leaf.view(shape) for leaf, shape in zip(leaves, ctx.shapes, strict=True)]
-        return None, None, None, *inputs, *shaped
+        return None, None, None, *inputs, *shaped, *[None] * len(ctx.halves.program.frozen)

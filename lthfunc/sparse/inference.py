@@ -49,7 +49,7 @@ class SparseProgram:
             ready = self._ready[x.shape, x.dtype] = self._made(x)
         infer, program, workspace, single = ready
         outputs: Tensor = infer(
-            program, workspace.activations, workspace.values, workspace.constants, x.contiguous(), single
+            program, workspace.activations, workspace.memory, workspace.constants, x.contiguous(), single
         )
         shape = workspace.program.outputs
         return outputs if len(shape) == 1 else outputs.view(len(x), *shape)

@@ -3,21 +3,59 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, View
-from lthfunc.sparse.capture import line_of, operation_of
-from lthfunc.sparse.lowerings.interface import ARRANGED, OF_LEAVES, Buffer, Unsupported
+from lthfunc.sparse.capture import Captured, line_of, operation_of
+from lthfunc.sparse.lowerings.interface import ARRANGED, OF_LEAVES, Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.placing import plain_view
 from lthfunc.sparse.lowerings.table import LOWERINGS
-from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere
+from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
 
 _IN_PLACE = "in place, of memory that another tensor sees,"
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+
+
+def leaves_of(captured: Captured) -> dict[Node, Param | Buffer]:
+    """The placeholders that are parameters and buffers. A buffer of numbers that nothing changes is a frozen parameter:
+    none that normalisation takes for running statistics, or that is written into."""
+    nodes = list(captured.graph.nodes)
+    changed = {memory_of(each) for node in nodes for each in changed_by(node)}
+    statistics = {each for node in nodes if node.target is _BATCH_NORM for each in node.args[3:5]}
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    found: dict[Node, Param | Buffer] = dict(zip(placeholders, map(Param, captured.params), strict=False))
+    for node, name in zip(placeholders[len(found) :], captured.buffers, strict=False):
+        floats = node.meta["val"].dtype == torch.float32
+        fixed = floats and node not in statistics and memory_of(node) not in changed
+        found[node] = Param(name) if fixed else Buffer(name)
+    return found
+
+
+def inputs_of(captured: Captured) -> list[Node]:
+    """The placeholders that are inputs."""
+    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    return placeholders[len(captured.params) + len(captured.buffers) :]
+
+
+def add_leaves(
+    b: Builder, leaves: Mapping[Node, Param | Buffer], positions: Mapping[str, Tensor], frozen: Container[str]
+) -> None:
+    """Have room for parameters and buffers. positions: of survivors, in the flattened leaf. frozen: names of parameters
+    without a gradient, which follow all others."""
+    for node, leaf in leaves.items():
+        b.shapes[leaf.name] = tuple(node.meta["val"].shape)
+        if isinstance(leaf, Buffer) and node.meta["val"].is_floating_point():
+            b.statistics[leaf.name] = b.numbers([0.0] * node.meta["val"].numel())
+    params = [(leaf.name, leaf.name in frozen) for node, leaf in leaves.items()
+              if isinstance(leaf, Param) and (node.users or leaf.name not in frozen)]  # fmt: skip
+    for name, is_frozen in sorted(params, key=operator.itemgetter(1)):
+        b.add_leaf(name, b.shapes[name], positions.get(name), frozen=is_frozen)
 
 
 def lowered(
@@ -91,7 +129,7 @@ def moved_statistics(nodes: Iterable[Node], known: Mapping[Node, Any]) -> tuple[
     """The running statistics that batch normalisation changes. known: the buffers that nodes stand for."""
     found = (
         known[each].name
-        for node in nodes if node.target is torch.ops.aten.batch_norm.default and node.args[5]
+        for node in nodes if node.target is _BATCH_NORM and node.args[5]
         for each in node.args[3:5] if isinstance(each, Node)
     )  # fmt: skip
     return tuple(dict.fromkeys(found))

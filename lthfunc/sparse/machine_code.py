@@ -19,13 +19,15 @@ from lthfunc.sparse.tile_buffers import LANES
 @dataclass(eq=False)
 class MachineCode:
     """A finished program. rows: its instructions (n, width); lists, constants; and sizes of the memory that it needs:
-    vectors of activations, values, and examples. local: the vectors of local buffers; their copies come last."""
+    vectors of activations, values, those of them that have gradients (`trained`), and examples. local: the vectors of
+    local buffers; their copies come last."""
 
     rows: Tensor
     lists: Tensor
     constants: Tensor
     vectors: int
     values: int
+    trained: int
     batch: int
     local: int = 0
 
@@ -38,7 +40,7 @@ class MachineCode:
         """
         load_kernels()
         number: int = torch.ops.lthfunc.make_program(
-            self.rows, self.lists, self.vectors, self.local, self.values, len(self.constants), self.batch
+            self.rows, self.lists, self.vectors, self.local, self.values, self.trained, len(self.constants), self.batch
         )
         weakref.finalize(self, torch.ops.lthfunc.free_program, number).atexit = False
         return number
@@ -95,9 +97,10 @@ def finished(builder: Builder) -> MachineCode:
         for name, split, count, columns in made
     ]
     constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
-    values = sum(leaf.size for leaf in builder.leaves.values())
-    room = vectors + builder.tiles * local
-    return MachineCode(torch.tensor(rows, dtype=torch.int64), lists, constants, room, values, builder.batch, local)
+    return MachineCode(
+        torch.tensor(rows, dtype=torch.int64), lists, constants, vectors + builder.tiles * local, builder.values,
+        builder.trained, builder.batch, local,
+    )  # fmt: skip
 
 
 def _lay_out_local(builder: Builder, first: int) -> int:

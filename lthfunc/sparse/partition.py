@@ -7,7 +7,7 @@ would only cost the way in and out, so it is left to PyTorch as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,10 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.batch_sizes import OTHER_BATCH
 from lthfunc.sparse.boundaries import loaded
-from lthfunc.sparse.builder import Builder, Leaf, Weights
+from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
-from lthfunc.sparse.interpretation import counts_steps, described, lowered
-from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, aten
+from lthfunc.sparse.interpretation import add_leaves, counts_steps, described, inputs_of, leaves_of, lowered
+from lthfunc.sparse.lowerings.interface import Unsupported, aten
 from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.training.engines.aliases import changed_by, memory_of
 
@@ -47,12 +47,14 @@ class Part(NamedTuple):
 
 class Partition(NamedTuple):
     """parts: in the order in which they are computed. counters: buffers that count calls. quiet: operations that take
-    no gradient (`torch.no_grad`). differentiable: values with a gradient. refused: the machine's refusals in words."""
+    no gradient (`torch.no_grad`). differentiable: values with a gradient. frozen: names of leaves without one. refused:
+    the machine's refusals in words."""
 
     parts: tuple[Part, ...]
     counters: tuple[str, ...]
     quiet: frozenset[Node]
     differentiable: frozenset[Node]
+    frozen: frozenset[str]
     refused: tuple[str, ...]
 
 
@@ -67,25 +69,15 @@ class Input(NamedTuple):
 Twins = Callable[[], Mapping[Node, Node]]
 
 
-def partition(captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool) -> Partition:
-    """The parts of a graph. gradients: whether any are taken.
+def partition(
+    captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool, frozen: Container[str] = ()
+) -> Partition:
+    """The parts of a graph. gradients: whether any are taken. frozen: parameters that get none.
 
     The graph is changed: whatever reads a tensor after it was changed in place reads the operation that changed it.
     Raises UserError for a graph that changes a parameter, or a mode of PyTorch other than gradients.
     """
-    return _Partitioning(captured, inputs, twins, gradients).done()
-
-
-def leaves_of(captured: Captured) -> dict[Node, Param | Buffer]:
-    """The placeholders that are parameters and buffers."""
-    placeholders = (node for node in captured.graph.nodes if node.op == "placeholder")
-    return dict(zip(placeholders, (*map(Param, captured.params), *map(Buffer, captured.buffers)), strict=False))
-
-
-def inputs_of(captured: Captured) -> list[Node]:
-    """The placeholders that are inputs."""
-    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
-    return placeholders[len(captured.params) + len(captured.buffers) :]
+    return _Partitioning(captured, inputs, twins, gradients, frozen).done()
 
 
 def results_of(captured: Captured) -> list[Node]:
@@ -93,27 +85,6 @@ def results_of(captured: Captured) -> list[Node]:
     (output,) = (node for node in captured.graph.nodes if node.op == "output")
     given: Any = output.args[0]
     return list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def add_leaves(
-    b: Builder, leaves: Mapping[Node, Param | Buffer], positions: Mapping[str, Tensor], names: Iterable[str]
-) -> None:
-    """Have room for parameters and buffers of these names. positions: of survivors, in the flattened leaf."""
-    wanted = set(names)
-    for node, leaf in leaves.items():
-        value = node.meta["val"]
-        if leaf.name not in wanted:
-            continue
-        b.shapes[leaf.name] = tuple(value.shape)
-        if isinstance(leaf, Buffer):
-            if value.is_floating_point():
-                b.statistics[leaf.name] = b.numbers([0.0] * value.numel())
-            continue
-        kept = positions.get(leaf.name)
-        if value.ndim > 1:
-            b.weights[leaf.name] = Weights(tuple(value.shape), torch.arange(value.numel()) if kept is None else kept)
-        size = value.numel() if kept is None else len(kept)
-        b.leaves[leaf.name] = Leaf(sum(each.size for each in b.leaves.values()), size)
 
 
 def canonical(captured: Captured) -> None:
@@ -133,10 +104,15 @@ def _places(captured: Captured) -> dict[Node, int]:
 
 
 class _Partitioning:
-    def __init__(self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, gradients: bool) -> None:
+    def __init__(
+        self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, gradients: bool, frozen: Container[str]
+    ) -> None:
         canonical(captured)
         self._captured, self._twins, self._gradients = captured, twins, gradients
         self._leaves, self._inputs, self._results = leaves_of(captured), inputs_of(captured), results_of(captured)
+        self._frozen = frozenset(
+            leaf.name for leaf in self._leaves.values() if leaf.name in frozen or leaf.name in captured.buffers
+        )
         self._at = _places(captured)
         self._counters: dict[Node, str] = {}
         self._quiet: set[Node] = set()
@@ -161,6 +137,7 @@ class _Partitioning:
             tuple(self._counters.values()),
             frozenset(self._quiet),
             frozenset(self._differentiable),
+            self._frozen,
             refused,
         )
 
@@ -180,7 +157,7 @@ class _Partitioning:
             else:
                 changed = {memory_of(each) for each in changed_by(node)}
                 for leaf, told in self._leaves.items():
-                    if isinstance(told, Param) and memory_of(leaf) in changed:
+                    if told.name in self._captured.params and memory_of(leaf) in changed:
                         raise UserError(f"sparse_module: {self._words(node)} changes the parameter {told.name}")
                 self._operations.append(node)
                 if not on:
@@ -190,7 +167,7 @@ class _Partitioning:
         return f"{operation_of(node)}{line_of(node)}"
 
     def _with_gradient(self, inputs: Iterable[Node]) -> set[Node]:
-        found = {node for node, leaf in self._leaves.items() if isinstance(leaf, Param)}
+        found = {node for node, leaf in self._leaves.items() if leaf.name not in self._frozen}
         found.update(inputs)
         for node in self._operations:
             takes = node not in self._quiet and node.target not in _WITHOUT_GRADIENT
@@ -202,7 +179,7 @@ class _Partitioning:
         """(operations that have a lowering, the others in words): by trying, with no weight left."""
         b = Builder(1, self._gradients)
         nothing = dict.fromkeys(self._captured.params, torch.zeros(0, dtype=torch.int64))
-        add_leaves(b, self._leaves, nothing, (leaf.name for leaf in self._leaves.values()))
+        add_leaves(b, self._leaves, nothing, self._frozen)
         known: dict[Node, Any] = dict(self._leaves)
         found: set[Node] = set()
         refused: dict[str, None] = {}
@@ -266,12 +243,13 @@ class _Partitioning:
     def _part(self, machine: bool, nodes: list[Node]) -> Part:
         inside = set(nodes)
         read = {each: None for node in nodes for each in node.all_input_nodes if each not in inside}
-        leaves = [self._leaves[each] for each in read if each in self._leaves]
+        leaves = [self._leaves[each].name for each in read if each in self._leaves]
         gives = [node for node in nodes if node in self._results or any(user not in inside for user in node.users)]
         return Part(
             machine, tuple(nodes),
             tuple(each for each in read if each not in self._leaves and each.op != "get_attr"), tuple(gives),
-            *(tuple(leaf.name for leaf in leaves if isinstance(leaf, kind)) for kind in (Param, Buffer)),
+            tuple(each for each in leaves if each in self._captured.params),
+            tuple(each for each in leaves if each in self._captured.buffers),
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.halves import Halves
-from lthfunc.sparse.lowerings.interface import Param
-from lthfunc.sparse.partition import Input, Part, Twins, inputs_of, leaves_of, partition, results_of
+from lthfunc.sparse.interpretation import inputs_of, leaves_of
+from lthfunc.sparse.partition import Input, Part, Twins, partition, results_of
 from lthfunc.sparse.pytorch_parts import pytorch_part
 from lthfunc.sparse.regions import region_program
 from lthfunc.sparse.tile_buffers import LANES
@@ -38,9 +38,14 @@ class Weights:
     ) -> None:
         self.params, self.buffers, self.positions, self.shapes = params, buffers, positions, shapes
 
+    def leaf(self, name: str) -> Tensor:
+        """A parameter, of its survivors alone, or a buffer."""
+        found = self.params.get(name)
+        return self.buffers[name] if found is None else found
+
     def dense(self, name: str) -> Tensor:
-        """A parameter with zeros where it is pruned, as a function of its survivors."""
-        leaf, kept = self.params[name], self.positions.get(name)
+        """The same with zeros where it is pruned, as a function of its survivors."""
+        leaf, kept = self.leaf(name), self.positions.get(name)
         return leaf if kept is None else scattered(leaf, kept, self.shapes[name])
 
 
@@ -50,8 +55,11 @@ class PartitionedCall:
     It holds nothing that depends on masks but programs, which `forget` drops.
     """
 
-    def __init__(self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool) -> None:
-        found = partition(captured, inputs, twins, gradients=gradients)
+    def __init__(
+        self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool,
+        frozen: Container[str] = (),
+    ) -> None:  # fmt: skip
+        found = partition(captured, inputs, twins, gradients=gradients, frozen=frozen)
         self.refused = found.refused
         self._captured, self._partition, self._gradients = captured, found, gradients
         self._functions = [
@@ -73,7 +81,7 @@ class PartitionedCall:
             reads = [known[node] for node in part.reads]
             if function is None:
                 halves = self._halves_of(number, part, len(reads[0]), weights)
-                given = halves(reads, [weights.params[name] for name in halves.program.leaves], weights.buffers)
+                given = halves(reads, [*map(weights.leaf, halves.program.leaves)], weights.buffers)
             else:
                 leaves = [*map(weights.dense, part.params), *(weights.buffers[name] for name in part.buffers)]
                 given = list(function(*leaves, *reads, len(inputs[self._batched])))
@@ -88,7 +96,7 @@ class PartitionedCall:
         leaf = self._leaves.get(node)
         if leaf is None:
             return self._captured.constants[str(node.target)]
-        return weights.dense(leaf.name) if isinstance(leaf, Param) else weights.buffers[leaf.name]
+        return weights.dense(leaf.name)
 
     def _halves_of(self, number: int, part: Part, examples: int, weights: Weights) -> Halves:
         tiles = _room(max(1, -(-examples // LANES)))

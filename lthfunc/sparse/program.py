@@ -13,12 +13,20 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.axes import Side, size_of
 from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, loaded_sequence, store
-from lthfunc.sparse.builder import Builder, Leaf, View, Weights
+from lthfunc.sparse.builder import Builder, Leaf, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
-from lthfunc.sparse.interpretation import counts_steps, lowered, moved_statistics, no_rule
+from lthfunc.sparse.interpretation import (
+    add_leaves,
+    counts_steps,
+    inputs_of,
+    leaves_of,
+    lowered,
+    moved_statistics,
+    no_rule,
+)
 from lthfunc.sparse.kernels.instructions import WHOLE
-from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported
+from lthfunc.sparse.lowerings.interface import Unsupported
 from lthfunc.sparse.lowerings.placing import covers, filled, first_of, sum_of_steps
 from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.shared_weights import emit_operations
@@ -53,9 +61,10 @@ class Program(NamedTuple):
 
     code: instructions and memory. forward, backward, update: instructions up to the outputs, to the gradients, and to
     what happens once in a step, for all parts of its batch. averages: where averages of `statistics` begin among the
-    constants; -1 without any. leaves: where each parameter lies among the values. positions: for each masked leaf,
-    where its survivors lie in the flattened dense one. counters: buffers that count steps. statistics: buffers among
-    the constants. moved: those of them that steps change. outputs: the network's shape, without the batch.
+    constants; -1 without any. leaves: where each parameter lies among the values; frozen: buffers that follow them.
+    positions: for each masked leaf, where its survivors lie in the flattened dense one. counters: buffers that count
+    steps. statistics: buffers among the constants. moved: those of them that steps change. outputs: the shape of the
+    network's, without the batch.
     """
 
     code: MachineCode
@@ -66,6 +75,7 @@ class Program(NamedTuple):
     gradients: bool
     batch: int
     leaves: dict[str, Leaf]
+    frozen: tuple[str, ...]
     positions: dict[str, Tensor]
     counters: tuple[str, ...]
     statistics: dict[str, int]
@@ -83,15 +93,16 @@ def program_of(
     the operation and its line in the network, where there is no lowering.
     """
     b = Builder(batch, epilogue.gradients, once=True)
-    b.shapes = {leaf: tuple(value.shape) for leaf, value in (*params.items(), *buffers.items())}
     for leaf, value in params.items():
-        _add_leaf(b, leaf, value, masks.get(leaf), (positions or {}).get(leaf))
-    for buffer, value in buffers.items():
-        if value.is_floating_point():
-            b.statistics[buffer] = b.numbers([0.0] * value.numel())
+        if value.dtype != torch.float32:
+            raise UserError(f"--engine: sparse computes in float32; {leaf} is {value.dtype}")
+    known = positions or {}
+    kept = {leaf: mask.flatten().nonzero().flatten() for leaf, mask in masks.items() if leaf not in known}
+    leaves = leaves_of(graph)
+    add_leaves(b, leaves, {**kept, **known}, buffers)
     statistics = len(b.constants)
     counters: list[str] = []
-    given = _given(graph, _load(b, stored))
+    given = {**leaves, **dict.fromkeys(inputs_of(graph), _load(b, stored))}
     output = _interpreted(b, graph, given, counters)
     if not graph.outputs.single or not isinstance(output, View) or not _is_taken(output, epilogue):
         raise UserError(
@@ -102,10 +113,12 @@ def program_of(
     b.outputs.add(output.value)
     emit_operations(b)
     forward, backward, update, averages = _finish(b, output, epilogue, statistics)
-    found = {leaf: weights.positions for leaf, weights in b.weights.items()}
+    trained = {leaf: at for leaf, at in b.leaves.items() if leaf not in b.frozen}
+    found = {leaf: b.weights[leaf].positions for leaf in trained if leaf in b.weights}
     return Program(
-        finished(b), forward, backward, update, averages, epilogue.gradients, batch, b.leaves, found,
-        tuple(counters), dict(b.statistics), moved_statistics(graph.graph.nodes, given), output.shape,
+        finished(b), forward, backward, update, averages, epilogue.gradients, batch, trained,
+        tuple(leaf for leaf in b.leaves if leaf in b.frozen), found, tuple(counters), dict(b.statistics),
+        moved_statistics(graph.graph.nodes, given), output.shape,
     )  # fmt: skip
 
 
@@ -114,19 +127,6 @@ def _is_taken(view: View, epilogue: Epilogue) -> bool:
     batch, *others = ([axis.side for axis in each] for each in view.arrangement.dimensions)
     plain = batch == [Side.EXAMPLE] and not any(Side.EXAMPLE in each for each in others)
     return plain and (epilogue.loss is None or len(others) in (1, 2))
-
-
-def _add_leaf(b: Builder, name: str, value: Tensor, mask: Tensor | None, positions: Tensor | None) -> None:
-    first = sum(leaf.size for leaf in b.leaves.values())
-    if value.dtype != torch.float32:
-        raise UserError(f"--engine: sparse computes in float32; {name} is {value.dtype}")
-    count = value.numel()
-    if value.ndim > 1:
-        if positions is None:
-            positions = torch.arange(count) if mask is None else mask.flatten().nonzero().flatten()
-        b.weights[name] = Weights(tuple(value.shape), positions)
-        count = len(positions)
-    b.leaves[name] = Leaf(first, count)
 
 
 def _load(b: Builder, stored: Stored) -> View:
@@ -147,12 +147,6 @@ def _load(b: Builder, stored: Stored) -> View:
         gains = [(1 / (scale.unit * std), mean / std) for mean, std in zip(scale.mean, scale.std, strict=True)]
         gains = gains * (channels // len(gains))
     return loaded(b, shape, dtype, gains=gains)
-
-
-def _given(captured: Captured, x: View) -> dict[Node, Any]:
-    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
-    values = [*map(Param, captured.params), *map(Buffer, captured.buffers), x]
-    return dict(zip(placeholders, values, strict=True))
 
 
 def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str]) -> Any:

@@ -11,7 +11,8 @@ from torch.fx import Graph, GraphModule, Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.batch_sizes import Resizing
 from lthfunc.sparse.capture import Captured, line_of, operation_of
-from lthfunc.sparse.partition import Part, Partition, leaves_of
+from lthfunc.sparse.interpretation import leaves_of
+from lthfunc.sparse.partition import Part, Partition
 
 
 def pytorch_part(

@@ -13,10 +13,10 @@ from lthfunc.sparse.boundaries import load_gradient, loaded, store, store_input_
 from lthfunc.sparse.builder import Builder, Leaf, Value, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
-from lthfunc.sparse.interpretation import lowered, moved_statistics
+from lthfunc.sparse.interpretation import add_leaves, leaves_of, lowered, moved_statistics
 from lthfunc.sparse.lowerings.interface import aten
 from lthfunc.sparse.machine_code import MachineCode, finished
-from lthfunc.sparse.partition import Part, Partition, add_leaves, leaves_of
+from lthfunc.sparse.partition import Part, Partition
 from lthfunc.sparse.shared_weights import emit_operations
 
 Shape = tuple[int, ...]
@@ -26,16 +26,18 @@ class RegionProgram(NamedTuple):
     """A part of a network on its survivors.
 
     code: instructions and memory. forward: instructions of the forward half. gradients: whether there is a backward
-    half. leaves: where each parameter lies among the values. statistics: where each buffer lies among the constants;
-    moved: those that a call changes. outputs: the shapes of an example's outputs; given: for each value that the part
-    gives, the number of the output that it is, and its shape. inputs: the shapes of an example's inputs; wanted: those
-    whose gradients are handed out. draws: whether it draws random numbers.
+    half. leaves: where each parameter lies among the values; frozen: those without a gradient, which come last.
+    statistics: where each buffer lies among the constants; moved: those that a call changes. outputs: the shapes of an
+    example's outputs; given: for each value that the part gives, the number of the output that it is, and its shape.
+    inputs: the shapes of an example's inputs; wanted: those whose gradients are handed out. draws: whether it draws
+    random numbers.
     """
 
     code: MachineCode
     forward: int
     gradients: bool
     leaves: dict[str, Leaf]
+    frozen: frozenset[str]
     statistics: dict[str, Leaf]
     moved: tuple[str, ...]
     outputs: tuple[Shape, ...]
@@ -56,7 +58,8 @@ def region_program(
 ) -> RegionProgram:
     """Write the program of a part for up to `batch` examples. positions: of each masked leaf's survivors."""
     b, leaves = Builder(batch, gradients), leaves_of(captured)
-    add_leaves(b, leaves, positions, (*part.params, *part.buffers))
+    mine = {*part.params, *part.buffers}
+    add_leaves(b, {node: leaf for node, leaf in leaves.items() if leaf.name in mine}, positions, partition.frozen)
     at = {node: place for place, node in enumerate(captured.graph.nodes)}
     known: dict[Node, Any] = dict(leaves)
     first = 0
@@ -75,7 +78,8 @@ def region_program(
     emit_operations(b)
     forward = _halves(b, outputs, inputs)
     return RegionProgram(
-        finished(b), forward, gradients, b.leaves, _places(b, leaves), moved_statistics(part.nodes, known),
+        finished(b), forward, gradients, b.leaves, frozenset(b.frozen), _places(b, leaves),
+        moved_statistics(part.nodes, known),
         tuple(views[given.index(value)].shape for value in outputs),
         tuple((outputs.index(value), view.shape) for value, view in zip(given, views, strict=True)),
         tuple(known[node].shape for node in part.reads), tuple(value.needs for value in inputs),

@@ -67,7 +67,7 @@ def add_update(b: Builder, numbers: Sequence[Numbers], statistics: int) -> Updat
         if isinstance(part, ClipValueNumbers):
             _over_all(b, "clip_values", limit=b.numbers([part.limit]))
         elif isinstance(part, ClipNormNumbers):
-            shares = _shares(_total(b))
+            shares = _shares(b.trained)
             sums = b.numbers([0.0] * shares)
             _over_all(b, "square_sums", sums=sums)
             _over_all(b, "clip_norm", sums=sums, shares=shares, limit=b.numbers([part.max_norm]))
@@ -102,9 +102,9 @@ def _stretches(b: Builder, numbers: SGDNumbers | AdamNumbers) -> Iterator[tuple[
         return chosen(numbers.decays, name, torch.empty(shape, device="meta"))
 
     if numbers.decays is None or not numbers.weight_decay:
-        yield True, (0, _total(b))
+        yield True, (0, b.trained)
         return
-    for decaying, group in groupby(b.leaves, decays):
+    for decaying, group in groupby((name for name in b.leaves if name not in b.frozen), decays):
         names = list(group)
         yield decaying, (b.leaves[names[0]].first, b.leaves[names[-1]].first + b.leaves[names[-1]].size)
 
@@ -119,15 +119,11 @@ def _add_average(b: Builder, numbers: EMANumbers, row: int, statistics: int) -> 
 
 
 def _over_all(b: Builder, name: str, **columns: int) -> None:
-    _add(b, name, 0, _total(b), **columns)
+    _add(b, name, 0, b.trained, **columns)
 
 
 def _add(b: Builder, name: str, first: int, last: int, **columns: int) -> None:
     b.emit(lambda: (name, BY_ROWS, _shares(last - first), {"first": first, "last": last, **columns}))
-
-
-def _total(b: Builder) -> int:
-    return sum(leaf.size for leaf in b.leaves.values())
 
 
 def _shares(count: int) -> int:

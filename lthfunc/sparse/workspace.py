@@ -20,7 +20,8 @@ _NOTHING = torch.zeros(0)
 
 
 class Workspace:
-    """The tensors that the machine works on. Private to whoever runs it."""
+    """The tensors that the machine works on. Private to whoever runs it. values: of the survivors; memory: these, and
+    behind them those of frozen parameters."""
 
     def __init__(self, program: Program, params: Params, buffers: Buffers) -> None:
         self.program = program
@@ -56,9 +57,8 @@ class Workspace:
         places = torch.where(sources < 0, last, sources)
         other = copy.copy(self)
         other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
-        other.values, other.kept = (
-            F.pad(numbers, (0, 1)).index_select(-1, places) for numbers in (self.values, self.kept)
-        )
+        values, other.kept = (F.pad(numbers, (0, 1)).index_select(-1, places) for numbers in (self.values, self.kept))
+        other._hold(values, self.memory[last:])
         other._apart = None
         here, there = self.program.code, program.code
         if here.vectors != there.vectors or not torch.equal(here.rows, there.rows):
@@ -81,9 +81,15 @@ class Workspace:
         parts = [self.values, self.kept, self.totals, *statistics, *(averages[name] for name in moved if averages)]
         return bool(torch.stack([(part * 0).sum().double() for part in parts]).sum() == 0)
 
+    def _hold(self, values: Tensor, frozen: Tensor) -> None:
+        """Have these values in one memory, those that are trained first."""
+        self.memory = torch.cat([values, frozen]) if len(frozen) else values
+        self.values = self.memory[: len(values)]
+
     def load(self, params: Params, buffers: Buffers) -> None:
         """Take the values of a network with these survivors."""
-        self.values = self.vector(params)
+        frozen = [buffers[name].flatten() for name in self.program.frozen]
+        self._hold(self.vector(params), torch.cat(frozen) if frozen else _NOTHING)
         for name, first in self.program.statistics.items():
             self.constants[first : first + buffers[name].numel()] = buffers[name].flatten()
 
@@ -144,7 +150,7 @@ class Workspace:
         """Take the instructions (or those `within`) on slots 0 … steps-1 of x and y, a batch of `parts` in each."""
         begin, end = within or (0, self.end)
         torch.ops.lthfunc.run.default(
-            self._verified, begin, end, self.activations, self.values, self.gradients, self._partials(), self.constants,
+            self._verified, begin, end, self.activations, self.memory, self.gradients, self._partials(), self.constants,
             self.kept, self.clock, self.totals, self.schedule, x, y, self.outputs, x.shape[1] // parts, parts,
             self.program.update, steps, step, seed,
         )  # fmt: skip

@@ -42,16 +42,18 @@ const char* slot(const Tensor& slots, i64 number) {
   return static_cast<const char*>(slots.data_ptr()) + number * slots.stride(0) * static_cast<i64>(slots.element_size());
 }
 
-i64 make_program(const Tensor& rows, const Tensor& lists, i64 vectors, i64 local, i64 numbers, i64 constants,
-                 i64 batch) {
+i64 make_program(const Tensor& rows, const Tensor& lists, i64 vectors, i64 local, i64 values, i64 numbers,
+                 i64 constants, i64 batch) {
   constexpr i64 most = i64{1} << 31;
   require(rows.dim() == 2 && rows.size(1) >= HEAD, "a program is rows of instructions, and lists");
-  for (const i64 size : {vectors, local, numbers, constants, batch})
+  for (const i64 size : {vectors, local, values, numbers, constants, batch})
     require(size >= 0 && size < most, "a program's memory is out of range");
+  require(numbers <= values, "a program has more gradients than values");
   require(local == 0 || (batch > 0 && local * tiles_of(batch) <= vectors),
           "a program's activations have no room for each tile's local buffers");
-  const auto program = std::make_shared<Program>(Program{
-      copied<i64>("rows", rows), rows.size(1), copied<i32>("lists", lists), vectors, numbers, constants, batch});
+  const auto program =
+      std::make_shared<Program>(Program{copied<i64>("rows", rows), rows.size(1), copied<i32>("lists", lists), vectors,
+                                        values, constants, batch, numbers});
   program->local = local;
   return keep_program(program);
 }
@@ -64,7 +66,7 @@ Workspace workspace_of(const Program& program, const Tensor& activations, const 
   Workspace workspace{};
   workspace.activations = vectors("activations", activations, program.vectors);
   workspace.lists = program.lists.data();
-  workspace.values = data<float>("values", values, program.numbers);
+  workspace.values = data<float>("values", values, program.values);
   workspace.numbers = program.numbers;
   workspace.constants = data<float>("constants", constants, program.constants);
   workspace.corrections[0] = workspace.corrections[1] = 1.0f;
@@ -236,7 +238,8 @@ void add_pruned(const Tensor& tensor, const Tensor& kept, double summand) {
 
 STABLE_TORCH_LIBRARY(lthfunc, library) {
   library.def(
-      "make_program(Tensor rows, Tensor lists, int vectors, int local, int values, int constants, int batch) -> int");
+      "make_program(Tensor rows, Tensor lists, int vectors, int local, int values, int numbers, int constants, "
+      "int batch) -> int");
   library.def("free_program(int program) -> ()");
   library.def("runs_single(int program) -> bool");
   library.def(

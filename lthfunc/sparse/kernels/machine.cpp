@@ -56,12 +56,12 @@ void add_up(const i64* row, const Workspace& workspace) {
     if (op.bias >= 0) add(op.bias, op.rows);
   } else if (head(row).opcode == op_token_normalise_gradient) {
     const auto& op = *reinterpret_cast<const token_normalise_gradient_row*>(row);
-    if (op.weight >= 0) add(op.weight, op.channels);
-    if (op.bias >= 0) add(op.bias, op.channels);
+    if (op.weight_gradient >= 0) add(op.weight_gradient, op.channels);
+    if (op.bias_gradient >= 0) add(op.bias_gradient, op.channels);
   } else {
     const auto& op = *reinterpret_cast<const group_normalise_gradient_row*>(row);
-    if (op.weight >= 0) add(op.weight, op.rows * op.channels);
-    if (op.bias >= 0) add(op.bias, op.rows * op.channels);
+    if (op.weight_gradient >= 0) add(op.weight_gradient, op.rows * op.channels);
+    if (op.bias_gradient >= 0) add(op.bias_gradient, op.rows * op.channels);
   }
 }
 

@@ -43,11 +43,11 @@ struct Workspace {
   vec* activations;
   const i32* lists;
   float* values;     // parameters: survivors and the rest
-  float* gradients;  // one for each value
+  float* gradients;  // one for each value but frozen ones, which come last
   float* partials;   // several threads: the gradients of each tile, before they are added up; else nothing
-  i64 numbers;       // how many values there are
+  i64 numbers;       // how many values have gradients
   float* constants;  // numbers of the instructions, running statistics, what normalisation saves
-  float* kept;       // what an optimiser keeps from step to step: rows of one number for each value
+  float* kept;       // what an optimiser keeps from step to step: rows of one number for each gradient
   double* clock;     // powers of Adam's betas and of an average's decay, and these three themselves
   double* totals;    // loss, hits
   const void* inputs;

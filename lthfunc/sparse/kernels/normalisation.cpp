@@ -118,8 +118,9 @@ void verify(const group_normalise_gradient_row& op, Verifier& v) {
   LTHFUNC_INSIDE(grad, channels, op.height, op.width);
   LTHFUNC_GATED(into, channels, op.height, op.width);
   v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {2 * op.rows, 1}});
-  if (op.weight >= 0) v.gradients("weight", op.weight, channels);
-  if (op.bias >= 0) v.gradients("bias", op.bias, channels);
+  verify_affine(op.weight, -1, channels, v);
+  if (op.weight_gradient >= 0) v.gradients("weight_gradient", op.weight_gradient, channels);
+  if (op.bias_gradient >= 0) v.gradients("bias_gradient", op.bias_gradient, channels);
 }
 
 void group_normalise_gradient(const group_normalise_gradient_row& op, Workspace& m, Part part) {
@@ -147,8 +148,8 @@ void group_normalise_gradient(const group_normalise_gradient_row& op, Workspace&
           float& gradient = m.gradients[first + channel];
           gradient = lthfunc::sum(total) + (again ? gradient : 0.0f);
         };
-        if (op.weight >= 0) add(op.weight, channel_dot);
-        if (op.bias >= 0) add(op.bias, channel_sum);
+        if (op.weight_gradient >= 0) add(op.weight_gradient, channel_dot);
+        if (op.bias_gradient >= 0) add(op.bias_gradient, channel_sum);
       }
       sum *= share;
       dot *= share;

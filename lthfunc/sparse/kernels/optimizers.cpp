@@ -166,6 +166,7 @@ void sgd(const sgd_row& op, Workspace& m, Part part) {
 }
 
 void verify(const average_row& op, Verifier& v) {
+  v.require(op.last <= v.program.numbers, "last: behind the numbers that are kept");
   v.values("first", op.first, {{op.last - op.first, 1}});
   v.kept("into", op.into);
   v.program.averages = true;

@@ -83,9 +83,9 @@ void verify(const token_normalise_gradient_row& op, Verifier& v) {
   LTHFUNC_INSIDE(grad, op.channels, op.height, op.width);
   if (op.into >= 0) LTHFUNC_GATED(into, op.channels, op.height, op.width);
   v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {op.height, 2 * op.width}, {op.width, 2}, {2, 1}});
-  verify_affine(op.weight, op.bias, op.channels, v);
-  if (op.weight >= 0) v.gradients("weight", op.weight, op.channels);
-  if (op.bias >= 0) v.gradients("bias", op.bias, op.channels);
+  verify_affine(op.weight, -1, op.channels, v);
+  if (op.weight_gradient >= 0) v.gradients("weight_gradient", op.weight_gradient, op.channels);
+  if (op.bias_gradient >= 0) v.gradients("bias_gradient", op.bias_gradient, op.channels);
 }
 
 void token_normalise_gradient(const token_normalise_gradient_row& op, Workspace& m, Part part) {
@@ -155,8 +155,8 @@ void token_normalise_gradient(const token_normalise_gradient_row& op, Workspace&
         store(gradient, again ? total + load(gradient, count) : total, count);
       }
     };
-    if (op.weight >= 0) add(op.weight, dots);
-    if (op.bias >= 0) add(op.bias, totals);
+    if (op.weight_gradient >= 0) add(op.weight_gradient, dots);
+    if (op.bias_gradient >= 0) add(op.bias_gradient, totals);
   }
 }
 

@@ -158,7 +158,7 @@ void Verifier::floats(const char* name, i64 vector, std::initializer_list<Axis> 
 }
 
 void Verifier::values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside) const {
-  inside(name, "values", program.numbers, first, axes, beside);
+  inside(name, "values", program.values, first, axes, beside);
 }
 
 void Verifier::inputs(i64 count, i64 kind) {

@@ -15,12 +15,13 @@ struct Program {
   std::vector<i64> rows;  // `width` numbers each
   i64 width;
   std::vector<i32> lists;
-  i64 vectors, numbers, constants, batch;  // sizes: activations, values, constants; examples at most
-  i64 features = 0, input_gradients = 0;   // numbers of an example's outputs, and of its inputs' gradients
-  i64 stored = 0, kind = -1;               // numbers of an example's inputs, and their kind
-  i64 inputs_until = 0;                    // the instruction behind the last that reads inputs
-  i64 gradients_from = i64{1} << 62;       // the first that writes gradients
-  i64 targets = 0;                         // of an example; 0: none are read
+  i64 vectors, values, constants, batch;  // sizes: activations, values, constants; examples at most
+  i64 numbers;                            // values that have gradients, which come first
+  i64 features = 0, input_gradients = 0;  // numbers of an example's outputs, and of its inputs' gradients
+  i64 stored = 0, kind = -1;              // numbers of an example's inputs, and their kind
+  i64 inputs_until = 0;                   // the instruction behind the last that reads inputs
+  i64 gradients_from = i64{1} << 62;      // the first that writes gradients
+  i64 targets = 0;                        // of an example; 0: none are read
   bool writes_gradients = false, single = false;
   i64 local = 0;          // vectors of local buffers, of which each tile has room for a copy at the activations' end
   i64 kept = 0;           // rows of what an optimiser keeps

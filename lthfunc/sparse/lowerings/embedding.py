@@ -31,9 +31,9 @@ def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     # Tokens lie along one row, in the order in which a new value has them.
     tokens = _one_row(b, tokens)
     places = tokens.value.buffer.width
-    claim(b, weight)
+    learns = claim(b, weight)
     dense = DenseWeights(b, weight.name)
-    out = Value(TileBuffer(channels, 1, places), needs=True)
+    out = Value(TileBuffer(channels, 1, places), needs=learns)
 
     def emit(operation: Operation) -> None:
         (x,) = operation.inputs
@@ -67,7 +67,8 @@ def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 }))  # fmt: skip
             b.release(out)
 
-        b.backward.append(gradient)
+        if out.needs:
+            b.backward.append(gradient)
 
     b.operations.append(Operation([tokens.value], out, emit))
     last = merged([Axis(Side.CHANNEL, channels)])

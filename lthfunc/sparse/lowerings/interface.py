@@ -11,13 +11,13 @@ from lthfunc.sparse.builder import Builder, View
 
 
 class Param(NamedTuple):
-    """An argument that is a parameter."""
+    """An argument that is a parameter, or a buffer that no operation changes, which is a frozen one."""
 
     name: str
 
 
 class Buffer(NamedTuple):
-    """An argument that is a buffer."""
+    """An argument that is any other buffer."""
 
     name: str
 
@@ -53,17 +53,29 @@ def lowers(*operations: object, leaves: bool = False, arranged: bool = False) ->
     return add
 
 
-def claim(b: Builder, *params: Param | Buffer | None) -> None:
-    """Note that the operation that is added next writes the gradients of these parameters; none can be frozen or be
-    computed from others."""
+def claim(b: Builder, *params: Param | Buffer | None) -> bool:
+    """Note that the operation that is added next writes the gradients of these parameters, but for frozen ones. Returns
+    whether it writes any. None of them can be computed from others."""
+    learns = False
     for param in params:
         if param is None:
             continue
-        if isinstance(param, Buffer):
-            raise Unsupported(f"with {param.name}, which is frozen")
         if not isinstance(param, Param):
             raise Unsupported("with weights that are no parameters of their own")
-        b.claims.setdefault(param.name, []).append(len(b.operations))
+        if param.name not in b.frozen:
+            learns = True
+            b.claims.setdefault(param.name, []).append(len(b.operations))
+    return learns
+
+
+def value_at(b: Builder, param: Param | None) -> int:
+    """Where a parameter begins among the values; -1 for none."""
+    return -1 if param is None else b.leaves[param.name].first
+
+
+def gradient_at(b: Builder, param: Param | None) -> int:
+    """Where a parameter's gradient begins among the gradients; -1 for none, and for a frozen one."""
+    return -1 if param is None or param.name in b.frozen else b.leaves[param.name].first
 
 
 def check_unflattened(view: View) -> None:

@@ -33,9 +33,9 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     view = plain_view(b, view)
     if view.shape != (shape[1],):
         raise Unsupported("of other features than the weight has")
-    out = Value(TileBuffer(shape[0], 1, 1), needs=True)
     across = min(b.tiles, _TILES_AT_ONCE)
     product = ProductLowering(b, weight, bias, across, positions=1)
+    out = Value(TileBuffer(shape[0], 1, 1), needs=product.learns or view.value.needs)
 
     def emit(operation: Operation) -> None:
         source = operation.inputs[0].buffer
@@ -79,12 +79,12 @@ def convolved(
     )
     if down.out < 1 or right.out < 1:
         raise Unsupported("whose kernel is larger than its padded input")
-    out = Value(TileBuffer(outs, down.out, right.out), needs=True)
     # Two rows of outputs at once should find what they read in a near cache.
     near = ins * (kernel[0] + stride[0]) * (min(right.out, STRETCH) + kernel[1]) * VECTOR_BYTES <= NEAR_BYTES
     product = ProductLowering(
         b, weight, bias, across=0, positions=down.out * right.out, grouped=groups > 1, poolable=near
     )
+    out = Value(TileBuffer(outs, down.out, right.out), needs=product.learns or view.value.needs)
     lists = ConvolutionLists((outs, ins, *kernel), (down, right), groups)
 
     def emit(operation: Operation) -> None:
@@ -95,7 +95,7 @@ def convolved(
         product.emit(operation, lists.of_image(source, out.buffer), lists.of_outputs(out.buffer, source))
 
     b.operations.append(Operation(
-        [view.value], out, emit, accepts=product.accepts, gradient_local=product.by_lists,
+        [view.value], out, emit, accepts=product.accepts, gradient_local=product.takes_local_gradient,
         reads_local=product.by_lists and stride == (1, 1),
     ))  # fmt: skip
     return View(out)

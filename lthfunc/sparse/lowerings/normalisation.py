@@ -6,7 +6,17 @@ from typing import Any
 
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, SAVED, SUMS
-from lthfunc.sparse.lowerings.interface import Buffer, Unsupported, argument, aten, check_unflattened, claim, lowers
+from lthfunc.sparse.lowerings.interface import (
+    Buffer,
+    Unsupported,
+    argument,
+    aten,
+    check_unflattened,
+    claim,
+    gradient_at,
+    lowers,
+    value_at,
+)  # fmt: skip
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.token_norm import tokens_norm
 from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer
@@ -22,9 +32,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if not (isinstance(mean, Buffer) and isinstance(variance, Buffer)):
         raise Unsupported("without running statistics")
     check_unflattened(view)
-    claim(b, weight, bias)
-    out = Value(TileBuffer(*view.value.buffer.size), needs=True)
-    leaves = [-1 if param is None else b.leaves[param.name].first for param in (weight, bias)]
+    learns = claim(b, weight, bias)
+    out = Value(TileBuffer(*view.value.buffer.size), needs=learns or view.value.needs)
 
     def emit(operation: Operation) -> None:
         x = operation.host.out if operation.host is not None else operation.inputs[0]
@@ -38,8 +47,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             return "batch_statistics", BY_ROWS, buffer.channels, {
                 **_sums_columns(x.sums if training else None), "places": buffer.height * buffer.width, "saved": saved,
                 "running_mean": b.statistics[mean.name], "running_variance": b.statistics[variance.name],
-                "momentum": settings, "epsilon": settings + 1, "training": int(training), "weight": leaves[0],
-                "bias": leaves[1],
+                "momentum": settings, "epsilon": settings + 1, "training": int(training),
+                "weight": value_at(b, weight), "bias": value_at(b, bias),
             }  # fmt: skip
 
         if operation.host is not None:
@@ -61,6 +70,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 out.buffer.local, out.rewrite = Local.VALUE, lambda: write(None)
 
         def gradient(normalised: Normalised) -> None:
+            if not out.needs:
+                return
             grad = b.gradient_of(out)
             if not normalised.summed:
                 b.emit(lambda: ("gradient_sums", BY_TILES, buffer.channels, {
@@ -69,7 +80,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 }))  # fmt: skip
             b.emit(lambda: ("gradient_means", BY_ROWS, buffer.channels, {
                 **_sums_columns(normalised.sums), "places": buffer.height * buffer.width, "saved": saved,
-                "training": int(training), "weight_gradient": leaves[0], "bias_gradient": leaves[1],
+                "training": int(training), "weight_gradient": gradient_at(b, weight),
+                "bias_gradient": gradient_at(b, bias),
             }))  # fmt: skip
             if not x.needs:
                 b.release(out)
@@ -156,10 +168,8 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilon: float) -> View:
     check_unflattened(view)
-    claim(b, weight, bias)
-    out = Value(TileBuffer(*view.value.buffer.size), needs=True)
-    leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
-              (("weight", weight), ("bias", bias))}  # fmt: skip
+    learns = claim(b, weight, bias)
+    out = Value(TileBuffer(*view.value.buffer.size), needs=learns or view.value.needs)
 
     def emit(operation: Operation) -> None:
         (x,) = operation.inputs
@@ -171,22 +181,24 @@ def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilo
         def shared() -> dict[str, int]:
             return {
                 **buffer.sides, "channels": buffer.channels // groups, "saved": saved.first, "saved_tile": saved.tile,
-                **leaves,
+                "weight": value_at(b, weight),
             }  # fmt: skip
 
         def gradient() -> None:
+            if not out.needs:
+                return
             grad = b.gradient_of(out)
             # Where no gradient is wanted, those of weight and bias still are: the rest goes to memory of its own.
             target = b.target(x) if x.needs else GradientTarget(b.allocate(*buffer.layout), False, None)
             b.emit(lambda: ("group_normalise_gradient", SUMS, groups, {
                 **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared(),
-                **target.columns,
+                **target.columns, "weight_gradient": gradient_at(b, weight), "bias_gradient": gradient_at(b, bias),
             }))  # fmt: skip
             b.release(out)
 
         b.emit(lambda: ("group_normalise", BY_TILES, groups, {
             **buffer.columns("in"), **out.buffer.columns("out"), **shared(), "epsilon": number,
-            "relu": int(out.rectified),
+            "bias": value_at(b, bias), "relu": int(out.rectified),
         }))  # fmt: skip
         b.backward.append(gradient)
 

@@ -50,9 +50,7 @@ def leaf_value(
     numbers of these positions in the flattened leaf lie."""
     if isinstance(leaf, Buffer) and leaf.name not in b.statistics:
         raise Unsupported("of a buffer of whole numbers or truth values")
-    out = Value(room, needs=isinstance(leaf, Param))
-    if isinstance(leaf, Param):
-        claim(b, leaf)
+    out = Value(room, needs=isinstance(leaf, Param) and claim(b, leaf))
     first = b.leaves[leaf.name].first if isinstance(leaf, Param) else b.statistics[leaf.name]
     known = b.weights[leaf.name].positions if leaf.name in b.weights else None
     positions = torch.arange(math.prod(b.shapes[leaf.name])) if known is None else known
@@ -80,3 +78,11 @@ def leaf_value(
 
     b.operations.append(Operation([], out, emit))
     return out
+
+
+def bias_gradients(b: Builder, first: int, grad: TileBuffer) -> None:
+    """Of a number for each channel, which all its places share. first: where among the gradients they begin."""
+    b.emit(lambda: ("number_gradients", BY_ROWS, grad.channels, {
+        "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(torch.arange(grad.channels) * grad.channel),
+        "ny": grad.height, "grad_y": grad.row, "nx": grad.width, "grad_x": 1, "gradients": first, "accumulate": 0,
+    }))  # fmt: skip

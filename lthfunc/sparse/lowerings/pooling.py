@@ -60,6 +60,8 @@ def _emit_fused(b: Builder, operation: Operation, before: Value) -> None:
     codes = operation.kept = b.hold(SameLayout(operation.out.buffer)) if b.training else None
 
     def gradient() -> None:
+        if not before.needs:
+            return
         assert codes is not None
         grad, target = b.gradient_of(operation.out), b.target(before)
         b.emit(lambda: ("unpool", BY_TILES, grad.channels, {

@@ -11,7 +11,8 @@ from torch import Tensor
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
-from lthfunc.sparse.lowerings.interface import Param, claim
+from lthfunc.sparse.lowerings.interface import Param, claim, gradient_at, value_at
+from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.patterns import Blocks, Entries, Lists, lists_of
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
@@ -43,7 +44,8 @@ class ProductLowering:
     """What convolution and linear layers share: the instructions of a product and of its gradients.
 
     across: of a linear layer, how many tiles it takes at once; 0 for a convolution. positions: of an image of outputs.
-    grouped: whether rows read different channels. poolable: whether lists may give 2 × 2 maxima.
+    grouped: whether rows read different channels. poolable: whether lists may give 2 × 2 maxima. learns: whether it has
+    gradients of its own.
     """
 
     def __init__(
@@ -57,9 +59,9 @@ class ProductLowering:
         grouped: bool = False,
         poolable: bool = False,
     ) -> None:
-        claim(b, weight, bias)
+        self.learns = claim(b, weight, bias)
         self.b, self.across = b, across
-        self.weight, self.bias = weight.name, bias.name if bias is not None else None
+        self.weight, self._bias_at, self._bias_gradient = weight.name, value_at(b, bias), gradient_at(b, bias)
         self.dense = DenseWeights(b, weight.name)
         self.is_dense = self.gradients_dense = False
         if across:
@@ -92,10 +94,6 @@ class ProductLowering:
     def by_lists(self) -> bool:
         """Whether it is a convolution whose products and gradients go by lists of survivors, tile by tile."""
         return not (self.across or self.is_dense or self.gradients_dense)
-
-    @property
-    def _bias_at(self) -> int:
-        return self.b.leaves[self.bias].first if self.bias else -1
 
     @property
     def _positions(self) -> Tensor:
@@ -196,10 +194,15 @@ class ProductLowering:
 
     def gradients(self) -> None:
         """Of the weights, the bias and the input."""
+        if not self.out.needs:
+            return
         grad = self.b.gradient_of(self.out)
         if self.x.rewrite is not None:
             self.x.rewrite()
-        self._weight_gradients(grad)
+        if self.weight not in self.b.frozen:
+            self._weight_gradients(grad)
+        elif self._bias_gradient >= 0:
+            bias_gradients(self.b, self._bias_gradient, grad)
         if self.x.needs:
             target = self.b.target(self.x)
             for back, transposed in self.back:
@@ -209,19 +212,19 @@ class ProductLowering:
     def _weight_gradients(self, grad: TileBuffer) -> None:
         region_in, region_out, *_ = self.forward
         if self.across and self.gradients_dense:
-            self.dense.gradients(self.x.buffer, grad, lambda: self.row_out, self._bias_at)
+            self.dense.gradients(self.x.buffer, grad, lambda: self.row_out, self._bias_gradient)
             return
 
         def late() -> Any:
             region_grad = moved(region_out, grad)
             if self.gradients_dense:
                 return self.dense.convolution_gradients(
-                    self._reads(), region_in, region_grad, self.row_out, self._bias_at
+                    self._reads(), region_in, region_grad, self.row_out, self._bias_gradient
                 )  # fmt: skip
             return "weight_gradients", BY_ROWS if self.across else SUMS, self.dense.outs, {
                 **region_in.columns("in"), **region_grad.columns("grad"), "ny": region_out.ny, "nx": region_out.nx,
                 **self.lists, "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first,
-                "bias": self._bias_at, "across": self.across,
+                "bias": self._bias_gradient, "across": self.across,
             }  # fmt: skip
 
         self.b.emit(late)
@@ -253,6 +256,11 @@ class ProductLowering:
             return self._products(rows, region_grad, into, lists | columns | norm_columns(norm))
 
         self.b.emit(late)
+
+    @property
+    def takes_local_gradient(self) -> bool:
+        """Whether it reads its gradient tile by tile. What sums up a bias's alone takes all tiles at once."""
+        return self.by_lists and (self.weight not in self.b.frozen or self._bias_gradient < 0)
 
     def sums_gradients(self, back: Product) -> bool:
         """Whether the product of a gradient writes all of it, and can sum it up for a batch normalisation."""

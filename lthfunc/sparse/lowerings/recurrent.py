@@ -16,7 +16,7 @@ import torch
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, RECURRENT, SUMS
-from lthfunc.sparse.lowerings.interface import Lowering, Param, Unsupported, aten, claim, lowers
+from lthfunc.sparse.lowerings.interface import Lowering, Param, Unsupported, aten, claim, gradient_at, lowers, value_at
 from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.pointwise import dropout
 from lthfunc.sparse.lowerings.product import sums_columns
@@ -100,10 +100,10 @@ def _layer(b: Builder, kind: str, view: View, directions: Sequence[_Direction], 
     units = b.weights[directions[0].of_state.name].shape[1]
     steps = view.arrangement.sizes[time]
     gates = [tokens_linear(b, view, each.of_inputs, each.bias_of_inputs).value for each in directions]
-    for each in directions:
-        # A sequence of one step begins and ends with zeros, of which no weight has a gradient.
-        claim(b, each.of_state if steps > 1 else None, each.bias_of_state)
-    out = Value(TileBuffer(units * len(directions), 1, steps), needs=True)
+    # A sequence of one step begins and ends with zeros, of which no weight has a gradient.
+    learns = [claim(b, each.of_state if steps > 1 else None, each.bias_of_state) for each in directions]
+    needs = any(learns) or any(value.needs for value in gates)
+    out = Value(TileBuffer(units * len(directions), 1, steps), needs)
 
     def emit(operation: Operation) -> None:
         b.hold(out.buffer)
@@ -119,7 +119,8 @@ def _layer(b: Builder, kind: str, view: View, directions: Sequence[_Direction], 
                 each.gradients()
             b.release(out)
 
-        b.backward.append(gradient)
+        if out.needs:
+            b.backward.append(gradient)
 
     b.operations.append(Operation(gates, out, emit))
     dimensions = list(view.arrangement.dimensions)
@@ -166,21 +167,22 @@ class _Unrolled:
     def gradients(self) -> None:
         """Of the gates, step by step from the last one on; then of the weights."""
         b = self._b
-        grad, target = b.gradient_of(self._out), b.target(self._gates)
+        grad, gates = b.gradient_of(self._out), self._gates
+        # Those of the state need the gates' gradient even where nothing else does.
+        into = b.target(gates).buffer if gates.needs else b.allocate(*gates.buffer.layout)
         into_hidden = b.allocate(3 * self._units, 1, self._steps) if self._kind == "gru" else None
         carry = b.allocate(self._units) if self._kind == "lstm" else None
-        back = into_hidden or target.buffer
+        back = into_hidden or into
         for step, before in reversed(self._order):
             b.emit(functools.partial(
-                self._cell_gradient, step, before, grad, target.buffer, into_hidden, carry,
+                self._cell_gradient, step, before, grad, into, into_hidden, carry,
                 fresh=(step, before) == self._order[-1],
             ))  # fmt: skip
             if before is not None:
                 b.emit(functools.partial(self._products_gradient, step, before, back, grad))
-        if self._steps > 1:
+        if self._steps > 1 and self._weight not in b.frozen:
             b.emit(lambda: self._weight_gradients(back))
-        if self._bias is not None:
-            first = b.leaves[self._bias.name].first
+        if (first := gradient_at(b, self._bias)) >= 0:
             b.emit(lambda: ("number_gradients", BY_ROWS, self._rows, {
                 "grad": back.first, "grad_tile": back.tile, "addresses": self._channels("of gradients", back),
                 "ny": 1, "grad_y": 0, "nx": self._steps, "grad_x": 1, "gradients": first, "accumulate": 0,
@@ -257,8 +259,8 @@ class _Unrolled:
         }  # fmt: skip
 
     def _cell(self, step: int, before: int | None) -> Any:
-        bias = -1 if self._bias is None else self._b.leaves[self._bias.name].first
-        return "recurrent_cell", BY_TILES, self._units, {**self._places(step, before), "bias": bias}
+        columns = {**self._places(step, before), "bias": value_at(self._b, self._bias)}
+        return "recurrent_cell", BY_TILES, self._units, columns
 
     def _cell_gradient(
         self, step: int, before: int | None, grad: TileBuffer, into: TileBuffer, into_hidden: TileBuffer | None,

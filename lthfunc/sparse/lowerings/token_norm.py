@@ -6,7 +6,7 @@ from typing import Any
 
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, SUMS
-from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, lowers
+from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, gradient_at, lowers, value_at
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import as_tokens
 from lthfunc.sparse.tile_buffers import TileBuffer
@@ -32,11 +32,9 @@ def tokens_norm(
     if tuple(shape) != view.arrangement.sizes[-1:]:
         raise Unsupported("over more than the last dimension")
     view = as_tokens(b, view)
-    claim(b, weight, bias)
-    out = Value(TileBuffer(*view.value.buffer.size), needs=True)
+    learns = claim(b, weight, bias)
+    out = Value(TileBuffer(*view.value.buffer.size), needs=learns or view.value.needs)
     channels, height, width = out.buffer.size
-    leaves = {name: -1 if param is None else b.leaves[param.name].first for name, param in
-              (("weight", weight), ("bias", bias))}  # fmt: skip
 
     def emit(operation: Operation) -> None:
         (x,) = operation.inputs
@@ -46,21 +44,24 @@ def tokens_norm(
 
         def shared() -> dict[str, int]:
             return {
-                "width": width, "channels": channels, "saved": saved.first, "saved_tile": saved.tile, **leaves,
-                "centred": int(centred),
+                "width": width, "channels": channels, "saved": saved.first, "saved_tile": saved.tile,
+                "centred": int(centred), "weight": value_at(b, weight),
             }  # fmt: skip
 
         b.emit(lambda: ("token_normalise", BY_TILES, height, {
-            **x.buffer.columns("in"), **out.buffer.columns("out"), **shared(), "epsilon": number,
-            "relu": int(out.rectified),
+            **x.buffer.columns("in"), **out.buffer.columns("out"), **shared(), "bias": value_at(b, bias),
+            "epsilon": number, "relu": int(out.rectified),
         }))  # fmt: skip
 
         def gradient() -> None:
+            if not out.needs:
+                return
             grad = b.gradient_of(out)
             target = b.target(x) if x.needs else None
             into = {f"into{step}": -1 for step in ("", "_tile", "_channel", "_row")} | {"accumulate": 0, "gate": -1}
             b.emit(lambda: ("token_normalise_gradient", SUMS, 1, {
                 **x.buffer.columns("in"), **grad.columns("grad"), "height": height, **shared(), **into,
+                "weight_gradient": gradient_at(b, weight), "bias_gradient": gradient_at(b, bias),
                 **({} if target is None else {**target.buffer.columns("into"), **target.columns}),
             }))  # fmt: skip
             b.release(out)

@@ -23,8 +23,8 @@ def tokens_linear(b: Builder, view: View, weight: Param, bias: Param | None) -> 
         raise Unsupported("of other features than the weight has")
     view = as_tokens(b, view)
     _, height, width = view.value.buffer.size
-    out = Value(TileBuffer(outs, height, width), needs=True)
     product = ProductLowering(b, weight, bias, across=0, positions=height * width)
+    out = Value(TileBuffer(outs, height, width), needs=product.learns or view.value.needs)
 
     def emit(operation: Operation) -> None:
         source = operation.inputs[0].buffer

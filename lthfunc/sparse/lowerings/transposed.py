@@ -6,9 +6,20 @@ import functools
 from typing import Any
 
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
+from lthfunc.sparse.kernels.instructions import BY_TILES, SUMS
 from lthfunc.sparse.lowerings.convolution_lists import ConvolutionLists
-from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, lowers, pair
+from lthfunc.sparse.lowerings.interface import (
+    Param,
+    Unsupported,
+    argument,
+    aten,
+    claim,
+    gradient_at,
+    lowers,
+    pair,
+    value_at,
+)
+from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.product import Product, sums_columns
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, plain
 from lthfunc.sparse.patterns import lists_of
@@ -35,7 +46,7 @@ def transposed(
         raise Unsupported("on flattened values")
     ins, outs, *kernel = b.weights[weight.name].shape
     shape = ins, outs, *[1] * (2 - len(kernel)), *kernel
-    claim(b, weight, bias)
+    learns = claim(b, weight, bias)
     sides = []
     for size, k, s, p, d, extra in zip(
         view.shape[1:], shape[2:], stride, padding, dilation, output_padding, strict=True
@@ -46,8 +57,8 @@ def transposed(
         sides.append(side)
     down, right = sides
     lists = ConvolutionLists(shape, (down, right), groups)
-    out = Value(TileBuffer(shape[1] * groups, down.size, right.size), needs=True)
-    product = _Transposed(b, weight.name, bias.name if bias is not None else None, lists)
+    out = Value(TileBuffer(shape[1] * groups, down.size, right.size), needs=learns or view.value.needs)
+    product = _Transposed(b, weight.name, bias, lists)
 
     def emit(operation: Operation) -> None:
         source = operation.inputs[0].buffer
@@ -64,9 +75,9 @@ def transposed(
 class _Transposed:
     """The instructions of a transposed convolution and of its gradients."""
 
-    def __init__(self, b: Builder, weight: str, bias: str | None, lists: ConvolutionLists) -> None:
+    def __init__(self, b: Builder, weight: str, bias: Param | None, lists: ConvolutionLists) -> None:
         self._b, self._weight, self._lists = b, weight, lists
-        self._bias_at = b.leaves[bias].first if bias is not None else -1
+        self._bias_at, self._bias_gradient = value_at(b, bias), gradient_at(b, bias)
 
     def emit(self, operation: Operation) -> None:
         """The products of all phases; then those of the gradients."""
@@ -82,13 +93,14 @@ class _Transposed:
 
         for phase in self._lists.of_outputs(x.buffer, out.buffer):
             b.emit(functools.partial(one_phase, phase))
-        b.backward.append(lambda: self._gradients(x, out))
+        b.backward.append(lambda: self._gradients(x, out) if out.needs else None)
 
     def _gradients(self, x: Value, out: Value) -> None:
         b, grad = self._b, self._b.gradient_of(out)
-        self._weight_gradients(x.buffer, grad)
-        if self._bias_at >= 0:
-            self._bias_gradients(grad)
+        if self._weight not in b.frozen:
+            self._weight_gradients(x.buffer, grad)
+        if self._bias_gradient >= 0:
+            bias_gradients(b, self._bias_gradient, grad)
         if x.needs:
             target = b.target(x)
             b.emit(lambda: self._products(self._lists.of_image(grad, target.buffer), {
@@ -112,14 +124,6 @@ class _Transposed:
             }  # fmt: skip
 
         b.emit(late)
-
-    def _bias_gradients(self, grad: TileBuffer) -> None:
-        b = self._b
-        b.emit(lambda: ("number_gradients", BY_ROWS, grad.channels, {
-            "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(plain(grad).rows()),
-            "ny": grad.height, "grad_y": grad.row, "nx": grad.width, "grad_x": 1, "gradients": self._bias_at,
-            "accumulate": 0,
-        }))  # fmt: skip
 
     def _products(self, product: Product, columns: dict[str, int]) -> Any:
         b = self._b
