@@ -1,11 +1,13 @@
 """Mutation testing: which small changes of the library would no test notice?
 
+    python tests/mutation --only lthfunc/sparsify/budgets.py --near 4
     python tests/mutation --share 0.1 --seed 0 --workers 2
 
-Each mutant runs the tests that run its line, the quickest first, in a fork of a process that has torch imported; a
-mutant takes seconds where cosmic-ray starts a process for each (3 s of imports alone), and mutmut's trampolines around
-all functions break those that torch.compile takes whole. All tests take part but those marked slow, of which one would
-be all that a mutant has time for, and those that the trace of their file has no time for (--patience).
+Each mutant runs the tests that run its line, the quickest first. A mutant of a function is put into a fork of a process
+that has imported the library and collected the tests (patching.py); any other, or all with --anew, into one that has
+torch imported. cosmic-ray starts a process for each (3 s of imports alone), and mutmut's trampolines around all
+functions break those that torch.compile takes whole. All tests take part but those marked slow, of which one would be
+all that a mutant has time for, and those that the trace of their file has no time for (--patience).
 
 What is left out, by rule (exempt.py): docstrings, annotations, names of types, imports, assertions (a zip's strict is
 one), words for people (errors, prints, text with a space), conversions of type, streams of random numbers by another
@@ -20,9 +22,9 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import functools
+import importlib
 import json
 import math
-import os
 import random
 import shutil
 import signal
@@ -35,11 +37,13 @@ from typing import Any
 
 from choosing import tests_for
 from covering import Covering, Recorder, keep, kept
-from forking import BROKEN, Child, Overlay, forked, prepare
+from forking import BROKEN, UNCHANGED, Child, Overlay, forked, prepare
 from mutants import Mutant, mutants_of
+from nearest import nearest
+from patching import functions_of, put
 from results import results_in, summarise
+from running import ROOT, Collected, Ordered, run_items, run_pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
 #: Files of tests that are collected at a time, quickest first: most mutants are noticed by the first.
 _AT_A_TIME = (2, 6, 1_000)
@@ -53,16 +57,17 @@ def main() -> None:
     options.folder.mkdir(exist_ok=True)
     try:
         overlays = [Overlay(ROOT, work / f"library{number}") for number in range(options.workers)]
-        tests = _covered(options, overlays, work)
-        chosen, sizes = _chosen(options)
+        chosen, whole = _chosen(options)
+        tests = _covered(options, whole, overlays, work)
         results = results_in(options.folder)
         known = (
             set(results) if not options.again else {n for n, r in results.items() if r["result"] not in options.again}
         )
         todo = [] if options.summary else [each for each in chosen if each.name not in known]
-        print(f"{sum(sizes.values()):,} mutants, {len(chosen):,} drawn, {len(todo):,} to run", flush=True)
-        _run_all(options, todo, tests, overlays, work)
-        summarise({each.name: each for each in chosen}, results_in(options.folder), sizes)
+        print(f"{sum(map(len, whole.values())):,} mutants, {len(chosen):,} drawn, {len(todo):,} to run", flush=True)
+        left = todo if options.anew else _run_collected(options, todo, tests, overlays, work)
+        _run_all(options, left, tests, overlays, work)
+        summarise({each.name: each for each in chosen}, results_in(options.folder), whole)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -73,11 +78,13 @@ def _options() -> Any:
     parser.add_argument("--limit", type=int, help="about so many mutants in all, instead of a share")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
-    parser.add_argument("--only", default="*", help="files that fit this pattern")
+    parser.add_argument("--only", nargs="+", default=["*"], help="files that fit one of these patterns")
     parser.add_argument("--again", action="append", default=[], help="run those with this result again (survived)")
     parser.add_argument("--budget", type=float, default=40.0, help="processor seconds of tests for a mutant")
     parser.add_argument("--tests", nargs="+", default=["test_*.py"], help="files of tests that fit one of these")
+    parser.add_argument("--near", type=int, help="of those, for each file changed, so many that use most of its names")
     parser.add_argument("--patience", type=float, default=150.0, help="processor seconds for a file under the trace")
+    parser.add_argument("--anew", action="store_true", help="import the library and collect tests for each mutant")
     parser.add_argument("--retrace", action="store_true", help="find out anew what tests run, changed or not")
     parser.add_argument("--folder", type=Path, default=ROOT / ".mutation", help="where results are kept")
     parser.add_argument("--summary", action="store_true", help="of results that are there; run nothing")
@@ -87,12 +94,12 @@ def _options() -> Any:
 # ---- tests ----
 
 
-def _covered(options: Any, overlays: Sequence[Overlay], work: Path) -> dict[str, Covering]:
+def _covered(options: Any, changed: Collection[str], overlays: Sequence[Overlay], work: Path) -> dict[str, Covering]:
     """Each test and what it runs, kept from run to run for files of tests that have not changed."""
     folder = options.folder / "covering"
     folder.mkdir(exist_ok=True)
     fitting = [path for pattern in options.tests for path in sorted((ROOT / "tests").glob(pattern))]
-    files = list(dict.fromkeys(fitting))
+    files = list(dict.fromkeys(fitting if options.near is None else nearest(ROOT, changed, fitting, options.near)))
     outs = {path: folder / f"{path.stem}.json" for path in files}
     stale = [path for path in files if not outs[path].exists() or outs[path].stat().st_mtime < path.stat().st_mtime]
     old = [] if options.summary else files if options.retrace else stale
@@ -101,7 +108,7 @@ def _covered(options: Any, overlays: Sequence[Overlay], work: Path) -> dict[str,
         def go() -> int:
             recorder = Recorder(overlay.path, PACKAGES, work / f"{path.stem}.raw")
             # One slow test would be all that a mutant has time for.
-            return _pytest([str(path.relative_to(ROOT)), "-m", "not slow"], work / f"base-{path.stem}", [recorder])
+            return run_pytest([str(path.relative_to(ROOT)), "-m", "not slow"], work / f"base-{path.stem}", recorder)
 
         return go, options.patience
 
@@ -118,26 +125,15 @@ def _covered(options: Any, overlays: Sequence[Overlay], work: Path) -> dict[str,
     return found
 
 
-def _pytest(arguments: list[str], temporary: Path, plugins: list[object]) -> int:
-    import pytest
-
-    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(temporary) + "-hypothesis"
-    # The project's own folder, which pytest puts first, has the library as it is, not the overlay's.
-    places = f"pythonpath={os.environ['PYTHONPATH']} {ROOT}"
-    return pytest.main(
-        ["-o", places, "-q", "-x" if len(plugins) == 0 or not isinstance(plugins[0], Recorder) else "-q", "--no-header",
-         "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", f"--basetemp={temporary}", *arguments],
-        plugins=plugins,
-    )  # fmt: skip
-
-
 # ---- mutants ----
 
 
-def _chosen(options: Any) -> tuple[list[Mutant], dict[str, int]]:
-    """The sample, the same share of each file, and how many mutants files have."""
+def _chosen(options: Any) -> tuple[list[Mutant], dict[str, list[Mutant]]]:
+    """The sample, the same share of each file, and all mutants by file."""
     files = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    whole = {file: mutants_of(ROOT, file) for file in files if fnmatch.fnmatch(file, options.only)}
+    whole = {
+        file: mutants_of(ROOT, file) for file in files if any(fnmatch.fnmatch(file, each) for each in options.only)
+    }
     total = sum(map(len, whole.values()))
     share = options.limit / total if options.limit else options.share
     chosen = []
@@ -146,43 +142,62 @@ def _chosen(options: Any) -> tuple[list[Mutant], dict[str, int]]:
         drawn = random.Random(f"{options.seed}/{file}").sample(mutants, count)
         chosen += drawn
     random.Random(options.seed).shuffle(chosen)
-    return chosen, {file: len(mutants) for file, mutants in whole.items()}
+    return chosen, whole
 
 
-class Ordered:
-    """A plugin: tests in the order they are named in, and which one failed."""
-
-    def __init__(self, names: list[str], known: Collection[str], out: Path) -> None:
-        self._rank, self._known = {name: number for number, name in enumerate(names)}, known
-        self._functions = {name.partition("[")[0] for name in names}
-        self._out = out
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        mine = [item for item in items if item.nodeid in self._rank or self._is_new(item.nodeid)]
-        items[:] = sorted(mine, key=lambda item: self._rank.get(item.nodeid, -1))
-
-    def _is_new(self, name: str) -> bool:
-        """Whether it is one of the tests named, of what the change has made its parameters."""
-        return name not in self._known and name.partition("[")[0] in self._functions
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:
-            self._out.write_text(report.nodeid)
-
-    def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
-        sys.stdout.flush()
-        os._exit(exitstatus)  # tests that close what pytest holds open would have it fail from here on
+#: (a mutant, its tests, in order, how long some of them may take [s], where the name of one that fails is written) ->
+#: the work of a child that tries it.
+Trial = Callable[[Mutant, list[str], Callable[[Sequence[str]], float], Path], Callable[[], int]]
 
 
-def _run_all(
+def _run_collected(
     options: Any, todo: list[Mutant], tests: dict[str, Covering], overlays: Sequence[Overlay], work: Path
-) -> None:
-    about: dict[str, tuple[list[str], str]] = {}
+) -> list[Mutant]:
+    """Try mutants of functions in forks of a process that has imported the library and collected the tests.
 
-    def begun(mutant: Mutant, overlay: Overlay) -> tuple[Callable[[], int], float]:
-        names, what = tests_for(ROOT, mutant, tests, options.budget)
-        about[mutant.name] = (names, what)
-        overlay.put(mutant.file, mutant.applied((ROOT / mutant.file).read_bytes()))
+    Returns those that are left: of what is done as files are imported, and of functions that it cannot change.
+    """
+    fitting = [each for each in todo if each.runs == "line"]
+    files = {name.partition("::")[0] for each in fitting for name in tests_for(ROOT, each, tests, options.budget)[0]}
+    if not files:
+        return todo
+
+    def use(items: dict[str, Any]) -> None:
+        for file in {each.file for each in fitting}:
+            importlib.import_module(file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        functions = functions_of(str(overlays[0].path))
+
+        def trial(
+            mutant: Mutant, names: list[str], limit: Callable[[Sequence[str]], float], failed: Path
+        ) -> Callable[[], int]:
+            source, file = (ROOT / mutant.file).read_bytes(), str(overlays[0].path / mutant.file)
+
+            def go() -> int:
+                if not put(functions.get(file, []), file, source, mutant.applied(source)):
+                    return UNCHANGED
+                return run_items([items[name] for name in names if name in items], failed)
+
+            return go
+
+        _run_all(options, fitting, tests, overlays, work, trial)
+
+    run = functools.partial(run_pytest, [*sorted(files), "-s"], work / "collected", Collected(use))
+    driver = Child(overlays[0], run, ROOT, None, math.inf)
+    try:
+        while driver.result() is None:
+            time.sleep(0.1)
+    finally:
+        driver.stop()
+    tried = (work / "tried").read_text().split() if (work / "tried").exists() else []
+    return [each for each in todo if each.name not in tried]
+
+
+def _anew(tests: dict[str, Covering], work: Path) -> Trial:
+    """Trials that import the library, collect some files of tests, and run those of a mutant, then of more files."""
+
+    def trial(
+        mutant: Mutant, names: list[str], limit: Callable[[Sequence[str]], float], failed: Path
+    ) -> Callable[[], int]:
         files = list(dict.fromkeys(name.partition("::")[0] for name in names))
 
         def go() -> int:
@@ -190,18 +205,41 @@ def _run_all(
             for count in _AT_A_TIME:
                 some = files[begun : begun + count]
                 mine = [name for name in names if name.partition("::")[0] in some]
-                ordered = Ordered(mine, tests.keys(), work / f"{mutant.name}.failed")
-                run = functools.partial(_pytest, some, work / mutant.name, [ordered])
-                if (status := forked(run)) not in (0, 5):  # 5: the change has made other tests of all of them
+                run = functools.partial(run_pytest, some, work / mutant.name, Ordered(mine, tests.keys(), failed))
+                if (status := forked(run, limit(mine))) not in (0, 5):  # 5: the change has made other tests of all
                     return status
                 begun += count
                 if begun >= len(files):
                     break
             return 0
 
-        return (go if names else lambda: 0), 20 + 3 * sum(tests[name].seconds for name in names)
+        return go
+
+    return trial
+
+
+def _run_all(
+    options: Any, todo: list[Mutant], tests: dict[str, Covering], overlays: Sequence[Overlay], work: Path,
+    trial: Trial | None = None,
+) -> None:  # fmt: skip
+    about: dict[str, tuple[list[str], str]] = {}
+    trial = trial or _anew(tests, work)
+
+    def limit(some: Sequence[str]) -> float:
+        return 20 + 3 * sum(tests[name].seconds for name in some)
+
+    def begun(mutant: Mutant, overlay: Overlay) -> tuple[Callable[[], int], float]:
+        names, what = tests_for(ROOT, mutant, tests, options.budget)
+        about[mutant.name] = (names, what)
+        overlay.put(mutant.file, mutant.applied((ROOT / mutant.file).read_bytes()))
+        go = trial(mutant, names, limit, work / f"{mutant.name}.failed")
+        return (go if names else lambda: 0), limit(names)
 
     def told(mutant: Mutant, status: int | str, seconds: float) -> None:
+        if status == UNCHANGED:
+            return
+        with (work / "tried").open("a") as out:
+            out.write(f"{mutant.name}\n")
         names, what = about[mutant.name]
         failed = work / f"{mutant.name}.failed"
         result = "survived" if status == 0 else status if isinstance(status, str) else "killed"
@@ -249,7 +287,7 @@ def _side_by_side(
             time.sleep(0.05)
     finally:
         for _, child in running.values():
-            child.end()
+            child.stop()
 
 
 if __name__ == "__main__":

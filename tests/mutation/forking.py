@@ -25,6 +25,8 @@ _HEAVY = (
 )  # fmt: skip
 #: The exit status of a child whose work raised.
 BROKEN = 70
+#: That of one that could not change a function.
+UNCHANGED = 71
 #: Bytes that a child may have: a change may make a loop grow without end.
 _MEMORY = 10 << 30
 
@@ -58,12 +60,13 @@ class Overlay:
 
 
 class Child:
-    """A forked process in a session of its own, which `work` runs in; what it prints goes to a file.
+    """A forked process in a session of its own, which `work` runs in; what it prints goes to a file, if any.
 
-    limit: of its processor time [s]; of time by the clock it has ten times as much, since others may use the machine.
+    limit: of its processor time [s], or infinite; of time by the clock it has ten times as much, since others may use
+    the machine.
     """
 
-    def __init__(self, overlay: Overlay, work: Callable[[], int], root: Path, out: Path, limit: float) -> None:
+    def __init__(self, overlay: Overlay, work: Callable[[], int], root: Path, out: Path | None, limit: float) -> None:
         self._until, self.timed_out, self.seconds = time.monotonic() + 10 * limit, False, 0.0
         sys.stdout.flush()
         self.pid = os.fork()
@@ -74,10 +77,11 @@ class Child:
             os.setsid()
             os.chdir(root)
             resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
-            target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(target, 1)
-            os.dup2(target, 2)
+            _limit_processor(limit)
+            if out is not None:
+                target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(target, 1)
+                os.dup2(target, 2)
             os.environ["PYTHONPATH"] = str(overlay.path)
             sys.path.insert(0, str(overlay.path))
             return work()
@@ -97,6 +101,15 @@ class Child:
         self.end()  # what its tests may have left running
         return os.waitstatus_to_exitcode(status)
 
+    def stop(self) -> None:
+        """Ask it to end, so that it ends its own children, and after a second end it."""
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGTERM)
+            until = time.monotonic() + 1
+            while not os.waitpid(self.pid, os.WNOHANG)[0] and time.monotonic() < until:
+                time.sleep(0.02)
+        self.end()
+
     def end(self) -> None:
         """End it and all that it started."""
         with suppress(ProcessLookupError, PermissionError):
@@ -115,12 +128,28 @@ def _exit_with(work: Callable[[], int]) -> NoReturn:
         os._exit(code)
 
 
-def forked(work: Callable[[], int]) -> int:
-    """The exit status of some work in a process of its own; a signal that ended it ends this one."""
+def _limit_processor(seconds: float) -> None:
+    """Of this process; one that is limited already keeps the bound at which it is killed."""
+    if math.isfinite(seconds):
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        bound = math.ceil(seconds) + 5 if most == resource.RLIM_INFINITY else most
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), bound))
+
+
+def forked(work: Callable[[], int], limit: float) -> int:
+    """The exit status of some work in a process of its own; a signal that ended it ends this one.
+
+    limit: of its processor time [s].
+    """
+
+    def limited() -> int:
+        _limit_processor(limit)
+        return work()
+
     sys.stdout.flush()
     pid = os.fork()
     if not pid:
-        _exit_with(work)
+        _exit_with(limited)
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
         os.kill(os.getpid(), os.WTERMSIG(status))

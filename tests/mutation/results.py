@@ -27,7 +27,8 @@ def listed() -> list[dict[str, str]]:
     return tomllib.loads(path.read_text(encoding="utf-8")).get("survivor", []) if path.exists() else []
 
 
-def summarise(chosen: dict[str, Mutant], results: dict[str, dict[str, Any]], sizes: dict[str, int]) -> None:
+def summarise(chosen: dict[str, Mutant], results: dict[str, dict[str, Any]], whole: dict[str, list[Mutant]]) -> None:
+    """Print it. whole: all mutants of the files that were chosen from."""
     reasons = {(each["file"], each["code"], each["change"]): each["reason"] for each in listed()}
     rows: dict[str, dict[str, int]] = {}
     left = []
@@ -44,15 +45,19 @@ def summarise(chosen: dict[str, Mutant], results: dict[str, dict[str, Any]], siz
         row[result] += 1
     print(f"\n{'file':44} {'mutants':>8} {'run':>6} {'killed':>7} {'timeout':>8} {'survived':>9} {'listed':>7}")
     for file, row in sorted(rows.items()):
-        _row(file, sizes[file], row)
+        _row(file, len(whole[file]), row)
     total = {key: sum(row[key] for row in rows.values()) for key in ("killed", "timeout", "survived", "listed")}
-    _row("all", sum(sizes.values()), total)
+    _row("all", sum(map(len, whole.values())), total)
     run, killed = sum(total.values()), total["killed"] + total["timeout"]
     if run:
         print(f"\nkilled: {killed} of {run}, {_share(killed, run)}")
         counted = run - total["listed"]
         print(f"without those listed with a reason: {killed} of {counted}, {_share(killed, counted)}")
     print("\nsurvived, and not listed:", *(left or ["none"]), sep="\n  ")
+    there = {(each.file, each.code, each.change) for mutants in whole.values() for each in mutants}
+    gone = [f"{each[0]}: {each[2]}\n    {each[1]}" for each in reasons if each[0] in whole and each not in there]
+    if gone:
+        print("\nlisted, and no longer there:", *gone, sep="\n  ")
 
 
 def _row(name: str, size: int, row: dict[str, int]) -> None:
