@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_plans import plan_for
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -16,8 +17,9 @@ from lthfunc.sparse.kernels import build
 from lthfunc.sparse.patterns import Entries, blocks_of, lists_of, matrix_lists
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.training.loop import fit_together
-from lthfunc.training.mask_updates import MaskUpdates
+from lthfunc.training.mask_updates import MaskUpdates, can_exchange
 from lthfunc.training.session import TrainingSession
+from lthfunc.trees.types import NewMasks
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
@@ -52,8 +54,13 @@ def ticket(seed: int, model: lf.Model) -> lf.TrainState:
     return lf.prune(density=0.4, score=lf.random_scores(seed))(lf.init(model, seed))
 
 
-def fits(trainer: lf.Trainer, updates: MaskUpdates, seeds: tuple[int, ...] = (0, 1)) -> list[lf.Fit]:
-    starts = [ticket(seed, trainer.work.model) for seed in seeds]
+def fits(
+    trainer: lf.Trainer,
+    updates: MaskUpdates,
+    seeds: tuple[int, ...] = (0, 1),
+    starts: list[lf.TrainState] | None = None,
+) -> list[lf.Fit]:
+    starts = starts or [ticket(seed, trainer.work.model) for seed in seeds]
     return fit_together(trainer, starts, seeds=list(seeds), until=12, eval_every=6, updates=updates)
 
 
@@ -151,6 +158,41 @@ def test_lists_of_a_matrix_are_those_of_its_entries(rows: int, columns: int, den
     if len(positions) > 1:
         with pytest.raises(ValueError, match="places must rise"):
             matrix_lists(positions.flip(0), (rows, columns), addresses, 256, transposed=transposed)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("method", ["gradual", "granet", "mest", "srigl"])
+def test_masks_of_methods_change_on_survivors_to_the_bits_of_dense_trees(
+    method: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {} if optimizer == "adam" else {"momentum": 0.9}
+    plan = plan_for(
+        method, MODEL, images(), steps=12, eval_every=6, batch_size=8, engine="sparse", update_every=2, density=0.3,
+        optimizer=optimizer, **more,
+    )  # fmt: skip
+    (updates,) = plan.updates
+    starts = [lf.init(MODEL, seed) if method in ("gradual", "granet") else ticket(seed, MODEL) for seed in (0, 1)]
+    theirs = fits(plan.trainer, updates._replace(exchange=None), starts=starts)
+    monkeypatch.setattr(TrainingSession, "change_to", lambda *given: pytest.fail("dense trees were made"))
+    for mine, other in zip(fits(plan.trainer, updates, starts=starts), theirs, strict=True):
+        assert same(mine, other)
+        assert [each.step for each in mine.changes] == list(updates.steps)
+        assert sum(each.exchanged > 0 for each in mine.changes) >= 2
+        assert any(layer.grown for each in mine.changes for layer in each.layers.values()) == (method != "gradual")
+
+
+def test_masks_that_do_not_fit_are_left_to_dense_trees() -> None:
+    masks = ticket(0, MODEL).masks
+    assert can_exchange(NewMasks(masks, masks), masks)
+    name, mask = next(iter(masks.items()))
+    others = (
+        {**masks, name: mask.float()},
+        {**masks, name: mask[1:]},
+        {each: masks[each] for each in masks if each != name},
+    )
+    for other in others:
+        assert not can_exchange(NewMasks(masks, other), masks)
+        assert not can_exchange(NewMasks(other, masks), masks)
 
 
 @pytest.mark.parametrize("share", [1.2, float("nan")])

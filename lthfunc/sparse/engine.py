@@ -18,20 +18,20 @@ from lthfunc.sparse.exchange import exchanged, masks_of
 from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
+from lthfunc.sparse.new_masks import exchanged_for
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
 from lthfunc.sparse.python_losses import check_features, computes_loss
 from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
 from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
-from lthfunc.sparsify.scores import Scores
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Engine, Network, OnSurvivors, Running, Tick, Work
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.results import Exchanged, GradientGrowth
+from lthfunc.training.results import DropAndGrow, Exchanged, GradientGrowth
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Batch, Growth, Masks, Split, TrainState
+from lthfunc.trees.types import Batch, Masks, NewMasks, Split, TrainState
 
 #: Seconds that one call of the machine should take: long enough to cost nothing, short enough to be interrupted.
 _CALL_SECONDS = 0.1
@@ -198,14 +198,18 @@ class _Loop:
         """Of the network as it is now."""
         return self._state.masks
 
-    def exchange(self, growth: Scores | Growth | GradientGrowth, drop_fraction: float) -> Exchanged:
-        """Go on after `drop_and_grow`."""
-        if isinstance(growth, GradientGrowth):
-            batch, draw = growth.batch(), (self._step, self._seed)
-            magnitudes = self._gradients.magnitudes(self._workspace, self._state.masks, batch, self._stored, draw)
-            growth = growth.scores() if magnitudes is None else magnitudes
-        sizes = {name: mask.numel() for name, mask in self._state.masks.items()}
-        found = exchanged(self._workspace, sizes, growth, drop_fraction)
+    def exchange(self, decided: DropAndGrow | NewMasks) -> Exchanged:
+        """Go on after `drop_and_grow`, or under other masks."""
+        if isinstance(decided, NewMasks):
+            found = exchanged_for(self._workspace, self._state.masks, decided)
+        else:
+            growth, drop_fraction = decided
+            if isinstance(growth, GradientGrowth):
+                batch, draw = growth.batch(), (self._step, self._seed)
+                magnitudes = self._gradients.magnitudes(self._workspace, self._state.masks, batch, self._stored, draw)
+                growth = growth.scores() if magnitudes is None else magnitudes
+            sizes = {name: mask.numel() for name, mask in self._state.masks.items()}
+            found = exchanged(self._workspace, sizes, growth, drop_fraction)
         state = self._state._replace(masks=masks_of(found.positions, self._state.masks))
         program = self._programs.program(state, self._batch, self._stored, found.positions)
         self._take_up(self._workspace.moved(program, found.sources), state)

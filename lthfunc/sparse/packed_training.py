@@ -26,7 +26,7 @@ from lthfunc.training.results import GradientGrowth
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Buffers, Dataset, Params, Split, TrainState
+from lthfunc.trees.types import Buffers, Dataset, NewMasks, Params, Split, TrainState
 
 _CPU = torch.device("cpu")
 #: Examples that are evaluated at a time.
@@ -177,7 +177,10 @@ class _PackedNetwork:
         """(what runs on after an update, where its survivors lie)."""
         assert updates.exchange is not None
         with seeded_update(now, _CPU):
-            growth, fraction = updates.exchange(_no_dense_network, now)
+            decided = updates.exchange(_no_dense_network, now)
+        if isinstance(decided, NewMasks):
+            raise invalid("updates", "an exchange with masks", "a function that picks weights, as random_growth is")
+        growth, fraction = decided
         if isinstance(growth, dict | GradientGrowth):
             raise invalid("updates", "an exchange with scores", "a function that picks weights, as random_growth is")
         if not 0 <= fraction <= 1:

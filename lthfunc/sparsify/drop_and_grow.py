@@ -12,7 +12,7 @@ from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.ranking import best
 from lthfunc.sparsify.scores import Scores, magnitude
 from lthfunc.trees.ops import apply_masks, masked_like
-from lthfunc.trees.types import Growth, Masks, TrainState
+from lthfunc.trees.types import Growth, Masks, NewMasks, Params, TrainState
 
 
 @public
@@ -75,12 +75,32 @@ def drop_and_grow(
     >>> lf.count(lf.drop_and_grow(state, lf.random_growth(0), 0.5).masks)
     Count(kept=4, total=8)
     """
-    masks = state.masks
-    fewer = drop(magnitude(state.params, masks) if drop_score is None else drop_score, masks, drop_fraction)
+    exchange = exchanged_masks(
+        state.params, state.masks, growth, drop_fraction, drop_score=drop_score, keep_values=keep_values
+    )
+    return under_new_masks(state, exchange)
+
+
+def exchanged_masks(
+    params: Params,
+    masks: Masks,
+    growth: Scores | Growth,
+    drop_fraction: float,
+    *,
+    drop_score: Scores | None = None,
+    keep_values: bool = False,
+) -> NewMasks:
+    """The masks of `drop_and_grow`."""
+    fewer = drop(magnitude(params, masks) if drop_score is None else drop_score, masks, drop_fraction)
     counts = {name: masks[name].sum() - fewer[name].sum() for name in masks}
     new = grow(growth, fewer, counts)
-    stays = new if keep_values else fewer  # what was pruned before is zero anyway
-    return state._replace(params=apply_masks(state.params, stays), masks=new, opt=masked_like(state.opt, stays))
+    return NewMasks(new, {name: new[name] & mask for name, mask in masks.items()} if keep_values else fewer)
+
+
+def under_new_masks(state: TrainState, new: NewMasks) -> TrainState:
+    """The state from which training goes on."""
+    params, opt = apply_masks(state.params, new.stays), masked_like(state.opt, new.stays)
+    return state._replace(params=params, masks=new.masks, opt=opt)
 
 
 @public

@@ -25,7 +25,7 @@ from lthfunc.training.results import (
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import apply_masks, as_numbers, leaf_difference, masked_like
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Growth, Masks, Params, TrainState
+from lthfunc.trees.types import Masks, NewMasks, Params, TrainState
 
 
 class UpdateContext(NamedTuple):
@@ -52,7 +52,8 @@ class MaskUpdates(NamedTuple):
     remember: (state, UpdateContext) -> masks to keep until the next update, called before `change`. Both are pure;
     random layers and the global generators draw the same numbers in every run. exchange: (a function that makes the
     dense state without optimiser state, UpdateContext) -> (what grows, drop fraction), if `change` is `drop_and_grow`
-    of these: an engine that keeps survivors alone then moves only what changes, to the same bits.
+    of these, or `NewMasks`, if it is `under_new_masks` of these: an engine that keeps survivors alone then moves only
+    what changes, to the same bits.
 
     >>> def shrink(state, now):
     ...     return lf.prune(fraction=0.5, keep_moments=True)(state)
@@ -63,7 +64,7 @@ class MaskUpdates(NamedTuple):
     steps: tuple[int, ...]
     change: Callable[[TrainState, UpdateContext], TrainState]
     remember: Callable[[TrainState, UpdateContext], tuple[Masks, ...]] = _nothing
-    exchange: Callable[[DenseNetwork, UpdateContext], DropAndGrow] | None = None
+    exchange: Callable[[DenseNetwork, UpdateContext], DropAndGrow | NewMasks] | None = None
 
     def following(self, fit: Fit, until: int) -> int | None:
         """The step of a fit's next update before step `until`; None if there is none."""
@@ -89,10 +90,13 @@ class MaskUpdates(NamedTuple):
         if exchange is None:
             return None
 
-        def decide(network: DenseNetwork, seed: int) -> DropAndGrow:
+        def decide(network: DenseNetwork, seed: int) -> DropAndGrow | NewMasks:
             now, device = self._context(seed, step, until), fits[0].state.step.device
             with seeded_update(now, device):
-                growth, share = exchange(network, now)
+                found = exchange(network, now)
+            if isinstance(found, NewMasks):
+                return found
+            growth, share = found
             if isinstance(growth, GradientGrowth):  # its random layers draw the numbers of this update, too
                 growth = growth._replace(scores=_seeding(growth.scores, now, device))
             return growth, share
@@ -114,8 +118,12 @@ class Exchanging(Protocol):
         """What each state's masks are now; None, with nothing done, where it can't."""
 
 
-def can_exchange(growth: Params | Growth | GradientGrowth, drop_fraction: float, masks: Masks) -> bool:
-    """Whether scores, if they are given, are of type float32 for each weight, and the fraction is one."""
+def can_exchange(found: DropAndGrow | NewMasks, masks: Masks) -> bool:
+    """Whether new masks, or scores of type float32, are given for each weight, and the fraction is one."""
+    if isinstance(found, NewMasks):
+        kinds = {name: (mask.shape, torch.bool) for name, mask in masks.items()}
+        return all({name: (mask.shape, mask.dtype) for name, mask in each.items()} == kinds for each in found)
+    growth, drop_fraction = found
     if not 0 <= drop_fraction <= 1:
         return False
     if not isinstance(growth, dict):

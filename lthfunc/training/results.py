@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from lthfunc.trees.types import Batch, Buffers, Growth, Masks, Params, TrainState
+from lthfunc.trees.types import Batch, Buffers, Growth, Masks, NewMasks, Params, TrainState
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -80,8 +80,8 @@ class GradientGrowth(NamedTuple):
 
 #: (what grows, the share to drop), of `drop_and_grow`.
 DropAndGrow = tuple[Params | Growth | GradientGrowth, float]
-#: (network, its seed) -> what it drops and grows.
-Deciding = Callable[[DenseNetwork, int], DropAndGrow]
+#: (network, its seed) -> what it drops and grows, or the masks that follow.
+Deciding = Callable[[DenseNetwork, int], DropAndGrow | NewMasks]
 #: The new masks, and what changed in each layer.
 Exchanged = tuple[Masks, dict[str, LayerChange]]
 

@@ -174,10 +174,10 @@ class TrainingSession:
         self.snapshot = lambda: (ready, known)
 
     def exchange(self, decide: Deciding) -> list[Exchanged] | None:
-        """Drop and grow on the survivors that the running loop keeps, and continue as `change_to` does.
+        """Change masks on the survivors that the running loop keeps, and continue as `change_to` does.
 
         Returns what each state's masks are now; None, with nothing done, where the loop keeps no survivors alone, where
-        something is not finite, where scores are not float32, and where a share is out of range.
+        something is not finite, where scores are not float32, where a share is out of range, and where masks don't fit.
         """
         networks = self.trainer.engine.on_survivors(self.running)
         if not networks:
@@ -186,10 +186,10 @@ class TrainingSession:
         if not (all(map(math.isfinite, losses)) and all(each.is_finite() for each in networks)):
             return None
         given = [decide(network.network, seed) for network, seed in zip(networks, self._seeds, strict=True)]
-        if not all(can_exchange(*each, network.masks) for each, network in zip(given, networks, strict=True)):
+        if not all(can_exchange(each, network.masks) for each, network in zip(given, networks, strict=True)):
             return None
         with training_context(self.trainer):
-            found = [network.exchange(*each) for network, each in zip(networks, given, strict=True)]
+            found = [network.exchange(each) for network, each in zip(networks, given, strict=True)]
         kept, draw, steps = [each.kept() for each in networks], self._draw_key(), self._steps
 
         def snapshot() -> Snapshot:

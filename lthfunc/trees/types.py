@@ -71,6 +71,13 @@ def _summary(tree: Any, params: Params, masks: Masks, step: Tensor | None = None
     return f"{type(tree).__name__}({', '.join(parts)})"
 
 
+class NewMasks(NamedTuple):
+    """Masks that follow others. stays: of which of their weights the values and moments go on; others begin at zero."""
+
+    masks: Masks
+    stays: Masks
+
+
 class Split(NamedTuple):
     """A part of a data set: inputs x (n, ...) and targets y (n, ...), as they are stored."""
 

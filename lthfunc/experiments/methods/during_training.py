@@ -9,7 +9,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.functions import Growing, ScoreContext, growth_of
 from lthfunc.experiments.iterative import Plan
 from lthfunc.sparsify.density_schedules import cubic, periodic
-from lthfunc.sparsify.drop_and_grow import drop_and_grow
+from lthfunc.sparsify.drop_and_grow import drop_and_grow, under_new_masks
 from lthfunc.sparsify.growth import random_growth
 from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, checked_score, magnitude
@@ -20,7 +20,7 @@ from lthfunc.training.results import DenseNetwork, DropAndGrow, GradientGrowth
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.ops import density
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Batch, Masks, TrainState
+from lthfunc.trees.types import Batch, Masks, NewMasks, TrainState
 
 #: Updates unless --update-every says how often: more often than Evci et al. 2020, sec. 4 (every 100 of 32,000 steps),
 #: since trainings are shorter.
@@ -37,12 +37,22 @@ def gradual(plan: Plan, update_every: int | None, update_until: float) -> Plan:
     def updates(target: float) -> MaskUpdates:
         densities = dict(cubic(target, end // 10, end, every))
 
-        def change(state: TrainState, now: UpdateContext) -> TrainState:
-            return pruned_to(plan, densities[now.step])(state)
+        def masks(state: TrainState, now: UpdateContext) -> NewMasks:
+            found = pruned_to(plan, densities[now.step])(state).masks
+            return NewMasks(found, found)
 
-        return MaskUpdates(tuple(densities), change)
+        return by_masks(tuple(densities), masks)
 
     return from_dense(plan, updates)
+
+
+def by_masks(steps: tuple[int, ...], masks: Callable[[TrainState, UpdateContext], NewMasks]) -> MaskUpdates:
+    """Updates to masks that follow from the network, not from what its optimiser keeps."""
+
+    def change(state: TrainState, now: UpdateContext) -> TrainState:
+        return under_new_masks(state, masks(state, now))
+
+    return MaskUpdates(steps, change, exchange=lambda network, now: masks(network(), now))
 
 
 def exchanging(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.during_training import from_dense, growth_scores, period, pruned_to
+from lthfunc.experiments.methods.during_training import by_masks, from_dense, growth_scores, period, pruned_to
 from lthfunc.sparsify.density_schedules import cubic
-from lthfunc.sparsify.drop_and_grow import drop_and_grow
+from lthfunc.sparsify.drop_and_grow import exchanged_masks
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.types import NewMasks, TrainState
 
 
 def granet(
@@ -26,11 +26,12 @@ def granet(
     def updates(target: float) -> MaskUpdates:
         densities = dict(cubic(target, 0, end, every)[1:])
 
-        def change(state: TrainState, now: UpdateContext) -> TrainState:
+        def masks(state: TrainState, now: UpdateContext) -> NewMasks:
             scores = growth_scores(plan.trainer, growing, state, now)
             pruned = pruned_to(plan, densities[now.step])(state)
-            return drop_and_grow(pruned, scores, falling(drop_fraction, now.step, end), keep_values=True)
+            share = falling(drop_fraction, now.step, end)
+            return exchanged_masks(pruned.params, pruned.masks, scores, share, keep_values=True)
 
-        return MaskUpdates(tuple(densities), change)
+        return by_masks(tuple(densities), masks)
 
     return from_dense(plan, updates)

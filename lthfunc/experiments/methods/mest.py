@@ -5,11 +5,11 @@ from __future__ import annotations
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.during_training import growth_scores, period, steps_of, with_updates
-from lthfunc.sparsify.drop_and_grow import drop_and_grow
+from lthfunc.experiments.methods.during_training import by_masks, growth_scores, period, steps_of, with_updates
+from lthfunc.sparsify.drop_and_grow import exchanged_masks
 from lthfunc.sparsify.scores import magnitude
-from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
-from lthfunc.trees.types import TrainState
+from lthfunc.training.mask_updates import UpdateContext
+from lthfunc.trees.types import NewMasks, TrainState
 
 
 def mest(
@@ -23,12 +23,13 @@ def mest(
     end, every = period(plan, update_every, update_until)
     growing, slopes, falling = growth_of(growth), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
 
-    def change(state: TrainState, now: UpdateContext) -> TrainState:
+    def masks(state: TrainState, now: UpdateContext) -> NewMasks:
         hopes = growth_scores(plan.trainer, growing, state, now)
         worth = magnitude(state.params, state.masks)
         if gradient_weight:
             slope = growth_scores(plan.trainer, slopes, state, now)
             worth = {name: each + gradient_weight * slope[name] for name, each in worth.items()}
-        return drop_and_grow(state, hopes, falling(drop_fraction, now.step, end), drop_score=worth)
+        share = falling(drop_fraction, now.step, end)
+        return exchanged_masks(state.params, state.masks, hopes, share, drop_score=worth)
 
-    return with_updates(plan, MaskUpdates(steps_of(end, every), change))
+    return with_updates(plan, by_masks(steps_of(end, every), masks))

@@ -10,12 +10,11 @@ from torch import Tensor
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.during_training import growth_scores, period, steps_of, with_updates
+from lthfunc.experiments.methods.during_training import by_masks, growth_scores, period, steps_of, with_updates
 from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.ranking import best, ranks_in_rows
-from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
-from lthfunc.trees.ops import apply_masks, masked_like
-from lthfunc.trees.types import TrainState
+from lthfunc.training.mask_updates import UpdateContext
+from lthfunc.trees.types import NewMasks, TrainState
 
 
 def srigl(
@@ -30,17 +29,15 @@ def srigl(
     end, every = period(plan, update_every, update_until)
     growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
 
-    def change(state: TrainState, now: UpdateContext) -> TrainState:
+    def masks(state: TrainState, now: UpdateContext) -> NewMasks:
         hopes = growth_scores(plan.trainer, growing, state, now)
-        share, fewer, masks = falling(drop_fraction, now.step, end), {}, {}
+        share, new = falling(drop_fraction, now.step, end), NewMasks({}, {})
         for name, mask in state.masks.items():
             salient = 0.0 if name == plan.model.output else min_salient
-            fewer[name], masks[name] = exchanged(state.params[name].abs(), hopes[name], mask, share, salient)
-        return state._replace(
-            params=apply_masks(state.params, fewer), masks=masks, opt=masked_like(state.opt, fewer)
-        )  # fmt: skip
+            new.stays[name], new.masks[name] = exchanged(state.params[name].abs(), hopes[name], mask, share, salient)
+        return new
 
-    return with_updates(plan, MaskUpdates(steps_of(end, every), change))
+    return with_updates(plan, by_masks(steps_of(end, every), masks))
 
 
 def exchanged(worth: Tensor, hope: Tensor, mask: Tensor, share: float, min_salient: float) -> tuple[Tensor, Tensor]:
