@@ -104,6 +104,7 @@ def test_granet_prunes_and_regenerates(setting: Setting) -> None:
         return new
 
     at = range(EVERY_UPDATE, END + 1, EVERY_UPDATE)
+    assert setting.plan("granet").updates[0].steps == tuple(at)
     found = setting.outcome("granet")
     agree(setting, found, by_hand(setting, dense.params, dense.masks, change=change, at=at))
     assert lf.count(found.masks).kept == round(DENSITY * TOTAL)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.training.chain import ChainContext
+from lthfunc.experiments.methods.sign_in import sign_in
+from lthfunc.experiments.methods.swamp import swamp
+from lthfunc.training.chain import ChainContext, Part
 from lthfunc.training.parametrize import trained_name
+from lthfunc.training.trainer import with_work
 from lthfunc.trees.model import apply_evaluating
 
 
@@ -94,3 +97,34 @@ def test_what_would_undo_a_method_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         a_plan(few_digits, method, **given)
+
+
+def test_an_average_in_a_trainer_of_ones_own_is_refused(few_digits: lf.Dataset) -> None:
+    plan = a_plan(few_digits, "snip")
+    work = plan.trainer.work
+    averaging = work._replace(optimizer=lf.chain(work.optimizer, lf.swa(3)))
+    plan = plan._replace(trainer=with_work(plan.trainer, averaging, "eager"))
+    with pytest.raises(UserError, match=r"^--method: sign-in takes no average \(lf\.swa\), which averages factors"):
+        sign_in(plan, None)
+    with pytest.raises(UserError, match=r"^--method: swamp takes no average \(lf\.swa\), which would take the place"):
+        swamp(plan, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("sign-in", {"rescaling": False}), ("swamp", {"particles": False, "swa": False}), ("ste", {}),
+        ("supermask", {}), ("edge-popup", {}), ("top-kast", {"exploration": True, "holding": True}),
+        ("str", {"density": True, "scale_rates": False}), ("l0", {"density": True, "scale_rates": False}),
+        ("continuous-sparsification", {"density": True, "scale_rates": False, "heating": False}),
+        ("group-lasso", {"shrinking": True}),
+    ],
+)  # fmt: skip
+def test_networks_and_parts_have_the_names_that_errors_show(
+    few_digits: lf.Dataset, method: str, parts: dict[str, bool]
+) -> None:
+    """And parts say whether they mix a leaf's entries, which survivors alone then cannot be given to."""
+    plan = a_plan(few_digits, method, rounds=1)
+    work = plan.trainer.work if method == "group-lasso" else plan.through[0].trainer.work
+    assert work.model.name == ("Named" if method == "group-lasso" else method)
+    assert {part.name: part.mixes for part in work.optimizer.parts if isinstance(part, Part)} == parts

@@ -31,10 +31,11 @@ from test_methods_by_hand import (
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.experiments.methods.group_lasso import by_groups, shrunk
+from lthfunc.experiments.methods.group_lasso import _shrinking, by_groups, shrunk
 from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.reports.method_costs import NetworkFlops, training_flops
 from lthfunc.training.batches import batches
+from lthfunc.training.chain import ChainContext
 from lthfunc.trees.types import Params
 
 TOTAL = 1480
@@ -167,6 +168,34 @@ def test_whole_groups_remain_and_the_largest_weights_of_the_last_one() -> None:
         order = (scores.T if by_inputs else scores).flatten().argsort(descending=True, stable=True).tolist()
         assert order == [8, 6, 7, 0, 1, 2, 4, 5, 3]
     assert by_groups(torch.randn(4, 2, 3, 3), False).shape == (4, 2, 3, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e9])
+def test_scores_order_thousands_of_groups_exactly(scale: float) -> None:
+    """In float32, too, of which a number of groups leaves no digits for the weights within one."""
+    weight = scale * torch.randn(3000, 8, generator=torch.Generator().manual_seed(3))
+    scores = by_groups(weight, False)
+    groups = scores.floor()
+    assert torch.equal(groups, groups[:, :1].expand_as(groups))
+    assert sorted(groups[:, 0].tolist()) == list(range(3000))
+    sizes = weight.double().square().mean(1)[groups[:, 0].argsort()]
+    assert bool((sizes[1:] >= sizes[:-1] * (1 - 1e-6)).all())
+    assert torch.equal(scores.argsort(1), weight.abs().argsort(dim=1, stable=True))
+    alike = by_groups(torch.ones(500, 2), False)[:, 0].floor()
+    assert alike.tolist() == list(range(500)), "of equal groups the last ones remain, on every machine"
+
+
+@pytest.mark.parametrize(("density", "left"), [(1.0, 10), (0.25, 2), (0.01, 1)])
+def test_groups_never_shrink_below_the_density(density: float, left: int) -> None:
+    """However fast they shrink: of ten groups, none of a dense network, and at least one remains."""
+    weight = torch.arange(1.0, 11)[:, None].expand(10, 3).contiguous()
+    part = _shrinking({"w": False}, density, rate=100.0)
+    params = {"w": weight, "b": torch.ones(3)}
+    new, _ = part.update(params, part.init(params, {}), ChainContext(params, torch.tensor(0)))
+    assert new["w"].any(1).nonzero().flatten().tolist() == list(range(10 - left, 10))
+    if density == 1:
+        assert lf.same_bits(new, params)
+    assert torch.equal(new["b"], params["b"])
 
 
 def test_the_group_lasso_by_hand(setting: Setting) -> None:

@@ -208,3 +208,19 @@ def test_gates_learn_in_a_training_of_its_own(setting: Setting) -> None:
         )
         moved = float((new[gate] - begun.params[gate]).mean()) / RATE
         assert moved == pytest.approx(rate, rel=0.2), name  # and the penalty's gradient
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1.0])
+def test_gates_are_drawn_a_millionth_away_from_certainty(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, drawn: float
+) -> None:
+    """So that no logarithm is infinite: a gate as far on the other side is then half open."""
+    (through,) = setting.plan("l0").through
+    dense = dense_of(setting)
+    begun, far = through.begin(dense, SEED), math.log((1 - 1e-6) / 1e-6) * (1 if drawn == 0 else -1)
+    gates = {trained_name(gate_name(name)): torch.full_like(dense.params[name], far) for name in LAYERS}
+    monkeypatch.setattr(torch, "rand_like", lambda leaf: torch.full_like(leaf, drawn))
+    x = setting.trainer.data.val.x
+    computed = apply_training(through.trainer.work.model, {**begun.params, **gates}, begun.buffers, x)[0]
+    halved = {name: leaf / 2 if name in LAYERS else leaf for name, leaf in dense.params.items()}
+    torch.testing.assert_close(computed, outputs(halved, x))

@@ -46,12 +46,12 @@ def force(plan: Plan, score_rounds: int) -> Plan:
     return plan._replace(pruner=pruner)
 
 
-def shuffled(plan: Plan, score_rounds: int = 1) -> Plan:
+def shuffled(plan: Plan, score_rounds: int) -> Plan:
     """As many weights in each layer, at other places."""
     return plan._replace(prunings=score_rounds, rewind=Start(shuffled_mask, at_anchor=True))
 
 
-def with_new_weights(plan: Plan, score_rounds: int = 1) -> Plan:
+def with_new_weights(plan: Plan, score_rounds: int) -> Plan:
     """The masks on newly drawn weights."""
     return plan._replace(prunings=score_rounds, rewind=Start(reinit, at_anchor=False))
 
