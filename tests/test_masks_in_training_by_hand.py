@@ -62,6 +62,10 @@ def test_acdc_trains_sparse_and_dense_in_turn(setting: Setting) -> None:
     assert phases(100, None, 0.85) == ([*range(10, 71, 10), 85], [*range(15, 76, 10)])
     assert phases(100, 10, 0.9) == ([20, 40, 60, 90], [30, 50, 70])
     assert phases(40, 8, 0.75) == ([16, 30], [24])
+    assert phases(120, 33, 0.85) == ([66, 102], [99])
+    assert phases(5, None, 0.8) == ([2, 4], [3])
+    with pytest.raises(UserError, match="--steps: the training is too short for a sparse and a dense phase"):
+        phases(4, None, 0.8)
     dense = dense_of(setting)
     sparse = {*range(12, 85, 12), 102}
 

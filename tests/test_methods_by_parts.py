@@ -13,7 +13,7 @@ from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.errors import UserError
-from lthfunc.experiments.methods.during_training import settled
+from lthfunc.experiments.methods.during_training import period, settled
 from lthfunc.training.optimizers import AdamNumbers
 from lthfunc.trees.ops import masked_like
 from lthfunc.trees.rng import key
@@ -219,6 +219,17 @@ def test_masks_settle_after_five_alike() -> None:
     assert not settled([mask(8), mask(11), mask(9), mask(8), mask(8)])
     assert settled([mask(8), mask(10), mask(9), mask(10), mask(9)])
     assert not settled([mask(8)] * 6)
+
+
+def test_updates_come_thirty_times_and_end_before_masks_stay() -> None:
+    long = plan_for("snip", MODEL, data(), steps=200, eval_every=200, batch_size=5, density=DENSITY)
+    short = long._replace(steps=4)
+    assert period(long, None, 0.75) == (150, 5)
+    assert [period(short, every, 0.5) for every in (None, 1)] == [(2, 1), (2, 1)]
+    with pytest.raises(UserError, match=r"^--update-every: invalid value 2 \(expected at most 1, as masks no longer"):
+        period(short, 2, 0.5)
+    with pytest.raises(UserError, match=r"^--steps: the training is too short for an update of masks"):
+        period(short, None, 0.25)
 
 
 def test_blocks_are_pruned_in_a_run() -> None:
