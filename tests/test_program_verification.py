@@ -145,9 +145,15 @@ def programs() -> tuple[Parts, ...]:
         if tokens:
             continue
         graph = captured(model, SHAPE, training=True)
-        whole = partition(graph, (Input(batched=True, needs=True),), dict, gradients=True)
+        whole = partition(graph, (Input(batched=True, needs=True),), dict, state.buffers, gradients=True)
         kept = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
-        found.append(parts_of(region_program(graph, whole.parts[0], whole, kept, batch=batch, gradients=True).code))
+        found.append(
+            parts_of(
+                region_program(
+                    graph, whole.parts[0], whole, kept, state.buffers, dict, batch=batch, gradients=True
+                ).code
+            )
+        )
     return tuple(found)
 
 

@@ -128,17 +128,11 @@ def shared_memory(net: Any, x: Tensor) -> Tensor:
     return out
 
 
-def constant(net: Any, x: Tensor) -> Tensor:
-    out: Tensor = net.fc(net.conv(x).flatten(1)) * torch.tensor(0.5)
-    return out
-
-
 @built
 @pytest.mark.parametrize(
     ("forward", "words"),
     [
         (shared_memory, r"relu in place, of memory that another tensor sees, in Given \(line"),
-        (constant, r"of a tensor that is made in forward in Given \(line"),
         (lambda net, x: net.fc(net.conv(x).flatten(1)) & 1 if False else (net.fc(net.conv(x).flatten(1)), x)[:1],
          "those of Given are others"),
     ],

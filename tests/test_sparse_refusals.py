@@ -85,6 +85,16 @@ FORMS: dict[str, Forms] = {
         lambda it, n: [(it,)],
     "add add_ sub sub_ mul mul_ div div_": lambda it, n: [(it, n["x"]), (n["x"], it), (it, it), (it, 2.0)],
     "rsub": lambda it, n: [(it, 1.0)],
+    "eq ne lt le gt ge": lambda it, n: [(it, 1.0), (it, n["x"]), (n["x"], it), (it, it)],
+    "logical_not bitwise_not zeros_like ones_like": lambda it, n: [(it,)],
+    "full_like": lambda it, n: [(it, 0.5)],
+    "logical_and logical_or bitwise_and bitwise_or __and__ __or__":
+        lambda it, n: [(it, n["truths"]), (n["truths"], it)],
+    "masked_fill masked_fill_": lambda it, n: [(it, n["truths"], 0.5), (n["x"], it, 0.5), (n["x"], n["truths"], it)],
+    "where": lambda it, n: [(n["truths"], it, n["x"]), (n["truths"], it, 0.5), (n["truths"], 0.5, it), (it, it, 0.5)],
+    "to _to_copy": lambda it, n: [(it, torch.float32), (it,)],
+    "type_as": lambda it, n: [(it, n["x"]), (n["x"], it)],
+    "baddbmm": lambda it, n: [(it, n["x"], n["turned"]), (n["square"], it, n["turned"])],
     "view reshape _unsafe_view": lambda it, n: [(it, [-1]), (it, [TRACED_BATCH, -1])],
     "flatten": lambda it, n: [(it,), (it, 1)],
     "unflatten": lambda it, n: [(it, -1, [2, -1])],
@@ -211,6 +221,8 @@ COMPUTED: dict[str, Body] = {
     "steps before a parameter of steps": lambda net, x: (first_steps(x) - net.column).transpose(0, 1),
     "features beside features": lambda net, x: torch.cat([torch.relu(net.inner(x[:, 0])), net.inner(x[:, 1])], 1),
     "rows below rows": lambda net, x: torch.cat([x.unsqueeze(1), x.unflatten(1, (1, -1)) * 3], 2),
+    "truths": lambda net, x: x * net.truths,
+    "integers": lambda net, x: x[:, 1] * net.integers,
     "t of one dimension": lambda net, x: x + net.vector.t(),
 }  # fmt: skip
 
@@ -231,8 +243,6 @@ REFUSED: dict[str, tuple[Body, str]] = {
         lambda net, x: x + F.dropout(net.table, 0.5, net.training), "dropout of a parameter or buffer"
     ),
     "dropout of all": (lambda net, x: F.dropout(x, 1 - 1e-11, net.training), "dropout that drops everything"),
-    "truths": (lambda net, x: x * net.truths, "mul of a buffer of whole numbers or truth values"),
-    "integers": (lambda net, x: x[:, 1] * net.integers, "mul of a buffer of whole numbers or truth values"),
     "examples": (lambda net, x: x + net.examples, "add of the batch and another dimension"),
     "interpolation": (
         lambda net, x: x[:, 0] + F.interpolate(net.table, size=WIDTH, mode="linear")[:, 1],

@@ -16,8 +16,8 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.loops.survivors import Survivors, optimizers_of, replace
 from lthfunc.printable import counted, dtype_name
-from lthfunc.sparse.batch_sizes import OTHER_BATCH, twins
-from lthfunc.sparse.capture import TRACED_BATCH, Captured, captured_call
+from lthfunc.sparse.batch_sizes import twins
+from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, Captured, captured_call
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.partition import Input
 from lthfunc.sparse.partitioned import PartitionedCall
@@ -159,7 +159,8 @@ class SparseModule(nn.Module):
                 known.append(found)
             return known[0]
 
-        call = PartitionedCall(traced, inputs, twin, gradients=gradients, frozen=frozen)
+        buffers = dict(self._survivors.weights().buffers)
+        call = PartitionedCall(traced, inputs, twin, buffers, gradients=gradients, frozen=frozen)
         self._tell(call)
         return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,11 +11,31 @@ import torch
 from torch.fx import Graph, Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.capture import TRACED_BATCH, Captured
+from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, Captured
 from lthfunc.trees.ops import same_bits
 
-#: Examples in the batch of the second trace.
-OTHER_BATCH = 23
+
+def size_free(pairs: Callable[[], Mapping[Node, Node]]) -> Callable[[Node], bool]:
+    """Tells of an operation whether none of its numbers depends on the batch size. pairs: each with that of a trace on
+    another size, which is asked for where it is needed."""
+
+    def plain(node: Node) -> Any:
+        return torch.fx.node.map_arg((node.args, node.kwargs), lambda each: None)
+
+    return lambda node: node in pairs() and plain(node) == plain(pairs()[node])
+
+
+def pairs_of(captured: Captured) -> Callable[[], Mapping[Node, Node]]:
+    """For `size_free`: none where the graph cannot be traced on another size."""
+
+    @functools.cache
+    def pairs() -> Mapping[Node, Node]:
+        try:
+            return (twins(captured, captured.other()) if captured.other else None) or {}
+        except UserError:
+            return {}
+
+    return pairs
 
 
 def twins(one: Captured, other: Captured) -> dict[Node, Node] | None:

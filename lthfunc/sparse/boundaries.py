@@ -54,7 +54,7 @@ def loaded_sequence(b: Builder, shape: tuple[int, ...], dtype: torch.dtype) -> V
     tokens = dtype == torch.int64
     rows, columns = (1, math.prod(shape)) if tokens else (math.prod(shape[:-1]), shape[-1])
     view = loaded(b, (rows, 1, columns), dtype)
-    view.value.tokens = tokens
+    view.value.dtype = dtype
     arrangement = view.arrangement.reshaped([view.arrangement.sizes[0], *shape])
     return arranged_view(view.value, arrangement)
 

@@ -7,13 +7,14 @@ Whatever depends on addresses is a function that is called once all halos are kn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import BY_TILES
@@ -99,7 +100,8 @@ class Builder:
     constants. claims: of each parameter, the operations that write its gradient. read_as_values: parameters and buffers
     that are values themselves. outputs: the network's, which are handed out. spare: memory that was read for the last
     time. once: gradients are taken once of what a step computed, so that values may be overwritten as soon as nothing
-    reads them.
+    reads them. fixed: buffers that nothing changes; folded: those of them whose values the program is made of.
+    size_free: tells of an operation whether none of its numbers depends on the size of the batch.
     """
 
     batch: int
@@ -117,8 +119,11 @@ class Builder:
     statistics: dict[str, int] = field(default_factory=dict)
     claims: dict[str, list[int]] = field(default_factory=dict)
     outputs: set[Value] = field(default_factory=set)
-    read_as_values: dict[str, View] = field(default_factory=dict)
+    read_as_values: dict[object, View] = field(default_factory=dict)
     once: bool = False
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    folded: dict[str, Tensor] = field(default_factory=dict)
+    size_free: Callable[[Node], bool] = field(default=lambda node: False)
     list_entries: int = 0
     spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
 
@@ -146,6 +151,10 @@ class Builder:
         self.leaves[name] = Leaf(self.values, count)
         if frozen:
             self.frozen.add(name)
+
+    def fold(self, name: str) -> Tensor:
+        """The value of a fixed buffer, on which the program then depends."""
+        return self.folded.setdefault(name, self.fixed[name].clone())
 
     def emit(self, late: Late) -> None:
         """Add an instruction."""
@@ -179,12 +188,12 @@ class Builder:
         self.list_entries += values.numel()
         return self.list_entries - values.numel()
 
-    def read(self, value: Value) -> None:
-        """Have a value written, if it is not yet; a part of its gradient will be asked of whoever reads it."""
+    def read(self, value: Value, *, differentiates: bool = True) -> None:
+        """Have a value written, if it is not yet. differentiates: whoever reads it writes a part of its gradient."""
         if value.pending is not None:
             value.pending(None)
             value.pending = None
-        value.uses += 1
+        value.uses += differentiates
 
     def gradient_of(self, value: Value) -> TileBuffer:
         """Where a value's own gradient lies, once all of it was written.

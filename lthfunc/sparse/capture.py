@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Captured(NamedTuple):
     """graph: its first placeholders are the parameters and buffers of these names, those after them the inputs.
 
     name: of the model. outputs: how the tensors that the graph gives lie in what the module gives. constants: tensors
-    made in forward, which ``get_attr`` nodes name.
+    made in forward, which ``get_attr`` nodes name. other: traces the same on another batch size (`OTHER_BATCH`).
     """
 
     graph: Graph
@@ -37,6 +38,7 @@ class Captured(NamedTuple):
     name: str
     outputs: Outputs
     constants: dict[str, Tensor]
+    other: Callable[[], Captured] | None = None
 
 
 class CannotTraceError(UserError):
@@ -49,6 +51,8 @@ class CannotTraceError(UserError):
 
 #: Examples in the traced batch: a number that few networks have as a size, so that a view can be told from a mistake.
 TRACED_BATCH = 11
+#: Examples in the batch of a second trace: numbers that differ between both depend on the batch.
+OTHER_BATCH = 23
 
 
 @functools.lru_cache(maxsize=16)  # a ResNet takes half a second, and several ask for it
@@ -74,10 +78,11 @@ def captured(
     buffers = {name: typed(leaf).clone() for name, leaf in module.named_buffers()}
     first = examples == TRACED_BATCH
     inputs = (typed(example_input(model, shape, examples)),)
-    return captured_call(
+    found = captured_call(
         model.name, lambda leaves, inputs: functional_call(module, leaves, inputs), params, buffers, inputs,
         training=training, located=first, checked=first and not model.pure,
     )  # fmt: skip
+    return found._replace(other=lambda: captured(model, shape, training=training, examples=OTHER_BATCH, dtype=dtype))
 
 
 def captured_call(

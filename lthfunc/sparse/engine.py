@@ -125,7 +125,8 @@ class _Programs(threading.local):
         work = self._work
         if self._last is not None and positions is None:
             masks, given, program = self._last
-            same = all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
+            same = program.fits(state.buffers)
+            same = same and all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
             if same and given == (batch, stored):
                 return program
         loss, update = "cross_entropy" if computes_loss(work) else None, machine_numbers(work.optimizer)

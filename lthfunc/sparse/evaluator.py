@@ -56,9 +56,10 @@ class Evaluator(threading.local):
     def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:
         masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
         stored = Stored(tuple(split.x.shape[1:]), split.x.dtype, self._work.scale)
-        if self._workspace is not None and self._stored == stored and _covers(self._workspace, masks):
-            self._workspace.load(params, buffers)
-            return self._workspace
+        kept = self._workspace
+        if kept is not None and self._stored == stored and kept.program.fits(buffers) and _covers(kept, masks):
+            kept.load(params, buffers)
+            return kept
         chunk = min(_CHUNK, max(LANES, len(split.x)))
         graph = captured(self._work.model, stored.shape, training=False)
         epilogue = Epilogue("cross_entropy" if self._counts else None, gradients=False)

@@ -47,11 +47,12 @@ class GrowthGradients(threading.local):
         return {name: parts[name].view(dense.shapes[name]) for name in names}
 
     def _workspace(self, network: Workspace, stored: Stored, examples: int) -> Workspace:
-        if self._made is not None and self._made[:2] == (stored, examples):
+        folded = network.program.folded
+        if self._made is not None and self._made[:2] == (stored, examples) and self._made[2].program.fits(folded):
             return self._made[2]
         graph = captured(self._work.model, stored.shape, training=True)
         params = network.dense(network.values)
-        buffers = {name: leaf.clone() for name, leaf in self._work.model.training.named_buffers()}
+        buffers = {name: leaf.clone() for name, leaf in self._work.model.training.named_buffers()} | folded
         program = program_of(graph, params, buffers, {}, batch=examples, stored=stored, epilogue=Epilogue())
         made = Workspace(program, params, buffers)
         self._made = stored, examples, made

@@ -13,6 +13,7 @@ from torch.fx import Node
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import Captured, line_of, operation_of
+from lthfunc.sparse.constants import constant_of
 from lthfunc.sparse.lowerings.interface import ARRANGED, OF_LEAVES, Buffer, Param, Unsupported
 from lthfunc.sparse.lowerings.placing import plain_view
 from lthfunc.sparse.lowerings.table import LOWERINGS
@@ -23,18 +24,24 @@ _BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 def leaves_of(captured: Captured) -> dict[Node, Param | Buffer]:
-    """The placeholders that are parameters and buffers. A buffer of numbers that nothing changes is a frozen parameter:
-    none that normalisation takes for running statistics, or that is written into."""
+    """The placeholders that are parameters and buffers. A fixed buffer of numbers is a frozen parameter."""
+    fixed, placeholders = fixed_buffers(captured), [node for node in captured.graph.nodes if node.op == "placeholder"]
+    found: dict[Node, Param | Buffer] = dict(zip(placeholders, map(Param, captured.params), strict=False))
+    for node, name in zip(placeholders[len(found) :], captured.buffers, strict=False):
+        found[node] = Param(name) if name in fixed and node.meta["val"].dtype == torch.float32 else Buffer(name)
+    return found
+
+
+def fixed_buffers(captured: Captured) -> set[str]:
+    """The names of buffers that nothing writes into, and that no normalisation takes for running statistics."""
     nodes = list(captured.graph.nodes)
     changed = {memory_of(each) for node in nodes for each in changed_by(node)}
     statistics = {each for node in nodes if node.target is _BATCH_NORM for each in node.args[3:5]}
-    placeholders = [node for node in nodes if node.op == "placeholder"]
-    found: dict[Node, Param | Buffer] = dict(zip(placeholders, map(Param, captured.params), strict=False))
-    for node, name in zip(placeholders[len(found) :], captured.buffers, strict=False):
-        floats = node.meta["val"].dtype == torch.float32
-        fixed = floats and node not in statistics and memory_of(node) not in changed
-        found[node] = Param(name) if fixed else Buffer(name)
-    return found
+    buffers = [node for node in nodes if node.op == "placeholder"][len(captured.params) :]
+    return {
+        name for node, name in zip(buffers, captured.buffers, strict=False)
+        if node not in statistics and memory_of(node) not in changed
+    }  # fmt: skip
 
 
 def inputs_of(captured: Captured) -> list[Node]:
@@ -67,9 +74,13 @@ def lowered(
     *,
     plain: bool = True,
 ) -> Any:
-    """What an operation gives. args, kwargs: its arguments as Views, Params, Buffers and plain values. at: each node's
-    place in the graph. plain: whether only one view is taken, of (batch, features) or an image. Raises Unsupported,
-    with its form in words, where it has no lowering."""
+    """What an operation gives, a tensor where it is a constant. args, kwargs: its arguments as Views, Params, Buffers,
+    tensors and plain values. at: each node's place in the graph. plain: whether only one view is taken, of (batch,
+    features) or an image. Raises Unsupported, with its form in words, where it has no lowering."""
+    constant = constant_of(b, node, args, kwargs)
+    if constant is not None:
+        return constant
+    args = [each.item() if isinstance(each, Tensor) and not each.ndim else each for each in args]
     if any(is_seen_elsewhere(node, each, at) for each in changed_by(node)):
         raise Unsupported(_IN_PLACE)
     if node.target is operator.getitem and not plain:
@@ -106,8 +117,7 @@ def _plain(b: Builder, given: Any) -> Any:
 def _is_as_traced(view: View | None, traced: torch.Tensor) -> bool:
     if view is None:  # what the machine computes no value for; reading it is refused
         return True
-    kind = torch.int64 if view.value.tokens else torch.float32
-    return view.arrangement.sizes == tuple(traced.shape) and traced.dtype == kind
+    return view.arrangement.sizes == tuple(traced.shape) and traced.dtype == view.value.dtype
 
 
 def counts_steps(node: Node, changed: Any) -> bool:

@@ -16,11 +16,20 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.batch_sizes import OTHER_BATCH
+from lthfunc.sparse.batch_sizes import size_free
 from lthfunc.sparse.boundaries import loaded
 from lthfunc.sparse.builder import Builder
-from lthfunc.sparse.capture import TRACED_BATCH, Captured, line_of, operation_of
-from lthfunc.sparse.interpretation import add_leaves, counts_steps, described, inputs_of, leaves_of, lowered
+from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, Captured, line_of, operation_of
+from lthfunc.sparse.constants import constants_read, is_constant
+from lthfunc.sparse.interpretation import (
+    add_leaves,
+    counts_steps,
+    described,
+    fixed_buffers,
+    inputs_of,
+    leaves_of,
+    lowered,
+)
 from lthfunc.sparse.lowerings.interface import Unsupported, aten
 from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.training.engines.aliases import changed_by, memory_of
@@ -48,7 +57,7 @@ class Part(NamedTuple):
 class Partition(NamedTuple):
     """parts: in the order in which they are computed. counters: buffers that count calls. quiet: operations that take
     no gradient (`torch.no_grad`). differentiable: values with a gradient. frozen: names of leaves without one. refused:
-    the machine's refusals in words."""
+    the machine's refusals in words. constants: operations that depend on no input and on nothing that changes."""
 
     parts: tuple[Part, ...]
     counters: tuple[str, ...]
@@ -56,6 +65,7 @@ class Partition(NamedTuple):
     differentiable: frozenset[Node]
     frozen: frozenset[str]
     refused: tuple[str, ...]
+    constants: tuple[Node, ...]
 
 
 class Input(NamedTuple):
@@ -70,14 +80,15 @@ Twins = Callable[[], Mapping[Node, Node]]
 
 
 def partition(
-    captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool, frozen: Container[str] = ()
-) -> Partition:
-    """The parts of a graph. gradients: whether any are taken. frozen: parameters that get none.
+    captured: Captured, inputs: tuple[Input, ...], twins: Twins, buffers: Mapping[str, Tensor], *, gradients: bool,
+    frozen: Container[str] = (),
+) -> Partition:  # fmt: skip
+    """The parts of a graph. buffers: the module's. gradients: whether any are taken. frozen: parameters that get none.
 
     The graph is changed: whatever reads a tensor after it was changed in place reads the operation that changed it.
     Raises UserError for a graph that changes a parameter, or a mode of PyTorch other than gradients.
     """
-    return _Partitioning(captured, inputs, twins, gradients, frozen).done()
+    return _Partitioning(captured, inputs, twins, buffers, gradients, frozen).done()
 
 
 def results_of(captured: Captured) -> list[Node]:
@@ -105,10 +116,13 @@ def _places(captured: Captured) -> dict[Node, int]:
 
 class _Partitioning:
     def __init__(
-        self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, gradients: bool, frozen: Container[str]
-    ) -> None:
+        self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, buffers: Mapping[str, Tensor],
+        gradients: bool, frozen: Container[str],
+    ) -> None:  # fmt: skip
         canonical(captured)
         self._captured, self._twins, self._gradients = captured, twins, gradients
+        self._fixed = {name: buffers[name] for name in fixed_buffers(captured)}
+        self._constants: list[Node] = []
         self._leaves, self._inputs, self._results = leaves_of(captured), inputs_of(captured), results_of(captured)
         self._frozen = frozenset(
             leaf.name for leaf in self._leaves.values() if leaf.name in frozen or leaf.name in captured.buffers
@@ -139,6 +153,7 @@ class _Partitioning:
             frozenset(self._differentiable),
             self._frozen,
             refused,
+            tuple(self._constants),
         )
 
     def _sort(self) -> None:
@@ -177,14 +192,20 @@ class _Partitioning:
 
     def _lowerable(self, to_pytorch: set[Node]) -> tuple[set[Node], tuple[str, ...]]:
         """(operations that have a lowering, the others in words): by trying, with no weight left."""
-        b = Builder(1, self._gradients)
+        b = Builder(1, self._gradients, fixed=self._fixed, size_free=size_free(lambda: self._twins()))
+        self._constants.clear()
         nothing = dict.fromkeys(self._captured.params, torch.zeros(0, dtype=torch.int64))
         add_leaves(b, self._leaves, nothing, self._frozen)
         known: dict[Node, Any] = dict(self._leaves)
         found: set[Node] = set()
         refused: dict[str, None] = {}
 
+        def is_fixed(node: Node) -> bool:
+            return node.op == "get_attr" or node in self._leaves or is_constant(known.get(node))
+
         def given(node: Node) -> Any:
+            if node.op == "get_attr":
+                return self._captured.constants[str(node.target)].clone()
             if node not in known:
                 shape = self._loadable(node)
                 if shape is None:
@@ -198,11 +219,17 @@ class _Partitioning:
             try:
                 if not node.users and node not in self._results:
                     raise Unsupported("whose value is not used")
-                if node.target not in LOWERINGS:
+                if node.target not in LOWERINGS and not all(map(is_fixed, node.all_input_nodes)):
                     raise Unsupported
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), given)
-                known[node] = lowered(b, node, args, kwargs, self._at)
-                found.add(node)
+                value = lowered(b, node, args, kwargs, self._at)
+                if is_constant(value) and node in self._results:
+                    continue
+                known[node] = value
+                if is_constant(value):
+                    self._constants.append(node)
+                else:
+                    found.add(node)
             except Unsupported as error:
                 refused[described(node, str(error), self._captured.name)] = None
         return found, tuple(refused)
@@ -221,11 +248,12 @@ class _Partitioning:
     def _parts(self, machine: set[Node]) -> list[Part]:
         before = self._orders()
         turns: dict[Node, int] = {}
-        for node in self._operations:
+        operations = [node for node in self._operations if node not in set(self._constants)]
+        for node in operations:
             earlier = {*node.all_input_nodes, *before.get(node, ())} & turns.keys()
             turns[node] = max((turns[each] + (each in machine and node not in machine) for each in earlier), default=0)
-        keys = sorted({(turns[node], node in machine) for node in self._operations})
-        groups = {key: [node for node in self._operations if (turns[node], node in machine) == key] for key in keys}
+        keys = sorted({(turns[node], node in machine) for node in operations})
+        groups = {key: [node for node in operations if (turns[node], node in machine) == key] for key in keys}
         return [self._part(is_machine, nodes) for (_, is_machine), nodes in groups.items()]
 
     def _orders(self) -> dict[Node, list[Node]]:
@@ -241,10 +269,13 @@ class _Partitioning:
         return order
 
     def _part(self, machine: bool, nodes: list[Node]) -> Part:
-        inside = set(nodes)
-        read = {each: None for node in nodes for each in node.all_input_nodes if each not in inside}
+        gives = [node for node in nodes if node in self._results or any(user not in nodes for user in node.users)]
+        needed = constants_read(nodes, self._constants)
+        if not machine:  # which computes constants with the rest
+            nodes = sorted([*needed, *nodes], key=self._at.__getitem__)
+        inside = {*nodes, *needed}
+        read = {each: None for node in inside for each in node.all_input_nodes if each not in inside}
         leaves = [self._leaves[each].name for each in read if each in self._leaves]
-        gives = [node for node in nodes if node in self._results or any(user not in inside for user in node.users)]
         return Part(
             machine, tuple(nodes),
             tuple(each for each in read if each not in self._leaves and each.op != "get_attr"), tuple(gives),

@@ -56,11 +56,12 @@ class PartitionedCall:
     """
 
     def __init__(
-        self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, *, gradients: bool,
+        self, captured: Captured, inputs: tuple[Input, ...], twins: Twins, buffers: Mapping[str, Tensor], *,
+        gradients: bool,
         frozen: Container[str] = (),
     ) -> None:  # fmt: skip
-        found = partition(captured, inputs, twins, gradients=gradients, frozen=frozen)
-        self.refused = found.refused
+        found = partition(captured, inputs, twins, buffers, gradients=gradients, frozen=frozen)
+        self.refused, self._twins = found.refused, twins
         self._captured, self._partition, self._gradients = captured, found, gradients
         self._functions = [
             None if part.machine else pytorch_part(captured, part, found, twins()) for part in found.parts
@@ -101,12 +102,18 @@ class PartitionedCall:
     def _halves_of(self, number: int, part: Part, examples: int, weights: Weights) -> Halves:
         tiles = _room(max(1, -(-examples // LANES)))
         known = self._halves[number]
+        buffers = weights.buffers
+        if tiles in known and not all(
+            torch.equal(buffers[k], value) for k, value in known[tiles].program.folded.items()
+        ):
+            known.clear()
         if tiles not in known:
             if len(known) >= _PROGRAMS:
                 known.pop(next(iter(known)))
             program = region_program(
-                self._captured, part, self._partition, weights.positions, batch=tiles * LANES, gradients=self._gradients
-            )
+                self._captured, part, self._partition, weights.positions, buffers, self._twins, batch=tiles * LANES,
+                gradients=self._gradients,
+            )  # fmt: skip
             known[tiles] = Halves(program)
         return known[tiles]
 

@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.axes import Side, size_of
+from lthfunc.sparse.batch_sizes import pairs_of, size_free
 from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, loaded_sequence, store
 from lthfunc.sparse.builder import Builder, Leaf, View
 from lthfunc.sparse.capture import Captured
@@ -19,6 +20,7 @@ from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import (
     add_leaves,
     counts_steps,
+    fixed_buffers,
     inputs_of,
     leaves_of,
     lowered,
@@ -63,8 +65,8 @@ class Program(NamedTuple):
     what happens once in a step, for all parts of its batch. averages: where averages of `statistics` begin among the
     constants; -1 without any. leaves: where each parameter lies among the values; frozen: buffers that follow them.
     positions: for each masked leaf, where its survivors lie in the flattened dense one. counters: buffers that count
-    steps. statistics: buffers among the constants. moved: those of them that steps change. outputs: the shape of the
-    network's, without the batch.
+    steps. statistics: buffers among the constants. moved: those of them that steps change. folded: the values of
+    buffers that instructions were made of. outputs: the shape of the network's, without the batch.
     """
 
     code: MachineCode
@@ -80,7 +82,12 @@ class Program(NamedTuple):
     counters: tuple[str, ...]
     statistics: dict[str, int]
     moved: tuple[str, ...]
+    folded: dict[str, Tensor]
     outputs: tuple[int, ...]
+
+    def fits(self, buffers: Mapping[str, Tensor]) -> bool:
+        """Whether it computes a network with these buffers."""
+        return all(torch.equal(buffers[name], value) for name, value in self.folded.items())
 
 
 def program_of(
@@ -92,7 +99,8 @@ def program_of(
     positions: where the survivors of masked leaves lie, if that is known, as `Program` has them. Raises UserError, with
     the operation and its line in the network, where there is no lowering.
     """
-    b = Builder(batch, epilogue.gradients, once=True)
+    fixed = {name: buffers[name] for name in fixed_buffers(graph)}
+    b = Builder(batch, epilogue.gradients, once=True, fixed=fixed, size_free=size_free(pairs_of(graph)))
     for leaf, value in params.items():
         if value.dtype != torch.float32:
             raise UserError(f"--engine: sparse computes in float32; {leaf} is {value.dtype}")
@@ -118,7 +126,7 @@ def program_of(
     return Program(
         finished(b), forward, backward, update, averages, epilogue.gradients, batch, trained,
         tuple(leaf for leaf in b.leaves if leaf in b.frozen), found, tuple(counters), dict(b.statistics),
-        moved_statistics(graph.graph.nodes, given), output.shape,
+        moved_statistics(graph.graph.nodes, given), dict(b.folded), output.shape,
     )  # fmt: skip
 
 
@@ -157,7 +165,7 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
         if node.op == "output":
             return known[node.args[0][0]] if isinstance(node.args[0], (list, tuple)) else known[node.args[0]]
         if node.op == "get_attr":
-            raise no_rule(next(iter(node.users), node), "of a tensor that is made in forward", name)
+            known[node] = captured.constants[str(node.target)].clone()
         if node.op != "call_function":
             continue
         args = torch.fx.node.map_arg(node.args, lambda each: known[each])

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from lthfunc.sparse.batch_sizes import size_free
 from lthfunc.sparse.boundaries import load_gradient, loaded, store, store_input_gradient
 from lthfunc.sparse.builder import Builder, Leaf, Value, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
-from lthfunc.sparse.interpretation import add_leaves, leaves_of, lowered, moved_statistics
+from lthfunc.sparse.interpretation import add_leaves, fixed_buffers, leaves_of, lowered, moved_statistics
 from lthfunc.sparse.lowerings.interface import aten
 from lthfunc.sparse.machine_code import MachineCode, finished
-from lthfunc.sparse.partition import Part, Partition
+from lthfunc.sparse.partition import Part, Partition, Twins
 from lthfunc.sparse.shared_weights import emit_operations
 
 Shape = tuple[int, ...]
@@ -29,8 +30,8 @@ class RegionProgram(NamedTuple):
     half. leaves: where each parameter lies among the values; frozen: those without a gradient, which come last.
     statistics: where each buffer lies among the constants; moved: those that a call changes. outputs: the shapes of an
     example's outputs; given: for each value that the part gives, the number of the output that it is, and its shape.
-    inputs: the shapes of an example's inputs; wanted: those whose gradients are handed out. draws: whether it draws
-    random numbers.
+    inputs: the shapes of an example's inputs; wanted: those whose gradients are handed out. folded: the values of
+    buffers that instructions were made of. draws: whether it draws random numbers.
     """
 
     code: MachineCode
@@ -44,7 +45,12 @@ class RegionProgram(NamedTuple):
     given: tuple[tuple[int, Shape], ...]
     inputs: tuple[Shape, ...]
     wanted: tuple[bool, ...]
+    folded: dict[str, Tensor]
     draws: bool
+
+    def fits(self, buffers: Mapping[str, Tensor]) -> bool:
+        """Whether it computes a part of a network with these buffers."""
+        return all(torch.equal(buffers[name], value) for name, value in self.folded.items())
 
 
 def region_program(
@@ -52,12 +58,16 @@ def region_program(
     part: Part,
     partition: Partition,
     positions: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    twins: Twins,
     *,
     batch: int,
     gradients: bool,
 ) -> RegionProgram:
-    """Write the program of a part for up to `batch` examples. positions: of each masked leaf's survivors."""
-    b, leaves = Builder(batch, gradients), leaves_of(captured)
+    """Write the program of a part for up to `batch` examples. positions: of each masked leaf's survivors. buffers: the
+    module's. twins: each operation with that of a trace on another batch size."""
+    fixed = {name: buffers[name] for name in fixed_buffers(captured)}
+    b, leaves = Builder(batch, gradients, fixed=fixed, size_free=size_free(twins)), leaves_of(captured)
     mine = {*part.params, *part.buffers}
     add_leaves(b, {node: leaf for node, leaf in leaves.items() if leaf.name in mine}, positions, partition.frozen)
     at = {node: place for place, node in enumerate(captured.graph.nodes)}
@@ -68,7 +78,8 @@ def region_program(
         known[node] = loaded(b, tuple(shape), first=first, needs=gradients and node in partition.differentiable)
         first += shape.numel()
     inputs: list[Value] = [known[node].value for node in part.reads]
-    for node in part.nodes:
+    known |= {node: captured.constants[str(node.target)].clone() for node in at if node.op == "get_attr"}
+    for node in sorted((*partition.constants, *part.nodes), key=at.__getitem__):
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: known[each])
         known[node] = lowered(b, node, args, kwargs, at)
     views: list[View] = [known[node] for node in part.gives]
@@ -82,7 +93,7 @@ def region_program(
         moved_statistics(part.nodes, known),
         tuple(views[given.index(value)].shape for value in outputs),
         tuple((outputs.index(value), view.shape) for value, view in zip(given, views, strict=True)),
-        tuple(known[node].shape for node in part.reads), tuple(value.needs for value in inputs),
+        tuple(known[node].shape for node in part.reads), tuple(value.needs for value in inputs), dict(b.folded),
         any(node.target in _DRAWING and bool(node.args[2]) for node in part.nodes),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ def emit_operations(b: Builder) -> None:
     written: set[str] = set()
     for number, operation in enumerate(b.operations):
         for read in operation.inputs:
-            b.read(read)
+            b.read(read, differentiates=operation.out.needs)
         before = len(b.backward)
         operation.emit(operation)
         mine = [name for name, numbers in shared.items() if number in numbers]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, side
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.tile_buffers import TileBuffer
@@ -30,7 +32,7 @@ class Normalised:
 class Value:
     """What an operation gives. Views (a flattened value) share one.
 
-    needs: whether a gradient is wanted. tokens: whether its numbers are those of tokens, int64 in the network.
+    needs: whether a gradient is wanted. dtype: in the network: that of tokens is int64, that of truths bool.
     rectified: whether ReLU was applied in place; whoever writes the last part of its gradient zeroes it where the value
     is not above zero. uses: operations whose gradients it gets. pending: writes the value, with another one added to
     it or None; whoever reads it first calls this. pending_gradient: writes the gradient; whoever reads that calls this.
@@ -54,7 +56,7 @@ class Value:
     rewrite: Callable[[], None] | None = None
     donation: Callable[[], bool] | None = None
     owed: list[Callable[[], object]] = field(default_factory=list)
-    tokens: bool = False
+    dtype: torch.dtype = torch.float32
 
 
 class View(NamedTuple):

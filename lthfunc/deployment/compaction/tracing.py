@@ -10,8 +10,16 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.batch_sizes import OTHER_BATCH, Resizing, twins
-from lthfunc.sparse.capture import TRACED_BATCH, CannotTraceError, Captured, captured, line_of, operation_of
+from lthfunc.sparse.batch_sizes import Resizing, twins
+from lthfunc.sparse.capture import (
+    OTHER_BATCH,
+    TRACED_BATCH,
+    CannotTraceError,
+    Captured,
+    captured,
+    line_of,
+    operation_of,
+)
 from lthfunc.tracebacks import first_line
 from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
 from lthfunc.trees.model import Model

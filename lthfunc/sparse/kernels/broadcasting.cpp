@@ -1,4 +1,4 @@
-// Sums and products of two values that are broadcast to one shape, and numbers that are the same for every example.
+// Sums, products and choices of two values that are broadcast to one shape, and numbers that are the same for every example.
 #include <algorithm>
 
 #include "single.h"
@@ -7,9 +7,18 @@
 namespace lthfunc {
 namespace {
 
+enum Combined : i64 {
+#define COMBINED(name) combined_##name,
+#include "instructions.def"
+};
+
 template <typename Row>
 LTHFUNC_INLINE vec combined(const Row& op, vec a, vec b, float number) {
-  return op.product ? a * b : a + b * number;
+  switch (op.kind) {
+    case combined_sum: return a + b * number;
+    case combined_product: return a * b;
+    default: return where(b == vec{}, broadcast(number), a);
+  }
 }
 
 }  // namespace

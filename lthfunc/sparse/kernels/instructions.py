@@ -24,10 +24,10 @@ OPCODES: dict[str, int] = {name: number for number, name in enumerate(COLUMNS)}
 WIDTH = 4 + max(len(columns) for columns in COLUMNS.values())
 #: Numbers that kernels and lowerings share.
 CONSTANTS: dict[str, int] = {name: int(value) for name, value in _entries("CONSTANT")}
-#: Dtypes of stored inputs, what batch normalisation saves, pointwise functions, kinds of recurrent layers: a name's
-#: place is its number.
+#: Dtypes of stored inputs, what batch normalisation saves, pointwise functions, what two values are made to, kinds of
+#: recurrent layers: a name's place is its number.
 STORED, SAVED, POINTWISE = _names("STORED"), _names("SAVED"), _names("POINTWISE")
-RECURRENT = _names("RECURRENT")
+COMBINED, RECURRENT = _names("COMBINED"), _names("RECURRENT")
 #: How the machine may split an instruction.
 BY_ROWS, BY_TILES, SUMS, WHOLE = map(_names("SPLIT").index, ("by_rows", "by_tiles", "sums", "whole"))
 

@@ -70,6 +70,12 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
       return where(x <= broadcast(-3.0f), vec{}, where(x >= broadcast(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
     case pointwise_elu: return grad * where(x <= vec{}, exponential(x) * number, broadcast(1.0f));
     case pointwise_shift: return grad;
+    case pointwise_eq:
+    case pointwise_ne:
+    case pointwise_lt:
+    case pointwise_le:
+    case pointwise_gt:
+    case pointwise_ge: return vec{};
     default: return grad * number;
   }
 }
@@ -83,6 +89,11 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
 }
 
 }  // namespace
+
+template <typename Truths>
+LTHFUNC_INLINE vec truth(Truths holds) {
+  return where(holds, broadcast(1.0f), vec{});
+}
 
 vec value_of(i64 kind, vec x, float number) {
   switch (kind) {
@@ -99,6 +110,12 @@ vec value_of(i64 kind, vec x, float number) {
     case pointwise_hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
     case pointwise_elu: return where(x > vec{}, x, (exponential(x) - 1.0f) * number);
     case pointwise_shift: return x + number;
+    case pointwise_eq: return truth(x == broadcast(number));
+    case pointwise_ne: return 1.0f - truth(x == broadcast(number));
+    case pointwise_lt: return truth(x < broadcast(number));
+    case pointwise_le: return truth(x <= broadcast(number));
+    case pointwise_gt: return truth(x > broadcast(number));
+    case pointwise_ge: return truth(x >= broadcast(number));
     default: return x * number;
   }
 }

@@ -12,7 +12,8 @@ from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, only
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drop_threshold, lowers
-from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.masked_attention import is_causal, masked_attention
+from lthfunc.sparse.lowerings.parameters import as_view, folded
 from lthfunc.sparse.lowerings.placing import filled, first_of, placed, stride, sum_of_steps
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
@@ -20,14 +21,18 @@ from lthfunc.sparse.views import arranged_view
 
 @lowers(aten.scaled_dot_product_attention.default, arranged=True)
 def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """scaled_dot_product_attention(q, k, v), all or causal, with shared keys and values or not."""
+    """scaled_dot_product_attention(q, k, v), all, causal or masked, with shared keys and values or not."""
     dropped = float(argument(args, 4, kwargs.get("dropout_p", 0.0)))
-    if argument(args, 3, kwargs.get("attn_mask")) is not None:
-        raise Unsupported("with a mask other than the causal one")
     threshold = drop_threshold(dropped)
     causal = bool(argument(args, 5, kwargs.get("is_causal", False)))
     scale = kwargs.get("scale", argument(args, 6, None))
-    views = [_operand(b, as_view(b, each)) for each in args[:3]]
+    views = [as_view(b, each) for each in args[:3]]
+    mask = folded(b, argument(args, 3, kwargs.get("attn_mask")))
+    if mask is not None:
+        causal = is_causal(mask, views[0].arrangement.sizes[-2], views[1].arrangement.sizes[-2])
+        if not causal:
+            return masked_attention(b, views, mask, dropped, scale)
+    views = [_operand(b, view) for view in views]
     (*_, queries, features), (*_, keys, _), (*_, value_features) = (view.arrangement.sizes for view in views)
     heads, shared = (only(view.arrangement.dimensions[1]).size for view in views[:2])
     if shared != only(views[2].arrangement.dimensions[1]).size or heads % shared:

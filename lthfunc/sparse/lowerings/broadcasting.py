@@ -1,29 +1,33 @@
-"""Sums, differences and products of values, parameters, buffers and numbers, broadcast to one shape."""
+"""Sums, differences, products and choices of values, parameters, buffers and numbers, broadcast to one shape."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from lthfunc.sparse.axes import Dimension, Side
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.kernels.instructions import BY_TILES, COMBINED
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, argument, aten, lowers
-from lthfunc.sparse.lowerings.parameters import as_view, leaf_value
-from lthfunc.sparse.lowerings.placing import aligned
+from lthfunc.sparse.lowerings.parameters import Leaf, as_view, leaf_value, shape_of
+from lthfunc.sparse.lowerings.placing import aligned, placed
 from lthfunc.sparse.lowerings.pointwise import added, pointwise
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+from lthfunc.sparse.views import arranged_view
 
 _Shape = tuple[int, int, int]
-_Leaf = (Param, Buffer)
+_Leaf = (Param, Buffer, Tensor)
 
 
 @lowers(aten.mul.Tensor, aten.mul_.Tensor, leaves=True, arranged=True)
 def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value times a number, a parameter, a buffer or another value."""
-    left, right = _laid_out(b, args[0], args[1])
+    left, right = laid_out(b, args[0], args[1])
     if isinstance(right, (int, float)) and isinstance(left, View):
         return pointwise(b, left, "scale", float(right))
-    return _combined(b, left, right, 1.0, product=True)
+    return combined(b, left, right, "product")
 
 
 @lowers(aten.div.Tensor, aten.div_.Tensor, arranged=True)
@@ -43,22 +47,22 @@ def negative(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 @lowers(aten.add.Tensor, aten.add_.Tensor, leaves=True, arranged=True)
 def add(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """x + alpha · y; a residual connection where both are values of one shape."""
-    (left, right), alpha = _laid_out(b, args[0], args[1]), float(kwargs.get("alpha", 1))
+    (left, right), alpha = laid_out(b, args[0], args[1]), float(kwargs.get("alpha", 1))
     if isinstance(right, (int, float)) and isinstance(left, View):
         return pointwise(b, left, "shift", alpha * float(right))
     same = isinstance(left, View) and isinstance(right, View) and _size(left) == _size(right)
     if same and alpha == 1.0 and left.flat == right.flat:
         return added(b, left, right)
-    return _combined(b, left, right, alpha, product=False)
+    return combined(b, left, right, "sum", alpha)
 
 
 @lowers(aten.sub.Tensor, aten.sub_.Tensor, leaves=True, arranged=True)
 def subtract(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """x - alpha · y."""
-    (left, right), alpha = _laid_out(b, args[0], args[1]), float(kwargs.get("alpha", 1))
+    (left, right), alpha = laid_out(b, args[0], args[1]), float(kwargs.get("alpha", 1))
     if isinstance(right, (int, float)) and isinstance(left, View):
         return pointwise(b, left, "shift", -alpha * float(right))
-    return _combined(b, left, right, -alpha, product=False)
+    return combined(b, left, right, "sum", -alpha)
 
 
 @lowers(aten.rsub.Scalar, arranged=True)
@@ -68,12 +72,32 @@ def subtract_from(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return pointwise(b, scaled, "shift", float(args[1]))
 
 
-def _laid_out(b: Builder, left: Any, right: Any) -> tuple[Any, Any]:
-    """Both operands of one shape and laid out alike, where one is neither an image nor flattened."""
-    plain = not any(isinstance(each, View) and each.arranged is not None for each in (left, right))
-    if plain or isinstance(right, (int, float)):
+def laid_out(b: Builder, left: Any, right: Any) -> tuple[Any, Any]:
+    """Both operands laid out alike, where one is neither an image nor flattened: as images that are broadcast, or else
+    as values of one shape."""
+    plain = [not (isinstance(each, View) and each.arranged is not None) for each in (left, right)]
+    if all(plain) or isinstance(right, (int, float)):
         return left, right
+    if isinstance(left, View) and isinstance(right, View) and any(plain):
+        image, other = (left, right) if plain[0] else (right, left)
+        found = None if image.flat else broadcast_image(b, other)
+        if found is not None:
+            return (image, found) if plain[0] else (found, image)
     return aligned(b, as_view(b, left), as_view(b, right))
+
+
+def broadcast_image(b: Builder, view: View) -> View | None:
+    """A copy as an image, of size one where the view repeats itself; None where it is none."""
+    given: list[Dimension] = [() for _ in range(4 - len(view.arrangement.dimensions))]
+    for each in view.arrangement.dimensions:
+        given.append(() if all(axis.side is Side.REPEATED for axis in each) else each)
+    batch, *others = given
+    if len(others) != 3 or any(axis.side is Side.EXAMPLE for each in others for axis in each):
+        return None
+    if any(axis.side is not Side.EXAMPLE for axis in batch) or len(batch) > 1:
+        return None
+    narrow = arranged_view(view.value, view.arrangement._replace(dimensions=(batch, *others)))
+    return View(placed(b, narrow, [Side.EXAMPLE, Side.CHANNEL, Side.ROW, Side.COLUMN]).value)
 
 
 class _Side(NamedTuple):
@@ -92,8 +116,8 @@ class _Side(NamedTuple):
         }  # fmt: skip
 
 
-def _combined(b: Builder, left: Any, right: Any, number: float, *, product: bool) -> View:
-    """left + number · right, or left · right."""
+def combined(b: Builder, left: Any, right: Any, kind: str, number: float = 1.0) -> View:
+    """left + number · right; left · right; or ("choice") left where right is not zero, and number elsewhere."""
     views = [each for each in (left, right) if isinstance(each, View)]
     if not views:
         raise Unsupported("of a parameter or buffer")
@@ -110,14 +134,14 @@ def _combined(b: Builder, left: Any, right: Any, number: float, *, product: bool
         b.hold(out.buffer)
         b.emit(lambda: ("combine", BY_TILES, size[0], {
             **sides[0].columns("a", x.buffer), **sides[1].columns("b", y.buffer), **out.buffer.columns("out"),
-            **out.buffer.sides, "product": int(product), "number": constants + 1,
+            **out.buffer.sides, "kind": COMBINED.index(kind), "number": constants + 1,
         }))  # fmt: skip
 
         def gradient() -> None:
             for which, (value, other) in enumerate(((x, y), (y, x))):
                 if value.needs:
-                    beside = (sides[1 - which], other.buffer) if product else None
-                    _gradient(b, out, value, beside, constants + (0 if product else which))
+                    beside = (sides[1 - which], other.buffer) if kind != "sum" else None
+                    _gradient(b, out, value, beside, constants + (which if kind == "sum" else 0))
             if out.needs:
                 b.release(out)
 
@@ -155,9 +179,9 @@ def _side(b: Builder, given: Any, whole: View | None) -> _Side:
     return _Side(value, value.buffer.size)
 
 
-def _broadcast_leaf(b: Builder, leaf: Param | Buffer, beside: View) -> Value:
-    """A parameter or buffer as a value that all examples share, of a shape that broadcasts with `beside`."""
-    shape = b.shapes[leaf.name]
+def _broadcast_leaf(b: Builder, leaf: Leaf, beside: View) -> Value:
+    """A parameter, buffer or constant as a value that all examples share, of a shape that broadcasts with `beside`."""
+    shape = shape_of(b, leaf)
     dimensions = len(beside.shape)
     if len(shape) > dimensions and math.prod(shape[: len(shape) - dimensions]) == 1:
         shape = shape[len(shape) - dimensions :]  # the batch's

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from lthfunc.sparse.axes import Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
@@ -21,7 +23,7 @@ _MOST_TOKENS = 2**24
 def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """embedding(weight, tokens, padding_idx)."""
     weight, tokens, padding = args[0], args[1], int(argument(args, 2, -1))
-    if not isinstance(weight, Param) or not isinstance(tokens, View) or not tokens.value.tokens:
+    if not isinstance(weight, Param) or not isinstance(tokens, View) or tokens.value.dtype != torch.int64:
         raise Unsupported("of anything but a parameter and tokens")
     vocabulary, channels = b.weights[weight.name].shape
     if vocabulary > _MOST_TOKENS:

@@ -1,4 +1,4 @@
-"""Parameters and buffers that are read as values: positional tables, class tokens, whatever is joined with values."""
+"""Parameters, buffers and constants that are read as values: positional tables, class tokens, masks of attention."""
 
 from __future__ import annotations
 
@@ -16,20 +16,37 @@ from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, claim
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
 
+Leaf = Param | Buffer | Tensor
+#: Of constants that are read as values.
+_KINDS = (torch.float32, torch.int64, torch.bool)
+
 
 def as_view(b: Builder, given: Any) -> View:
-    """A value as it is, or a parameter or buffer as one: its last dimension along channels, the others along places."""
+    """A value as it is, or a parameter, buffer or constant as one: its last dimension along channels, the others along
+    places."""
     if isinstance(given, View):
         return given
-    if not isinstance(given, (Param, Buffer)):
+    if not isinstance(given, (Param, Buffer, Tensor)):
         raise Unsupported("of anything but values, parameters and buffers")
-    if given.name not in b.read_as_values:
-        b.read_as_values[given.name] = _leaf(b, given)
-    return b.read_as_values[given.name]
+    key: object = (given, given._version) if isinstance(given, Tensor) else given.name
+    if key not in b.read_as_values:
+        b.read_as_values[key] = _leaf(b, given)
+    return b.read_as_values[key]
 
 
-def _leaf(b: Builder, leaf: Param | Buffer) -> View:
-    shape = b.shapes[leaf.name]
+def folded(b: Builder, given: Any) -> Any:
+    """A buffer that nothing changes as the constant that it is; anything else as it is."""
+    is_fixed = isinstance(given, (Param, Buffer)) and given.name in b.fixed
+    return b.fold(given.name) if is_fixed else given
+
+
+def shape_of(b: Builder, leaf: Leaf) -> tuple[int, ...]:
+    """Of a parameter, buffer or constant."""
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else b.shapes[leaf.name]
+
+
+def _leaf(b: Builder, leaf: Leaf) -> View:
+    shape = shape_of(b, leaf)
     if not shape:
         raise Unsupported("of a parameter or buffer of no dimension")
     channels, places = shape[-1], math.prod(shape[:-1])
@@ -43,17 +60,14 @@ def _leaf(b: Builder, leaf: Param | Buffer) -> View:
     return arranged_view(out, Arrangement((*dimensions, merged([Axis(Side.CHANNEL, channels)]))))
 
 
-def leaf_value(
-    b: Builder, leaf: Param | Buffer, room: TileBuffer, addresses: Callable[[TileBuffer, Tensor], Tensor]
-) -> Value:
-    """A parameter or buffer as a value that all examples share. addresses: where in the room, once its halo is known,
-    numbers of these positions in the flattened leaf lie."""
-    if isinstance(leaf, Buffer) and leaf.name not in b.statistics:
-        raise Unsupported("of a buffer of whole numbers or truth values")
+def leaf_value(b: Builder, leaf: Leaf, room: TileBuffer, addresses: Callable[[TileBuffer, Tensor], Tensor]) -> Value:
+    """A parameter, buffer or constant as a value that all examples share. addresses: where in the room, once its halo
+    is known, numbers of these positions in the flattened leaf lie."""
     out = Value(room, needs=isinstance(leaf, Param) and claim(b, leaf))
-    first = b.leaves[leaf.name].first if isinstance(leaf, Param) else b.statistics[leaf.name]
-    known = b.weights[leaf.name].positions if leaf.name in b.weights else None
-    positions = torch.arange(math.prod(b.shapes[leaf.name])) if known is None else known
+    first, dtype = _numbers_of(b, leaf)
+    out.dtype = dtype
+    known = b.weights.get(leaf.name) if isinstance(leaf, Param) else None
+    positions = torch.arange(math.prod(shape_of(b, leaf))) if known is None else known.positions
     count = len(positions)
 
     def emit(operation: Operation) -> None:
@@ -62,7 +76,7 @@ def leaf_value(
             return
         b.emit(lambda: ("load_numbers", BY_TILES, count, {
             "out": out.buffer.first, "out_tile": out.buffer.tile, "first": first,
-            "addresses": b.table(addresses(out.buffer, positions)), "constant": int(isinstance(leaf, Buffer)),
+            "addresses": b.table(addresses(out.buffer, positions)), "constant": int(not isinstance(leaf, Param)),
         }))  # fmt: skip
 
         def gradient() -> None:
@@ -78,6 +92,18 @@ def leaf_value(
 
     b.operations.append(Operation([], out, emit))
     return out
+
+
+def _numbers_of(b: Builder, leaf: Leaf) -> tuple[int, torch.dtype]:
+    """(where they lie: a parameter's among the values, others among the constants; their dtype in the network)."""
+    if isinstance(leaf, Param):
+        return b.leaves[leaf.name].first, torch.float32
+    if isinstance(leaf, Buffer) and leaf.name in b.statistics:
+        return b.statistics[leaf.name], torch.float32
+    value = folded(b, leaf)
+    if not isinstance(value, Tensor) or value.dtype not in _KINDS:
+        raise Unsupported("of a buffer of whole numbers or truth values")
+    return b.numbers(value.flatten().tolist()), value.dtype
 
 
 def bias_gradients(b: Builder, first: int, grad: TileBuffer) -> None:

@@ -177,7 +177,8 @@ def copied_into(
 ) -> View:
     """A new value of (channels, height, width), of which each view becomes a part, seen as `whole`."""
     out = Value(TileBuffer(*size), needs=any(view.value.needs for view in views))
-    out.tokens = all(view.value.tokens for view in views)
+    if len(kinds := {view.value.dtype for view in views}) == 1:
+        out.dtype = kinds.pop()
     loops = [_loops(view.arrangement, part) for view, part in zip(views, parts, strict=True)]
 
     def emit(operation: Operation) -> None:

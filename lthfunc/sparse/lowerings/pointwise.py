@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, POINTWISE
@@ -13,6 +15,8 @@ from lthfunc.sparse.lowerings.placing import whole
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 _DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
+#: Functions that give truths, by the names of PyTorch's operations.
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
 @lowers(aten.relu.default, aten.relu_.default, arranged=True)
@@ -186,7 +190,9 @@ def copied(b: Builder, source: Value, value: Value) -> None:
 def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep | None = None) -> View:
     """A function of each number of a value, by its name among the machine's. number: its setting."""
     view = whole(b, as_view(b, given))
-    out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
+    out = Value(TileBuffer(*view.value.buffer.size), view.value.needs and kind not in COMPARISONS)
+    whole_numbers = view.value.dtype == torch.int64 and kind in ("scale", "shift") and number == int(number)
+    out.dtype = torch.bool if kind in COMPARISONS else torch.int64 if whole_numbers else torch.float32
     channels = out.buffer.channels
 
     def emit(operation: Operation) -> None:
@@ -198,10 +204,11 @@ def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep 
         b.emit(lambda: (
             "pointwise", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared}
         ))  # fmt: skip
-        b.differentiate(x, out, lambda grad, target: lambda: ("pointwise_gradient", BY_TILES, channels, {
-            **x.buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared,
-            **target.columns,
-        }))  # fmt: skip
+        if out.needs:
+            b.differentiate(x, out, lambda grad, target: lambda: ("pointwise_gradient", BY_TILES, channels, {
+                **x.buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared,
+                **target.columns,
+            }))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit, step))
     return view.of(out)
@@ -209,5 +216,5 @@ def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep 
 
 for _kind in POINTWISE:
     for _name in (_kind, f"{_kind}_"):
-        if _kind not in ("relu", "scale", "shift") and hasattr(aten, _name):
+        if _kind not in ("relu", "scale", "shift", *COMPARISONS) and hasattr(aten, _name):
             lowers(getattr(aten, _name).default, arranged=True)(activation(_kind))
