@@ -17,22 +17,13 @@ from lthfunc.experiments.config import Config, parse_interval
 from lthfunc.experiments.iterative import TICKET, Plan, Task
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.trainings import train_together
-from lthfunc.runs.checkpoints import (
-    checkpoints,
-    is_whole,
-    load_checkpoint,
-    put_checkpoint,
-    save_checkpoint,
-    step_of,
-)
-from lthfunc.runs.manifests import sum_of
+from lthfunc.runs.checkpoints import checkpoints, is_whole, load_checkpoint, save_checkpoint, step_of
 from lthfunc.scheduling import checkpointing
 from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.queue import Execution
 from lthfunc.training.batches import batches
 from lthfunc.training.finiteness import are_finite
 from lthfunc.training.results import Stopped
-from lthfunc.trees.files import tree_bytes
 from lthfunc.trees.types import Dataset
 
 NETWORKS: dict[str, type[nn.Module]] = {"normed": NormedNet, "dropping": DroppingNet}
@@ -154,37 +145,6 @@ def test_checkpoints_at_an_interval_change_nothing_and_replace_each_other(
     assert [step_of(path) for path in written] == [5, 10, 15, 20, 25, 30, 35]
     assert [step_of(path) for path in checkpoints(tmp_path / "seed3" / "round01")] == [35]
     assert lf.same_bits(kept.fit.state, whole.fit.state)
-
-
-def test_checkpoints_hold_survivors_alone(few_digits: Dataset, tmp_path: Path) -> None:
-    """Adam's moments and the network chosen so far among them, with one mask for all."""
-    model = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10)))
-    trainer = lf.make_trainer(model, few_digits, optimizer=lf.adam(1e-3), batch_size=24, engine=lf.sparse_engine)
-    plan = Plan(model, trainer, steps=37, eval_every=10)
-    start = lf.init(model, 3)
-    task = Task(3, 1, TICKET, lf.prune(density=0.1)(start), start)
-    stopped(plan, task, tmp_path, 20)
-    (path,) = checkpoints(tmp_path / "seed3" / "round01")
-    weights, biases = 300 * 64 + 10 * 300, 310
-    numbers = 4 * 4 * (weights // 10 + biases) + weights // 8
-    assert numbers < path.stat().st_size < numbers + 12_000  # the header, the generator and the learning rates
-
-
-def test_checkpoints_of_dense_trees_are_read_as_well(few_digits: Dataset, tmp_path: Path) -> None:
-    """As they were written before: an optimiser's leaves by number alone, nothing packed."""
-    plan = plan_of(few_digits, "normed", lf.sparse_engine, "adam")
-    task = pruned(plan)
-    (whole,) = train_together(plan, [task])
-    stopped(plan, task, tmp_path, 20)
-    (path,) = checkpoints(tmp_path / "seed3" / "round01")
-    tree, about = lf.load_tree(path)
-    tree["opt"] = {number: next(iter(named.values())) for number, named in tree["opt"].items()}
-    payload = tree_bytes(tree, {**about, "format": "lthfunc.checkpoint/1"})
-    put_checkpoint(path.parent, f"checkpoint-000000020-{sum_of(payload).sha256}.safetensors", payload)
-    assert load_checkpoint(path.parent, task.start, plan.trainer.work.optimizer) is not None
-    (again,), _ = train_with_checkpoints(Execution(Config(), plan, tmp_path), [task])
-    assert lf.same_bits(again.fit.state, whole.fit.state)
-    assert lf.same_bits(again.fit.best[1:], whole.fit.best[1:])
 
 
 def test_a_damaged_checkpoint_is_passed_over(few_digits: Dataset, tmp_path: Path) -> None:

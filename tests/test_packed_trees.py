@@ -29,7 +29,7 @@ def drawn(mask: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def back(tree: Any) -> tuple[Any, bytes]:
-    payload = tree_bytes(tree, {"seed": 3}, as_survivors=True)
+    payload = tree_bytes(tree, {"seed": 3}, packed=True)
     found, about = tree_of(payload, "file")
     assert about == {"seed": 3}
     return found, payload
@@ -72,7 +72,7 @@ def test_another_program_reads_survivors_and_bits(tmp_path: Path) -> None:
     """As the page on a run's files says it: by numpy alone."""
     mask = mask_of(0.1, 0)
     leaf = drawn(mask, torch.float32, 1)
-    payload = tree_bytes({"params": {"w": leaf}, "masks": {"w": mask}}, as_survivors=True)
+    payload = tree_bytes({"params": {"w": leaf}, "masks": {"w": mask}}, packed=True)
     size = int.from_bytes(payload[:8], "little")
     header, data = json.loads(payload[8 : 8 + size]), payload[8 + size :]
     about = json.loads(header["__metadata__"]["lthfunc"])["packed/1"]
@@ -116,7 +116,7 @@ def changed(payload: bytes, change: Any) -> bytes:
 def test_damaged_headers_are_refused_in_one_line(change: Any, tmp_path: Path) -> None:
     mask, few = mask_of(0.1, 0), torch.zeros(4000, dtype=torch.bool).index_fill(0, torch.tensor([5, 70, 3000]), True)
     tree = {"params": {"w": drawn(mask, torch.float32, 1)}, "masks": {"w": mask, "v": few}}
-    payload = tree_bytes(tree, as_survivors=True)
+    payload = tree_bytes(tree, packed=True)
     (tmp_path / "tree.safetensors").write_bytes(changed(payload, lambda *same: None))
     assert lf.same_bits(load_tree(tmp_path / "tree.safetensors")[0], tree)
     (tmp_path / "tree.safetensors").write_bytes(changed(payload, change))
@@ -128,7 +128,7 @@ def test_damaged_headers_are_refused_in_one_line(change: Any, tmp_path: Path) ->
 @pytest.mark.parametrize("places", [[5, 5, 3000], [70, 5, 3000], [-1, 70, 3000], [5, 70, 4000]])
 def test_places_that_do_not_rise_within_their_leaf_are_refused(places: list[int]) -> None:
     few = torch.zeros(4000, dtype=torch.bool).index_fill(0, torch.tensor([5, 70, 3000]), True)
-    payload = tree_bytes({"masks": {"v": few}}, as_survivors=True)
+    payload = tree_bytes({"masks": {"v": few}}, packed=True)
     stored = torch.tensor([5, 70, 3000], dtype=torch.int32).numpy().tobytes()
     assert payload.endswith(stored)
     damaged = payload.removesuffix(stored) + np.array(places, np.int32).tobytes()

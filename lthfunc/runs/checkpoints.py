@@ -73,7 +73,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
         "anchor_step": None if anchor is None else int(anchor.step),
         "changes": [plain_change(each) for each in fit.changes],
     }
-    payload = tree_bytes(tree, about, as_survivors=True)
+    payload = tree_bytes(tree, about, packed=True)
     return put_checkpoint(place, f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors", payload)
 
 

@@ -61,7 +61,7 @@ def write_ticket_files(folder: Path) -> None:
     run = scan_run(folder)
     wanted = files_of(run)
     for name, which in wanted.items():
-        payload = _payload(folder, name, *which)
+        payload = _payload(folder, run.config, name, *which)
         if payload is not None and file_problem(folder, folder / name, sum_of(payload)) is not None:
             safe_files.write(folder, folder / name, payload)
     for name in _names(run.config):
@@ -85,7 +85,7 @@ def ticket_file_problems(folder: Path, run: Run, *, sizes: bool) -> Iterator[tup
                     if problem is None:
                         _header(folder, folder / name)
             else:
-                payload = _payload(folder, name, *which)
+                payload = _payload(folder, run.config, name, *which)
                 problem = None if payload is None else file_problem(folder, folder / name, sum_of(payload))
         except DamagedError:
             continue
@@ -160,7 +160,7 @@ def _can_be_told(folder: Path, seed: int, number: int, trained: bool) -> bool:
     return trained or _initial_of(folder, seed, number, about) is not None
 
 
-def _payload(folder: Path, name: str, seed: int, number: int, trained: bool) -> bytes | None:
+def _payload(folder: Path, config: Config, name: str, seed: int, number: int, trained: bool) -> bytes | None:
     """The content of a ticket file; None if the weights were not kept. Raises DamagedError."""
     if not _can_be_told(folder, seed, number, trained):
         return None
@@ -168,7 +168,8 @@ def _payload(folder: Path, name: str, seed: int, number: int, trained: bool) -> 
     ticket, about = trained_weights(place) if trained else initial_weights(folder, seed, number)
     which = "last round" if name.endswith(LAST) else "winning ticket"
     words = {"which": which, "weights": "after training" if trained else "before training"}
-    return ticket_bytes(ticket, {**words, **{key: value for key, value in about.items() if key != FIRST}})
+    about = {**words, **{key: value for key, value in about.items() if key != FIRST}}
+    return ticket_bytes(ticket, about, packed=config.packed)
 
 
 def _names(config: Config) -> list[str]:

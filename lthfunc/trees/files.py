@@ -20,7 +20,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.printable import dtype_name
 from lthfunc.trees.atomic_io import write_atomically
-from lthfunc.trees.packed_trees import PackedLeaves, packed, unpacked
+from lthfunc.trees.packed_trees import PackedLeaves, packed_leaves, unpacked
 from lthfunc.trees.types import Ticket
 
 _TICKET = "lthfunc.ticket/1"
@@ -37,30 +37,35 @@ _SEPARATOR = "/"
 
 
 @public
-def save_tree(path: str | os.PathLike[str], tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+def save_tree(
+    path: str | os.PathLike[str],
+    tree: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    packed: bool = False,
+) -> None:
     """Write nested dictionaries of tensors to a safetensors file, which appears whole or not at all.
 
     path: of the file. tree: tensors, or dictionaries of them by name, at any depth. metadata: JSON values for the
-    file's header. Raises UserError for anything else.
+    file's header. packed: whether masks are written as bits or places, and leaves that are mostly zero without their
+    zeros; `load_tree` reads it the same, other programs don't. Raises UserError for anything else.
 
     >>> lf.save_tree("tree.safetensors", {"layer": {"w": torch.ones(2)}}, {"made by": "me"})
     >>> lf.load_tree("tree.safetensors")
     ({'layer': {'w': tensor([1., 1.])}}, {'made by': 'me'})
     """
-    write_atomically(path, tree_bytes(tree, metadata))
+    write_atomically(path, tree_bytes(tree, metadata, packed=packed))
 
 
-def tree_bytes(
-    tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None, *, as_survivors: bool = False
-) -> bytes:
+def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None, *, packed: bool = False) -> bytes:
     """The content of a file that `save_tree` writes; equal trees give equal bytes.
 
-    as_survivors: as `packed_trees` has them, which is smaller and read back the same.
+    packed: as `packed_trees` has them.
     """
     flat = {name: leaf.detach().cpu().contiguous() for name, leaf in flatten(tree).items()}
     about, seen = {**(metadata or {}), _ORDER: list(flat)}, set()
-    if as_survivors:
-        flat, *rest = packed(flat)
+    if packed:
+        flat, *rest = packed_leaves(flat)
         about[_PACKED] = dict(zip(PackedLeaves._fields[1:], rest, strict=True))
     for name, leaf in flat.items():
         memory = leaf.untyped_storage().data_ptr()
@@ -159,22 +164,28 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @public
-def save_ticket(path: str | os.PathLike[str], ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> None:
+def save_ticket(
+    path: str | os.PathLike[str],
+    ticket: Ticket,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    packed: bool = False,
+) -> None:
     """Write a ticket to a safetensors file at `path`; it is read back bit for bit.
 
-    metadata: JSON values for the file's header.
+    metadata: JSON values for the file's header. packed: as `save_tree` takes it.
 
     >>> ticket = lf.ticket(lf.init(lf.from_module(nn.Linear(4, 2))))
     >>> lf.save_ticket("ticket.safetensors", ticket, {"seed": 0})
     >>> lf.same_bits(lf.load_ticket("ticket.safetensors")[0], ticket)
     True
     """
-    write_atomically(path, ticket_bytes(ticket, metadata))
+    write_atomically(path, ticket_bytes(ticket, metadata, packed=packed))
 
 
-def ticket_bytes(ticket: Ticket, metadata: Mapping[str, Any] | None = None) -> bytes:
+def ticket_bytes(ticket: Ticket, metadata: Mapping[str, Any] | None = None, *, packed: bool = False) -> bytes:
     """The content of a file that `save_ticket` writes."""
-    return tree_bytes(ticket._asdict(), {"format": _TICKET, **(metadata or {})})
+    return tree_bytes(ticket._asdict(), {"format": _TICKET, **(metadata or {})}, packed=packed)
 
 
 @public

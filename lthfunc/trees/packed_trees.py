@@ -42,11 +42,11 @@ class PackedLeaves(NamedTuple):
     places: dict[str, str]
 
 
-def packed(flat: Mapping[str, Tensor]) -> PackedLeaves:
+def packed_leaves(flat: Mapping[str, Tensor]) -> PackedLeaves:
     """Leaves on the CPU, by their paths: masks as bits or places, and without zeros where these are half of a leaf.
 
     >>> leaf = torch.zeros(100).index_fill(0, torch.tensor([3]), 5.0)
-    >>> found = packed({"w": leaf})
+    >>> found = packed_leaves({"w": leaf})
     >>> found.tensors["w"], torch.equal(unpacked(["w"], found.tensors.__getitem__, found._asdict())["w"], leaf)
     (tensor([5.]), True)
     """
@@ -105,7 +105,7 @@ def _stored(mask: Tensor, places: Tensor) -> Tensor:
 def unpacked(paths: Iterable[str], tensor: Callable[[str], Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
     """The leaves again, by these paths. tensor: reads one of `PackedLeaves`, by name. about: the rest of it.
 
-    Raises ValueError, TypeError, KeyError or RuntimeError for what `packed` has not made.
+    Raises ValueError, TypeError, KeyError or RuntimeError for what `packed_leaves` has not made.
     """
     shapes = {name: _shape(shape) for name, shape in about["shapes"].items()}
     places = {name: _places(tensor(name), shape) for name, shape in shapes.items()}

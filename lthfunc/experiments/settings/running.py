@@ -72,6 +72,12 @@ class Running:
         "can continue it; results are the same.",
         RUN, (*_RUNS, "methods", "branch", "transfer"), "N|Ns|never", changes_results=False,
     )  # fmt: skip
+    packed: bool = setting(
+        False,
+        "Write networks and masks without the weights that are pruned: smaller files, which lthfunc reads as any "
+        "others; `lthfunc export` is for other programs.",
+        RUN, (*_RUNS, "methods", "branch", "transfer"), changes_results=False,
+    )  # fmt: skip
     on_nonfinite: str = setting(
         "stop",
         f"What to do at a step whose loss or gradient is not finite: {' or '.join(ON_NONFINITE)} (leave the state "
