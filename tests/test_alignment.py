@@ -26,6 +26,7 @@ import lthfunc as lf
 from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
 from lthfunc.experiments.methods.rebasin import rebasin
+from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.reports.method_costs import NetworkFlops, training_flops
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.rng import key
@@ -207,6 +208,22 @@ def test_the_mask_is_trained_in_the_order_of_other_weights(setting: Setting, lat
         torch.testing.assert_close(found.last.fit.state.params[name], leaf, rtol=1e-6, atol=1e-9)
     assert found.test == pytest.approx(quality(expected.chosen, setting.trainer.data.test), rel=1e-6)
     assert found.last.fit.curve[0].step == late
+
+
+def test_the_second_network_is_its_average_where_weights_are_averaged(setting: Setting) -> None:
+    """The first one is given; the order is that of the second one's averaged weights, not of its last ones."""
+    plan, seed = setting.plan("rebasin", rounds=1, ema=0.98), key(SEED, "rebasin")
+    trained, theirs = lf.init(setting.model, 11), lf.init(setting.model, seed)
+    end, _ = lf.take_steps(plan.trainer, theirs, seed=seed, until=STEPS)
+    relations = lf.dependencies(setting.model, plan.trainer.data.shape)
+    orders = [lf.align_units(trained.params, other.params, relations)["1.weight"] for other in (end, lf.averaged(end))]
+    assert not torch.equal(*orders)
+    assert plan.pruner is not None
+    found = plan.pruner(trained, RoundContext(setting.model, SEED, 1, theirs), DENSITY)
+    masks = lf.prune(density=DENSITY)(trained).masks
+    assert torch.equal(found.masks["1.weight"], masks["1.weight"][orders[1]])
+    assert torch.equal(found.masks["3.weight"], masks["3.weight"][:, orders[1]])
+    assert found.opt == ()
 
 
 def test_it_takes_one_density_and_early_weights(setting: Setting) -> None:

@@ -247,10 +247,16 @@ def test_blocks_are_pruned_in_a_run() -> None:
         ended = found(name, **given)
         ends_as(ended, state, STEPS)
         assert lf.count(ended.masks).kept == 18
-    with pytest.raises(UserError, match=r"--density: 0\.4 of 45 weights are fewer than the 30 outside of blocks"):
-        found("wanda", blocks=("3",))
-    with pytest.raises(UserError, match="--blocks: invalid value '7'"):
-        found("sparsegpt", blocks=("7",))
+
+    def planned(**given: Any) -> None:  # what cannot be pruned is refused before anything is trained
+        plan_for("wanda", MODEL, data(), steps=STEPS, eval_every=6, batch_size=5, **given)
+
+    for density, shown in ((DENSITY, r"0\.4"), (2 / 3, r"0\.666667")):  # two thirds are the 30 themselves
+        with pytest.raises(UserError, match=f"^--density: {shown} of 45 weights are no more than the 30 outside of "):
+            planned(density=density, blocks=("3",))
+    planned(density=31 / 45, blocks=("3",))
+    with pytest.raises(UserError, match=r"^--blocks: invalid value '7'"):
+        planned(density=DENSITY, blocks=("7",))
 
 
 def test_trying_blocks_leaves_the_global_generators_alone() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import gradient_of
+from method_plans import plan_for
 from test_methods_by_hand import (
     BATCH,
     DENSITY,
@@ -26,8 +27,10 @@ from torch import nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.experiments.methods.trained_masks import around, rescaled
 from lthfunc.training.batches import batches
-from lthfunc.training.parametrize import trained_and_fixed
+from lthfunc.training.chain import ChainContext, Part
+from lthfunc.training.parametrize import trained_and_fixed, trained_name
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.rng import generator
 from lthfunc.trees.types import Masks, Params
@@ -95,6 +98,8 @@ def test_supermasks_by_hand(setting: Setting) -> None:
     computed = apply_evaluating(network, begun.params, begun.buffers, x)
     trained = {**fixed}
     for name in LAYERS:
+        noise = torch.randn(odds[name].shape, generator=generator(SEED, "supermask", name))
+        assert torch.equal(odds[name], (math.log(DENSITY / (1 - DENSITY)) + 0.01 * noise).to(odds[name].dtype))
         chances = torch.sigmoid(odds[name])
         assert float(chances.mean()) == pytest.approx(DENSITY, abs=0.01)
         assert 0.001 < float(chances.std()) < 0.003  # not all equal
@@ -191,6 +196,54 @@ def test_top_kast_by_hand(setting: Setting, more: float | None) -> None:
         UserError, match=r"--backward-density: invalid value 0\.1 \(expected at least the density, 0\.2"
     ):
         setting.plan("top-kast", backward_density=0.1)
+
+
+def test_top_kasts_densities_may_meet_and_never_pass_one(setting: Setting) -> None:
+    """As many weights compute as learn, and twice as many as 0.6 are all: then no weight stays as it was."""
+    dense = dense_of(setting)
+    for given, learning in (({"backward_density": DENSITY}, DENSITY), ({"density": 0.6}, 1.0)):
+        (through,) = setting.plan("top-kast", **given).through
+        begun, work = through.begin(dense, SEED), through.trainer.work
+        grads = {name: torch.ones_like(leaf) for name, leaf in begun.params.items()}
+        context = ChainContext(begun.params, begun.step)
+        state = work.optimizer.init(begun.params)
+        new, _ = work.optimizer.update(grads, state, begun.params, begun.step, context)
+        for name in LAYERS:
+            moved = new[trained_name(name)] != begun.params[trained_name(name)]
+            assert int(moved.sum()) == round(learning * moved.numel())
+
+
+@pytest.mark.parametrize("name", ["supermask", "edge-popup", "top-kast"])
+def test_a_small_layer_keeps_one_weight(name: str) -> None:
+    """Of 100 and 4 weights at a density of 5 %: four and one."""
+    model = lf.from_module(nn.Sequential(nn.Linear(50, 2, bias=False), nn.Linear(2, 2, bias=False)))
+    drawn = torch.Generator().manual_seed(0)
+    few = lf.data.from_tensors(
+        "few", (torch.randn(30, 50, generator=drawn), torch.arange(30) % 2), (torch.randn(9, 50), torch.arange(9) % 2),
+        val=6,
+    )  # fmt: skip
+    (through,) = plan_for(name, model, few, steps=4, eval_every=2, batch_size=5, density=0.05).through
+    begun = through.begin(lf.init(model), 0)
+    ticket = through.ticket(begun.params, begun.buffers, lf.init(model))
+    assert [int(mask.sum()) for mask in ticket.masks.values()] == [4, 1]
+
+
+def test_a_layers_mask_is_scaled_by_what_it_lacks() -> None:
+    for ones in range(5):
+        mask = (torch.arange(4) < ones).float()
+        assert rescaled(mask).tolist() == pytest.approx([4 / max(1, ones) if at < ones else 0 for at in range(4)])
+
+
+def test_parts_are_put_around_the_optimizer_inside_of_those_it_has() -> None:
+    def part(name: str, follows: bool) -> Part:
+        return Part(name, lambda params, buffers: (), lambda tree, state, context: (tree, state), follows=follows)
+
+    whole = lf.chain(part("a", False), part("b", False), lf.sgd(0.1), part("y", True), part("z", True))
+    for given, names in ((whole, ["a", "b", "before", "sgd", "after", "y", "z", "last"]),
+                         (lf.sgd(0.1), ["before", "sgd", "after", "last"])):  # fmt: skip
+        made = around(given, (part("before", False),), (part("after", True),), (part("last", True),))
+        assert [each.name if isinstance(each, Part) else "sgd" for each in made.parts] == names
+        assert [each.parts for each in made.parts if not isinstance(each, Part)] == [()]
 
 
 @pytest.mark.parametrize("name", ["ste", "supermask", "edge-popup", "top-kast"])

@@ -42,7 +42,7 @@ from mutants import Mutant, mutants_of
 from nearest import nearest
 from patching import functions_of, put
 from results import results_in, summarise
-from running import ROOT, Collected, Ordered, run_items, run_pytest
+from running import ROOT, Collected, Ordered, run_items, run_pytest, source_of
 
 PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
 #: Files of tests that are collected at a time, quickest first: most mutants are noticed by the first.
@@ -134,6 +134,8 @@ def _chosen(options: Any) -> tuple[list[Mutant], dict[str, list[Mutant]]]:
     whole = {
         file: mutants_of(ROOT, file) for file in files if any(fnmatch.fnmatch(file, each) for each in options.only)
     }
+    for file in whole:
+        source_of(file)
     total = sum(map(len, whole.values()))
     share = options.limit / total if options.limit else options.share
     chosen = []
@@ -170,7 +172,7 @@ def _run_collected(
         def trial(
             mutant: Mutant, names: list[str], limit: Callable[[Sequence[str]], float], failed: Path
         ) -> Callable[[], int]:
-            source, file = (ROOT / mutant.file).read_bytes(), str(overlays[0].path / mutant.file)
+            source, file = source_of(mutant.file), str(overlays[0].path / mutant.file)
 
             def go() -> int:
                 if not put(functions.get(file, []), file, source, mutant.applied(source)):
@@ -231,7 +233,7 @@ def _run_all(
     def begun(mutant: Mutant, overlay: Overlay) -> tuple[Callable[[], int], float]:
         names, what = tests_for(ROOT, mutant, tests, options.budget)
         about[mutant.name] = (names, what)
-        overlay.put(mutant.file, mutant.applied((ROOT / mutant.file).read_bytes()))
+        overlay.put(mutant.file, mutant.applied(source_of(mutant.file)))
         go = trial(mutant, names, limit, work / f"{mutant.name}.failed")
         return (go if names else lambda: 0), limit(names)
 
@@ -257,7 +259,7 @@ def _run_all(
         shutil.rmtree(work / mutant.name, ignore_errors=True)
 
     def restored(mutant: Mutant, overlay: Overlay) -> None:
-        overlay.put(mutant.file, (ROOT / mutant.file).read_bytes())
+        overlay.put(mutant.file, source_of(mutant.file))
 
     _side_by_side(todo, overlays, work, begun, told, restored)
 

@@ -11,7 +11,7 @@ WORDS = {"invalid", "unknown", "print", "warn", "getLogger", "TypeVar", "NewType
 KEPT = {
     "int", "float", "bool", "str", "list", "tuple", "dict", "set", "frozenset", "len", "range", "enumerate", "zip",
     "iter", "next", "super", "type", "repr", "id", "hash", "partial", "items", "keys", "values", "item", "tolist",
-    "contiguous", "cpu", "numel", "_asdict", "getattr", "fields", "Path", "cast", "__init__", "close",
+    "contiguous", "cpu", "numel", "_asdict", "getattr", "fields", "Path", "cast", "__init__", "close", "whole_numbers",
     "_decided",  # an assertion that something is there
 }  # fmt: skip
 #: These do nothing on a CPU.

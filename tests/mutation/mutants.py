@@ -43,7 +43,7 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.MatMult: ast.Mult,
 }
 #: The order of their first two arguments tells nothing.
-_SYMMETRIC = {"max", "min", "maximum", "minimum", "isinstance", "cast", "transpose", "equal"}
+_SYMMETRIC = {"max", "min", "maximum", "minimum", "isinstance", "cast", "transpose", "equal", "gradient_times_weight"}
 
 
 class Mutant(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -12,6 +13,12 @@ import pytest
 from covering import Recorder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@functools.cache
+def source_of(file: str) -> bytes:
+    """A file of the library as it was when this was first asked for: it may change while mutants are tried."""
+    return (ROOT / file).read_bytes()
 
 
 def run_pytest(arguments: Sequence[str], temporary: Path, plugin: object) -> int:

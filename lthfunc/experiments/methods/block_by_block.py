@@ -62,7 +62,7 @@ def _density_within(plan: Plan, masks: Masks, density: float, blocks: tuple[str,
     found = (density * whole.total - outside) / within.total
     if found <= 0:
         raise UserError(
-            f"--density: {density:g} of {whole.total:,} weights are fewer than the {outside:,} outside of blocks, "
+            f"--density: {density:g} of {whole.total:,} weights are no more than the {outside:,} outside of blocks, "
             "which stay; use a larger one, or name more layers by --blocks"
         )
     return found
