@@ -1,4 +1,5 @@
-// Sums, products and choices of two values that are broadcast to one shape, and numbers that are the same for every example.
+// Sums, products and choices of two values that are broadcast to one shape, and numbers that are the same for every
+// example.
 #include <algorithm>
 
 #include "single.h"

@@ -70,6 +70,11 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
       return where(x <= broadcast(-3.0f), vec{}, where(x >= broadcast(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
     case pointwise_elu: return grad * where(x <= vec{}, exponential(x) * number, broadcast(1.0f));
     case pointwise_shift: return grad;
+    case pointwise_square: return grad * (x * 2.0f);
+    case pointwise_sqrt: return grad * 0.5f / root(x);
+    case pointwise_rsqrt: return grad * -0.5f / (root(x) * x);
+    case pointwise_reciprocal: return -grad / (x * x);
+    case pointwise_exp: return grad * exponential(x);
     case pointwise_eq:
     case pointwise_ne:
     case pointwise_lt:
@@ -78,6 +83,13 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
     case pointwise_ge: return vec{};
     default: return grad * number;
   }
+}
+
+// Lanes of examples, where a function of zero or its slope is infinite: others may hold zeros alone. All lanes
+// elsewhere.
+ivec examples_of(const Workspace& m, i64 kind, i64 tile) {
+  const bool infinite = kind == pointwise_sqrt || kind == pointwise_rsqrt || kind == pointwise_reciprocal;
+  return first_lanes(infinite ? m.examples - tile * LANES : LANES);
 }
 
 // Calls function(tile, channel, y) for every row of the part.
@@ -110,6 +122,11 @@ vec value_of(i64 kind, vec x, float number) {
     case pointwise_hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
     case pointwise_elu: return where(x > vec{}, x, (exponential(x) - 1.0f) * number);
     case pointwise_shift: return x + number;
+    case pointwise_square: return x * x;
+    case pointwise_sqrt: return root(x);
+    case pointwise_rsqrt: return 1.0f / root(x);
+    case pointwise_reciprocal: return 1.0f / x;
+    case pointwise_exp: return exponential(x);
     case pointwise_eq: return truth(x == broadcast(number));
     case pointwise_ne: return 1.0f - truth(x == broadcast(number));
     case pointwise_lt: return truth(x < broadcast(number));
@@ -132,7 +149,8 @@ void pointwise(const pointwise_row& op, Workspace& m, Part part) {
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     const vec* const in = LTHFUNC_AT(in);
     vec* const out = LTHFUNC_AT(out);
-    for (i64 x = 0; x < op.width; ++x) out[x] = value_of(op.kind, in[x], number);
+    const ivec there = examples_of(m, op.kind, tile);
+    for (i64 x = 0; x < op.width; ++x) out[x] = where(there, value_of(op.kind, in[x], number), vec{});
   });
 }
 
@@ -149,8 +167,9 @@ void pointwise_gradient(const pointwise_gradient_row& op, Workspace& m, Part par
     const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
     vec* const into = LTHFUNC_AT(into);
     const vec* const gate = gate_of(op.gate, op.into, into);
+    const ivec there = examples_of(m, op.kind, tile);
     for (i64 x = 0; x < op.width; ++x) {
-      vec value = gradient_of(op.kind, grad[x], in[x], number);
+      vec value = where(there, gradient_of(op.kind, grad[x], in[x], number), vec{});
       if (op.accumulate) value += into[x];
       into[x] = gated(value, gate, x);
     }

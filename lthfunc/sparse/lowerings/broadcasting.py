@@ -25,17 +25,35 @@ _Leaf = (Param, Buffer, Tensor)
 def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value times a number, a parameter, a buffer or another value."""
     left, right = laid_out(b, args[0], args[1])
-    if isinstance(right, (int, float)) and isinstance(left, View):
-        return pointwise(b, left, "scale", float(right))
+    for number, view in ((right, left), (left, right)):
+        if isinstance(number, (int, float)) and isinstance(view, View):
+            return pointwise(b, view, "scale", float(number))
     return combined(b, left, right, "product")
 
 
 @lowers(aten.div.Tensor, aten.div_.Tensor, arranged=True)
 def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """A value divided by a number."""
-    if not isinstance(args[1], (int, float)):
-        raise Unsupported("by anything but a number")
-    return pointwise(b, args[0], "scale", 1.0 / float(args[1]))
+    """A value divided by a number or by another value, and a number divided by a value."""
+    if isinstance(args[1], (int, float)):
+        return pointwise(b, args[0], "scale", 1.0 / float(args[1]))
+    found: View = multiply(b, [pointwise(b, args[1], "reciprocal", 0.0), args[0]], {})
+    return found
+
+
+_POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+
+
+@lowers(aten.pow.Tensor_Scalar, arranged=True)
+def power(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """A value to the power of a whole number from 2 on, or of 1/2, -1/2 or -1."""
+    if args[1] in _POWERS:
+        return pointwise(b, args[0], _POWERS[args[1]], 0.0)
+    if args[1] != int(args[1]) or not 2 <= args[1] <= 8:
+        raise Unsupported("of other powers than 2 to 8, 1/2, -1/2 and -1")
+    view = found = as_view(b, args[0])
+    for _ in range(int(args[1]) - 1):
+        found = multiply(b, [found, view], {})
+    return found
 
 
 @lowers(aten.neg.default, arranged=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lthfunc.sparse.axes import Arrangement, NotStridesError
+from lthfunc.sparse.axes import Arrangement, Axis, NotStridesError, Side
 from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
@@ -105,6 +105,31 @@ def select(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def expand(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """expand(sizes)."""
     return _strides(as_view(b, args[0]), lambda each: each.repeated(args[1], TRACED_BATCH))
+
+
+@lowers(aten.repeat_interleave.self_int, arranged=True)
+def repeat_interleave(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """repeat_interleave(times, dim): each place so many times, one after the other."""
+    view, times, dim = as_view(b, args[0]), args[1], argument(args, 2, kwargs.get("dim"))
+    if dim is None:
+        raise Unsupported("of all dimensions as one")
+    dims = list(view.arrangement.dimensions)
+    dims[dim] = (*dims[dim], Axis(Side.REPEATED, times))
+    return _strides(view, lambda each: each._replace(dimensions=tuple(dims)))
+
+
+@lowers(aten.repeat.default, arranged=True)
+def repeat(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """repeat(times of each dimension): all of its places so many times."""
+    view = as_view(b, args[0])
+    old = view.arrangement.dimensions
+    dims = [*[()] * (len(args[1]) - len(old)), *old]
+    has_batch = any(axis.side is Side.EXAMPLE for axis in view.arrangement.axes)
+    for dim, times in enumerate(args[1]):
+        if times != 1:
+            batch = dim == 0 and times == TRACED_BATCH and not has_batch
+            dims[dim] = (Axis(Side.EXAMPLE if batch else Side.REPEATED, times), *dims[dim])
+    return _strides(view, lambda each: each._replace(dimensions=tuple(dims)))
 
 
 @lowers(aten.chunk.default, arranged=True)

@@ -106,16 +106,11 @@ def adaptive_average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -
     return _averaged(b, view, windows, 0)
 
 
-@lowers(aten.mean.dim)
-def mean(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """The mean over height and width."""
-    view, dims = args[0], sorted(dim % 4 for dim in args[1])
-    keep = bool(argument(args, 2, False))
-    if view.flat or dims != [2, 3]:
-        raise Unsupported("over other dimensions than height and width")
+def mean_of_image(b: Builder, view: View, *, keeps: bool) -> View:
+    """The mean over height and width. keeps: as places of their own."""
     buffer = view.value.buffer
     windows = [torch.tensor([[0, size]]) for size in (buffer.height, buffer.width)]
-    return _averaged(b, view, windows, 0)._replace(flat=not keep)
+    return _averaged(b, view, windows, 0)._replace(flat=not keeps)
 
 
 def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int) -> View:

@@ -13,6 +13,7 @@ from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import joined
 from lthfunc.sparse.lowerings.resampling import repeated_border
 from lthfunc.sparse.tile_buffers import TileBuffer
+from lthfunc.sparse.views import arranged_view
 
 
 @lowers(aten.slice.Tensor, arranged=True)
@@ -83,6 +84,14 @@ def concatenate(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     firsts = list(itertools.accumulate((view.shape[0] for view in views), initial=0))
     out = Value(TileBuffer(firsts.pop(), *views[0].shape[1:]), needs=any(view.value.needs for view in views))
     return _connected(b, views, out, [[first, 0, 0] for first in firsts], [1, 1, 1])
+
+
+@lowers(aten.stack.default, arranged=True)
+def stack(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """Values one after the other along a dimension of their own."""
+    views, dim = [as_view(b, each) for each in args[0]], argument(args, 1, 0)
+    dim %= len(views[0].arrangement.sizes) + 1
+    return joined(b, [arranged_view(view.value, view.arrangement.with_one(dim)) for view in views], dim)
 
 
 def _connected(
