@@ -12,7 +12,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.resolve import resolved
-from lthfunc.sparsify.budgets import apportion
+from lthfunc.sparsify.budgets import apportion, erk_counts
 from lthfunc.trees.types import Masks, Params
 
 SHAPES = {"conv1": (8, 3, 3, 3), "conv2": (16, 8, 3, 3), "fc1": (20, 64), "fc2": (10, 20)}
@@ -52,6 +52,19 @@ def test_erdos_renyi_is_the_formula(density: float, allocate: lf.Allocate, kerne
     expected = reference_erk(density, kernel)
     for name, count in kept(allocate, density).items():
         assert abs(count - expected[name] * FULL[name].numel()) <= 1, name
+
+
+@pytest.mark.parametrize("density", [1e-4, 0.02, 0.3, 0.95, 1.0])
+def test_erk_of_shapes_is_that_of_full_masks(density: float) -> None:
+    counts = erk_counts(SHAPES, density)
+    assert counts == kept(lf.erk(), density)
+    assert sum(counts.values()) == round(density * TOTAL)
+
+
+def test_erk_of_shapes_takes_densities() -> None:
+    for density in (0.0, -0.1, 1.01, 2.0):
+        with pytest.raises(UserError, match=r"^density: invalid value .* \(expected a number in \(0, 1\]\)"):
+            erk_counts(SHAPES, density)
 
 
 def test_uniform_and_balanced() -> None:

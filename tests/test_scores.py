@@ -79,6 +79,8 @@ def test_grasp_is_the_hessian_product_by_finite_differences(
     ahead, behind = along(1), along(-1)
     expected = {name: params[name] * (ahead[name] - behind[name]) / (2 * epsilon) for name in params}
     close(lf.grasp(loss_of(model, {}), batches, temperature=1)(params, masks), expected, atol=1e-9, rtol=1e-5)
+    flattened = lf.grasp(loss_of(model, {}), batches, temperature=200.0)(params, masks)
+    close(lf.grasp(loss_of(model, {}), batches)(params, masks), flattened)
 
 
 def test_taylor_and_fisher_are_means_of_squares(
@@ -104,6 +106,8 @@ def test_movement_sums_along_gradient_descent(
         total = {name: total[name] - g[name] * at[name] for name in masks}
         at = lf.apply_masks({name: leaf - lr * g[name] for name, leaf in at.items()}, masks)
     close(lf.movement(loss_of(model, {}), batches, lr)(params, masks), total)
+    if lr == 0:
+        close(lf.movement(loss_of(model, {}), batches)(params, masks), total)
 
 
 @pytest.mark.parametrize("arch", ["lenet300", "lenet5", "conv2"])
