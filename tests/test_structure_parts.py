@@ -163,3 +163,25 @@ def test_surgery_leaves_the_state_that_it_was_given() -> None:
     assert lf.count(whole.masks).kept == 18
     with pytest.raises(UserError, match=r"^damping: 0 is too small for these inputs; try 0\.1"):
         lf.sparsegpt({"1.weight": torch.ones(6, 6, dtype=torch.float64)}, 0.4, damping=0)(state)
+
+
+def test_surgery_takes_128_columns_at_a_time_and_a_damping_of_a_hundredth() -> None:
+    """As Frantar & Alistarh 2023, sec. 4; block by block, too."""
+    model = lf.from_module(nn.Sequential(nn.Linear(200, 3, bias=False)).double())
+    state, x = lf.init(model), torch.randn(300, 200, generator=torch.Generator().manual_seed(0)).double()
+    moments = lf.input_moments(model, state, [x])
+    given = lf.sparsegpt(moments, 0.4, block=128, damping=0.01)(state)
+    counts = {"0.weight": lf.count(given.masks).kept}
+    for found in (lf.sparsegpt(moments, 0.4), lf.sparsegpt_pruning().prune(moments, counts)):
+        assert lf.same_bits(found(state), given)
+    others: list[dict[str, Any]] = [{"block": 129}, {"block": 64}, {"damping": 0.02}]
+    for other in others:
+        assert not lf.same_bits(lf.sparsegpt(moments, 0.4, **other)(state), given)
+    told: list[tuple[int, ...]] = []
+
+    def best(scores: Tensor, share: float) -> Tensor:
+        told.append(tuple(scores.shape))
+        return best_of_block(scores, share)
+
+    lf.sparsegpt_pruning(best, block=50).prune(moments, counts)(state)
+    assert told == [(3, 50)] * 4
