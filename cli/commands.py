@@ -56,6 +56,10 @@ COMMANDS = {
         "specialize": Command("deployment:specialize", "Find the fastest program for a ticket", (
             "lthfunc specialize runs/RUN", "lthfunc specialize runs/RUN --batch-size 1 --threads 1",
         )),
+        "generate": Command("generate:generate", "Write text with a ticket", (
+            "lthfunc generate runs/RUN --prompt 'Once upon a time'",
+            "lthfunc generate runs/RUN --prompt A --tokens 500 --temperature 0.7",
+        )),
         "energy": Command("energy:energy", "Measure the energy of inference", (
             "lthfunc energy runs/RUN", "lthfunc energy runs/RUN --samples 1_000_000 --country DEU",
         )),

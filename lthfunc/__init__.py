@@ -52,6 +52,11 @@ if TYPE_CHECKING:
         transformers_callback as transformers_callback,
     )
     from lthfunc.models.mask_files import ticket_from as ticket_from
+    from lthfunc.sparse.decoding import (
+        DecodingProgram as DecodingProgram,
+        decoding_program as decoding_program,
+        generate as generate,
+    )
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program
     from lthfunc.sparse.packed_state import (

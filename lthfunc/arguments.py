@@ -30,10 +30,13 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "a whole number of at least 1", lambda value: value >= 1,
         "steps epochs until eval_every batch_size count points every block has_n_of_m.m geometric.rounds",
     ),
-    ("a whole number of at least 0", lambda value: value >= 0, "rounds step min_layer_weights milestones warmup.steps"),
+    (
+        "a whole number of at least 0", lambda value: value >= 0,
+        "rounds step min_layer_weights milestones warmup.steps generate.top_k",
+    ),
     (
         "a number of at least 0", lambda value: value >= 0,
-        "weight_decay eps others gamma start end damping output_rate movement.lr",
+        "weight_decay eps others gamma start end damping output_rate movement.lr generate.temperature",
     ),
     ("a number above 0", lambda value: value > 0, "lr temperature max_norm limit radius"),
     ("a number in [0, 1)", lambda value: 0 <= value < 1, "fraction momentum betas ema.decay"),

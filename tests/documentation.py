@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from conftest import ROOT
 
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-#: Run by tests of their own (test_benchmarks.py, test_cluster.py, test_cluster_page.py, test_hub_text.py), or for
-#: packages not here.
+#: Run by tests of their own (test_benchmarks.py, test_cluster.py, test_cluster_page.py, test_hub_text.py,
+#: test_generate_command.py), or for packages not here.
 ELSEWHERE = (
     *(f"benchmark {name}" for name in ("sparse", "execution", "checkpoints", "training")),
-    "--executor ray", "s3:", "--install-completion", "timm:", "hf:stories",
+    "generate runs/", "--executor ray", "s3:", "--install-completion", "timm:", "hf:stories",
 )  # fmt: skip
 
 

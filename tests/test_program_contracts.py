@@ -12,7 +12,7 @@ import lthfunc as lf
 from lthfunc.models.transformers import CharTransformer
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, COLUMNS, OPCODES, STORED, SUMS, WHOLE, encoded
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, COLUMNS, HEAD, OPCODES, STORED, SUMS, WHOLE, encoded
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
 
@@ -138,10 +138,60 @@ def test_one_example_reads_operands_side_by_side_or_repeated(columns: tuple[int,
     assert torch.ops.lthfunc.runs_single(program) == (2 not in columns)
 
 
-@pytest.mark.parametrize("kind", STORED)
-def test_one_example_of_tokens_takes_a_tile(kind: str) -> None:
-    program = made("load_inputs", height=1, width=1, channels=1, kind=STORED.index(kind))
-    assert torch.ops.lthfunc.runs_single(program) == (kind != "int64")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_example_reads_keys_side_by_side(place: int) -> None:
+    sizes = {"queries": 1, "keys": 2, "features": 1, "value_features": 1, "group": 1}
+    for name in ("k_place", "v_place"):
+        places = {"k_place": 1, "v_place": 1} | {name: place}
+        assert torch.ops.lthfunc.runs_single(made("attention", **sizes, **places)) == (place == 1)
+    assert not torch.ops.lthfunc.runs_single(made("attention", **sizes, k_place=1, v_place=1, threshold=1))
+
+
+@pytest.mark.parametrize("spread", [-1, 0])
+def test_one_example_reads_tables_among_the_values(spread: int) -> None:
+    program = made("embed", vocabulary=2, channels=3, value_row=3, places=1, spread=spread)
+    assert torch.ops.lthfunc.runs_single(program) == (spread < 0)
+
+
+MOVING = {"attention": ("keys", 4), "copy": ("out", 4), "load_numbers": ("first", 4)}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_columns_move_within_their_memory(name: str) -> None:
+    """A sequence of five places, of which the program is for the last."""
+    rows = [
+        encoded("load_inputs", BY_TILES, 1, 0, **dict.fromkeys(COLUMNS["load_inputs"], 0)
+                | {"height": 1, "width": 1, "channels": 1, "kind": STORED.index("int64")}),
+        encoded(name, BY_TILES, 1, 0, **dict.fromkeys(COLUMNS[name], 0) | _SIZES[name] | dict([MOVING[name]])),
+    ]  # fmt: skip
+    program = torch.ops.lthfunc.make_program(
+        torch.tensor(rows), torch.zeros(64, dtype=torch.int32), 64, 0, 64, 64, 64, 1
+    )
+
+    def decode(moving: list[list[int]], places: int = 5) -> None:
+        torch.ops.lthfunc.decode(
+            program, torch.tensor(moving, dtype=torch.int64).view(-1, 3), places, torch.zeros(64 * LANES),
+            torch.zeros(64), torch.zeros(64), torch.zeros(places, dtype=torch.int64),
+        )  # fmt: skip
+
+    column = HEAD + COLUMNS[name].index(MOVING[name][0])
+    decode([[1, column, 1]])
+    for moving, places, words in (
+        ([[1, column, 1]], 6, "moves too far"), ([[1, column, 2]], 5, "moves too far"),
+        ([[1, column, 1]] * 2, 5, "moves too far"), ([[1, column, -1]], 5, "moves too far"),
+        ([[1, column, 0]], 5, "moves too far"), ([[1, column - 1, 1]], 5, "a column that cannot move"),
+        ([[0, column, 1]], 5, "a column that cannot move"), ([[2, column, 1]], 5, "a column that cannot move"),
+        ([[-1, column, 1]], 5, "a column that cannot move"), ([], 0, "places: positive"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            decode(moving, places)
+
+
+_SIZES = {
+    "attention": {"queries": 1, "features": 1, "value_features": 1, "group": 1, "k_place": 1, "v_place": 1},
+    "copy": {"height": 1, "width": 1, "gate": -1},
+    "load_numbers": {"constant": 1},
+}
 
 
 @pytest.mark.long

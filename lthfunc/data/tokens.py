@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.data.mapped import SPLITS
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.types import Dataset, Split
 
@@ -33,12 +33,13 @@ class Windows(NamedTuple):
 class Tokens(NamedTuple):
     """A vocabulary. numbers: of each of some texts, the numbers of its tokens. end: what separates two texts.
 
-    labels: the texts of the tokens, by their numbers.
+    labels: the texts of the tokens, by their numbers. text: of the numbers of some tokens.
     """
 
     numbers: Callable[[Sequence[str]], list[np.ndarray[Any, Any]]]
     end: np.ndarray[Any, Any]
     labels: tuple[str, ...]
+    text: Callable[[Sequence[int]], str]
 
     def row(self, batches: Iterable[Sequence[str]]) -> Tensor:
         """All texts in one row of tokens, int64, each followed by the end."""
@@ -48,6 +49,36 @@ class Tokens(NamedTuple):
                 found += [each, self.end]
         return torch.from_numpy(np.concatenate(found, dtype=np.int64))
 
+    def numbers_of(self, text: str, option: str) -> Tensor:
+        """The numbers of one text's tokens, int64. Raises UserError, on `option`, for a text that has none."""
+        try:
+            (found,) = self.numbers([text])
+        except KeyError as error:
+            raise invalid(option, text, f"characters of the alphabet, which has no {error.args[0]!r}") from error
+        if not len(found):
+            raise invalid(option, text, "a text of one token or more")
+        return torch.from_numpy(found.astype(np.int64))
+
+
+def vocabulary_of(labels: Sequence[str], tokenizer: str | None) -> Tokens:
+    """The vocabulary of a data set with these labels: its tokenizer's, bytes, or an alphabet.
+
+    An alphabet's `numbers` raise KeyError for another character. Raises UserError as `tokenizer_at` does.
+    """
+    if tokenizer is not None:
+        return tokenizer_at(tokenizer)
+    both = bytes_of_texts(), _alphabet(labels)
+    return both[tuple(labels) != both[0].labels]
+
+
+def _alphabet(labels: Sequence[str]) -> Tokens:
+    at = {label: number for number, label in enumerate(labels)}
+
+    def numbers(texts: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+        return [np.array([at[each] for each in text], np.int64) for text in texts]
+
+    return Tokens(numbers, np.array([], np.int64), tuple(labels), lambda found: "".join(labels[each] for each in found))
+
 
 def bytes_of_texts() -> Tokens:
     """The 256 bytes of UTF-8, with a line break between texts."""
@@ -56,7 +87,7 @@ def bytes_of_texts() -> Tokens:
         return [np.frombuffer(text.encode("utf-8", "replace"), np.uint8) for text in texts]
 
     labels = tuple(chr(each) if each < 128 else f"\\x{each:02x}" for each in range(256))
-    return Tokens(numbers, np.array([ord("\n")]), labels)
+    return Tokens(numbers, np.array([ord("\n")]), labels, lambda found: bytes(found).decode("utf-8", "replace"))
 
 
 def tokenizer_at(path: str | Path) -> Tokens:
@@ -97,7 +128,8 @@ def _of_file(file: Path) -> Tokens:
 
     vocabulary = made.get_vocab(with_added_tokens=True)
     labels = [made.decode([number], skip_special_tokens=False) for number in range(1 + max(vocabulary.values()))]
-    return Tokens(numbers, _end(_end_in(file.parent), vocabulary), tuple(labels))
+    end = _end(_end_in(file.parent), vocabulary)
+    return Tokens(numbers, end, tuple(labels), lambda found: made.decode(list(found), skip_special_tokens=False))
 
 
 def _of_transformers(folder: Path) -> Tokens:
@@ -111,7 +143,8 @@ def _of_transformers(folder: Path) -> Tokens:
 
     vocabulary = made.get_vocab()
     labels = made.convert_ids_to_tokens(list(range(1 + max(vocabulary.values()))))
-    return Tokens(numbers, _end(made.eos_token or made.sep_token, vocabulary), tuple(map(str, labels)))
+    end = _end(made.eos_token or made.sep_token, vocabulary)
+    return Tokens(numbers, end, tuple(map(str, labels)), lambda found: str(made.decode(list(found))))
 
 
 def _end_in(folder: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -92,15 +92,16 @@ class Program(NamedTuple):
 
 def program_of(
     graph: Captured, params: Params, buffers: Buffers, masks: Masks, *, batch: int, stored: Stored, epilogue: Epilogue,
-    positions: Mapping[str, Tensor] | None = None,
+    positions: Mapping[str, Tensor] | None = None, builder: Callable[..., Builder] = Builder,
 ) -> Program:  # fmt: skip
     """Write the program of a network for batches of up to `batch` examples that are stored so.
 
-    positions: where the survivors of masked leaves lie, if that is known, as `Program` has them. Raises UserError, with
-    the operation and its line in the network, where there is no lowering.
+    positions: where the survivors of masked leaves lie, if that is known, as `Program` has them. builder: makes what
+    collects it, where lowerings need more than others. Raises UserError, with the operation and its line in the
+    network, where there is no lowering.
     """
     fixed = {name: buffers[name] for name in fixed_buffers(graph)}
-    b = Builder(batch, epilogue.gradients, once=True, fixed=fixed, size_free=size_free(pairs_of(graph)))
+    b = builder(batch, epilogue.gradients, once=True, fixed=fixed, size_free=size_free(pairs_of(graph)))
     for leaf, value in params.items():
         if value.dtype != torch.float32:
             raise UserError(f"--engine: sparse computes in float32; {leaf} is {value.dtype}")

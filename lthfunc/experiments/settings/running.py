@@ -107,6 +107,6 @@ class Running:
     )
     data_dir: str | None = setting(
         None, "Folder (or address) of the data sets, to which they are also downloaded.",
-        WHAT, (*TRAINERS, "transfer", "info", "energy", "specialize", "export", "datasets show"), after="skip_broken",
-        default=f"${DATA_DIR_VARIABLE}, or the user's cache", changes_results=False, path=True,
+        WHAT, (*TRAINERS, "transfer", "info", "energy", "specialize", "generate", "export", "datasets show"),
+        after="skip_broken", default=f"${DATA_DIR_VARIABLE}, or the user's cache", changes_results=False, path=True,
     )  # fmt: skip

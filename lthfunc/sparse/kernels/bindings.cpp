@@ -1,10 +1,9 @@
 // The operators lthfunc::… of PyTorch, through its stable ABI: a library that is built once serves every later PyTorch.
 #include <cmath>
 
-#include "execution.h"
 #include "parallel.h"
 #include "single.h"
-#include "tensors.h"
+#include "workspaces.h"
 
 namespace lthfunc {
 namespace {
@@ -59,22 +58,6 @@ i64 make_program(const Tensor& rows, const Tensor& lists, i64 vectors, i64 local
 }
 
 bool runs_single(i64 program) { return program_of(program)->single; }
-
-// What every run of a program has: its memory, and the batch's size.
-Workspace workspace_of(const Program& program, const Tensor& activations, const Tensor& values, const Tensor& constants,
-                       i64 examples) {
-  Workspace workspace{};
-  workspace.activations = vectors("activations", activations, program.vectors);
-  workspace.lists = program.lists.data();
-  workspace.values = data<float>("values", values, program.values);
-  workspace.numbers = program.numbers;
-  workspace.constants = data<float>("constants", constants, program.constants);
-  workspace.corrections[0] = workspace.corrections[1] = 1.0f;
-  workspace.examples = examples;
-  workspace.tiles = tiles_of(examples);
-  workspace.parts = 1;
-  return workspace;
-}
 
 void run(i64 number, i64 begin, i64 end, const Tensor& activations, const Tensor& values, const Tensor& gradients,
          const Tensor& partials, const Tensor& constants, const Tensor& kept, const Tensor& clock, const Tensor& totals,

@@ -49,7 +49,11 @@ void combine(const combine_row& op, Workspace& m, Part part) {
 
 void combine_single(const combine_row& op, Workspace& m) {
   const float number = m.constants[op.number];
-  for (i64 channel = 0; channel < op.rows; ++channel) {
+  // Channels of one place are as good as a row, where they lie side by side or are repeated.
+  const bool one = op.height * op.width == 1 && op.out_channel == 1 && op.a_channel <= 1 && op.b_channel <= 1;
+  const i64 channels = one ? 1 : op.rows, width = one ? op.rows : op.width;
+  const i64 a_step = one ? op.a_channel : op.a_column, b_step = one ? op.b_channel : op.b_column;
+  for (i64 channel = 0; channel < channels; ++channel) {
     for (i64 y = 0; y < op.height; ++y) {
       const float* const a = place(m, op.a + channel * op.a_channel + y * op.a_row);
       const float* const b = place(m, op.b + channel * op.b_channel + y * op.b_row);
@@ -57,9 +61,9 @@ void combine_single(const combine_row& op, Workspace& m) {
       const auto side = [](const float* from, i64 step, i64 x, i64 count) {
         return step ? load(from + x, count) : broadcast(*from);
       };
-      for (i64 x = 0; x < op.width; x += LANES) {
-        const i64 count = std::min<i64>(LANES, op.width - x);
-        store(out + x, combined(op, side(a, op.a_column, x, count), side(b, op.b_column, x, count), number), count);
+      for (i64 x = 0; x < width; x += LANES) {
+        const i64 count = std::min<i64>(LANES, width - x);
+        store(out + x, combined(op, side(a, a_step, x, count), side(b, b_step, x, count), number), count);
       }
     }
   }

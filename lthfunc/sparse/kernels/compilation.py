@@ -22,8 +22,8 @@ FLAGS = (
 )  # fmt: skip
 #: Files that are compiled by themselves, the longest first; all others, which are short, are compiled as one.
 _ALONE = (
-    "sparse_gradients", "sparse_products", "dense_convolutions", "bindings", "survivor_bindings", "dense_products",
-    "attention",
+    "sparse_gradients", "sparse_products", "dense_convolutions", "bindings", "survivor_bindings", "decoding_bindings",
+    "dense_products", "attention",
 )  # fmt: skip
 
 

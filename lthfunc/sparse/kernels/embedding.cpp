@@ -3,15 +3,14 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "verify.h"
+#include "single.h"
 
 namespace lthfunc {
 namespace {
 
-// The row of the token in a lane.
+// The row of a token.
 template <typename Row>
-i64 row_of(const Row& op, vec tokens, i64 lane) {
-  const float token = tokens[lane];
+i64 row_of(const Row& op, float token) {
   if (token >= 0.0f && token < static_cast<float>(op.vocabulary)) return static_cast<i64>(token);
   std::ostringstream message;
   message << "token " << token << " is none of " << op.vocabulary;
@@ -41,7 +40,7 @@ void embed(const embed_row& op, Workspace& m, Part part) {
       const vec tokens = m.activations[op.tokens + tile * op.tokens_tile + place];
       const float* from[LANES];
       for (i64 lane = 0; lane < LANES; ++lane)
-        from[lane] = table + (lane < examples ? row_of(op, tokens, lane) : 0) * op.value_row;
+        from[lane] = table + (lane < examples ? row_of(op, tokens[lane]) : 0) * op.value_row;
       vec* const out = m.activations + op.out + tile * op.out_tile + place;
       for (i64 channel = 0; channel < op.channels; channel += LANES) {
         const i64 count = std::min<i64>(LANES, op.channels - channel);
@@ -51,6 +50,15 @@ void embed(const embed_row& op, Workspace& m, Part part) {
         for (i64 k = 0; k < count; ++k) out[(channel + k) * op.out_channel] = block[k];
       }
     }
+  }
+}
+
+void embed_single(const embed_row& op, Workspace& m) {
+  const float *const tokens = place(m, op.tokens), *const table = m.values + op.values;
+  float* const out = place(m, op.out);
+  for (i64 p = 0; p < op.places; ++p) {
+    const float* const from = table + row_of(op, tokens[p]) * op.value_row;
+    for (i64 channel = 0; channel < op.channels; ++channel) out[channel * op.out_channel + p] = from[channel];
   }
 }
 
@@ -80,7 +88,7 @@ void embedding_gradient(const embedding_gradient_row& op, Workspace& m, Part par
         for (i64 k = 0; k < LANES; ++k) block[k] = k < count ? grad[k * op.grad_channel] : vec{};
         transpose(block);
         for (i64 lane = 0; lane < examples; ++lane) {
-          const i64 token = row_of(op, tokens, lane);
+          const i64 token = row_of(op, tokens[lane]);
           if (token != op.padding) room[token * op.words] += block[lane];
         }
       }

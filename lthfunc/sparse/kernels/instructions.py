@@ -18,10 +18,12 @@ def _names(macro: str) -> tuple[str, ...]:
     return tuple(name for (name,) in _entries(macro))
 
 
-#: name -> names of its columns, without the four that all have: opcode, split, rows, work.
+#: Columns that all instructions have, before their own: opcode, split, rows, work.
+HEAD = 4
+#: name -> names of its own columns.
 COLUMNS: dict[str, tuple[str, ...]] = {name: tuple(columns) for name, *columns in _entries("INSTRUCTION")}
 OPCODES: dict[str, int] = {name: number for number, name in enumerate(COLUMNS)}
-WIDTH = 4 + max(len(columns) for columns in COLUMNS.values())
+WIDTH = HEAD + max(len(columns) for columns in COLUMNS.values())
 #: Numbers that kernels and lowerings share.
 CONSTANTS: dict[str, int] = {name: int(value) for name, value in _entries("CONSTANT")}
 #: Dtypes of stored inputs, what batch normalisation saves, pointwise functions, what two values are made to, kinds of

@@ -225,6 +225,8 @@ void load_rows(const load_inputs_row& op, Workspace& m, const Number* from) {
 void load_inputs_single(const load_inputs_row& op, Workspace& m) {
   if (op.kind == kind_uint8)
     load_rows(op, m, static_cast<const std::uint8_t*>(m.inputs) + op.first);
+  else if (op.kind == kind_int64)
+    load_rows(op, m, static_cast<const i64*>(m.inputs) + op.first);
   else
     load_rows(op, m, static_cast<const float*>(m.inputs) + op.first);
 }

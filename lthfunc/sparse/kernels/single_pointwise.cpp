@@ -15,6 +15,15 @@ LTHFUNC_INLINE void each_places(i64 channels, i64 height, i64 width, Function fu
       for (i64 x = 0; x < width; x += LANES) function(channel, y, x, std::min<i64>(LANES, width - x));
 }
 
+// The same for channels of one place, which are as good as a row where they lie side by side.
+template <typename Function>
+LTHFUNC_INLINE void each_places(i64 channels, i64 height, i64 width, bool side_by_side, Function function) {
+  if (side_by_side && height * width == 1)
+    each_places(1, 1, channels, function);
+  else
+    each_places(channels, height, width, function);
+}
+
 }  // namespace
 
 void max_pool_single(const max_pool_row& op, Workspace& m) {
@@ -59,13 +68,15 @@ void average_pool_single(const average_pool_row& op, Workspace& m) {
 
 void pointwise_single(const pointwise_row& op, Workspace& m) {
   const float number = m.constants[op.number];
-  each_places(op.rows, op.height, op.width, [&](i64 channel, i64 y, i64 x, i64 count) {
+  const bool side_by_side = op.in_channel == 1 && op.out_channel == 1;
+  each_places(op.rows, op.height, op.width, side_by_side, [&](i64 channel, i64 y, i64 x, i64 count) {
     store(LTHFUNC_FLOATS(out), value_of(op.kind, load(LTHFUNC_FLOATS(in)), number), count);
   });
 }
 
 void add_single(const add_row& op, Workspace& m) {
-  each_places(op.rows, op.height, op.width, [&](i64 channel, i64 y, i64 x, i64 count) {
+  const bool side_by_side = op.a_channel == 1 && op.b_channel == 1 && op.out_channel == 1;
+  each_places(op.rows, op.height, op.width, side_by_side, [&](i64 channel, i64 y, i64 x, i64 count) {
     const vec value = load(LTHFUNC_FLOATS(a)) + load(LTHFUNC_FLOATS(b));
     store(LTHFUNC_FLOATS(out), op.relu ? rectified(value) : value, count);
   });

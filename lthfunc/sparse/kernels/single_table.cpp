@@ -30,6 +30,9 @@ Single single_of(const i64* row) {
     case op_combine: return called<combine_row, combine_single>;
     case op_load_numbers: return called<load_numbers_row, load_numbers_single>;
     case op_resample: return called<resample_row, resample_single>;
+    case op_token_normalise: return called<token_normalise_row, token_normalise_single>;
+    case op_attention: return called<attention_row, attention_single>;
+    case op_embed: return called<embed_row, embed_single>;
     case op_batch_statistics: {
       const auto& op = *reinterpret_cast<const batch_statistics_row*>(row);
       return op.training ? nullptr : called<batch_statistics_row, batch_statistics_single>;
@@ -43,9 +46,9 @@ bool not_negative(const Program& program, i64 first, i64 count) {
   return std::all_of(entries, entries + count, [](i32 entry) { return entry >= 0; });
 }
 
-// Whether an instruction's columns are those that these kernels read: inputs that are no tokens, outputs side by side,
-// offsets that are not negative, weights where the values are, and operands that lie side by side or are repeated. What
-// is verified for vectors then holds for positions counted in floats.
+// Whether an instruction's columns are those that these kernels read: outputs side by side, offsets that are not
+// negative, weights where the values are, and operands that lie side by side or are repeated. What is verified for
+// vectors then holds for positions counted in floats.
 bool reads_plainly(const i64* row, const Program& program) {
   if (head(row).opcode == op_products) {
     const auto& op = *reinterpret_cast<const products_row*>(row);
@@ -64,7 +67,11 @@ bool reads_plainly(const i64* row, const Program& program) {
     const auto& op = *reinterpret_cast<const combine_row*>(row);
     return (op.a_column == 0 || op.a_column == 1) && (op.b_column == 0 || op.b_column == 1);
   }
-  if (head(row).opcode == op_load_inputs) return reinterpret_cast<const load_inputs_row*>(row)->kind != kind_int64;
+  if (head(row).opcode == op_attention) {
+    const auto& op = *reinterpret_cast<const attention_row*>(row);
+    return op.k_place == 1 && op.v_place == 1 && op.threshold == 0;
+  }
+  if (head(row).opcode == op_embed) return reinterpret_cast<const embed_row*>(row)->spread < 0;
   return true;
 }
 

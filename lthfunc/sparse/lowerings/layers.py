@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from lthfunc.sparse.lowerings.strides import NEAR_BYTES, ConvolutionAxis, flat
 from lthfunc.sparse.lowerings.tokens import tokens_linear
 from lthfunc.sparse.patterns import Lists, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
+from lthfunc.sparse.views import arranged_view
 
 _TILES_AT_ONCE = CONSTANTS["TILES_AT_ONCE"]
 
@@ -28,7 +30,12 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     view, weight, bias = as_view(b, args[0]), args[1], argument(args, 2, None)
     shape = _weights(b, weight, bias).shape
     by_example = [axis.side for axis in view.arrangement.dimensions[0]] == [Side.EXAMPLE]
-    if len(view.arrangement.sizes) != 2 or not (view.flat or (by_example and not has_tokens_layout(view))):
+    sizes = view.arrangement.sizes
+    if not b.training and by_example and len(sizes) > 2 and math.prod(sizes[1:-1]) == 1:  # one token is no sequence
+        flat_view = arranged_view(view.value, view.arrangement.reshaped([sizes[0], sizes[-1]]))
+        found = linear(b, [flat_view, weight, bias], {})
+        return arranged_view(found.value, found.arrangement.reshaped([*sizes[:-1], shape[0]]))
+    if len(sizes) != 2 or not (view.flat or (by_example and not has_tokens_layout(view))):
         return tokens_linear(b, view, weight, bias)
     view = plain_view(b, view)
     if view.shape != (shape[1],):

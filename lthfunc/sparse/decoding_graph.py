@@ -1,0 +1,211 @@
+"""The graph of one token of a sequence, found by comparing a network's graphs of one token and of a whole sequence.
+
+A dimension that is longer in the graph of the whole sequence is that of places. What depends on no token is a table
+with a row for each place. Operations that compute each token by itself stay as they are; causal attention reads the
+tokens before it; anything else that could mix tokens is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from lthfunc.errors import UserError
+from lthfunc.sparse.capture import Captured, captured, operation_of
+from lthfunc.sparse.interpretation import described
+from lthfunc.sparse.kernels.instructions import POINTWISE
+from lthfunc.sparse.lowerings.decoding import causal_attention, row_of_place
+from lthfunc.sparse.lowerings.interface import argument
+from lthfunc.sparse.lowerings.masked_attention import is_causal
+from lthfunc.training.engines.aliases import changed_by
+from lthfunc.trees.model import Model
+from lthfunc.trees.types import Buffers, Masks, Params
+
+#: Operations that compute each number by itself, and those that give numbers other places: where the dimension of
+#: places remains one, they mix no tokens.
+_EACH = frozenset({
+    *POINTWISE, "add", "sub", "rsub", "mul", "div", "neg", "dropout", "alias", "contiguous", "clone", "embedding",
+    "flatten", "view", "reshape", "_unsafe_view", "unflatten", "transpose", "swapaxes", "t", "mT", "permute", "movedim",
+    "unsqueeze", "squeeze", "select", "expand", "chunk", "split", "split_with_sizes", "unbind", "slice", "cat",
+    "getitem",
+})  # fmt: skip
+#: Operations over one dimension of their first argument: the last, or that which they are given.
+_OVER_LAST, _OVER_GIVEN = frozenset({"linear", "layer_norm", "rms_norm"}), frozenset({"softmax", "log_softmax"})
+_ATTENTION = "scaled_dot_product_attention"
+
+
+class OneToken(NamedTuple):
+    """captured: the graph of one token, whose constants are tables with a row for each place. params: the module's, and
+    embeddings with their pruned weights."""
+
+    captured: Captured
+    params: Params
+
+
+def one_token(model: Model, params: Params, buffers: Buffers, masks: Masks, length: int) -> OneToken:
+    """The graph of one token of sequences of up to `length`, at least 2. params: masked.
+
+    Raises UserError, with the operation and its line in the network, where tokens are mixed otherwise than by causal
+    attention.
+    """
+    one, whole = (captured(model, (count,), training=False) for count in (1, length))
+    if [(each.op, each.target) for each in one.graph.nodes] != [(each.op, each.target) for each in whole.graph.nodes]:
+        raise UserError(f"decoding_program: {model.name} does other things with one token than with {length}")
+    return _Rewriting(_Known(one, params, buffers), _Known(whole, params, buffers), length, masks).result()
+
+
+class _Known:
+    """What of a graph depends on no token. params, buffers: of the network."""
+
+    def __init__(self, captured: Captured, params: Params, buffers: Buffers) -> None:
+        self.captured = captured
+        self.params = {name: params[name] for name in captured.params}
+        self.buffers = {name: buffers[name] for name in captured.buffers}
+        *leaves, _ = (node for node in captured.graph.nodes if node.op == "placeholder")
+        self._values: dict[Node, Any] = dict(zip(leaves, (*self.params.values(), *self.buffers.values()), strict=True))
+        self._fixed: set[Node] = set(leaves)
+        for node in captured.graph.nodes:
+            computed = node.op in ("call_function", "get_attr")
+            if computed and all(each in self._fixed for each in node.all_input_nodes) and not changed_by(node):
+                self._fixed.add(node)
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._fixed
+
+    def value(self, node: Node) -> Any:
+        """Of such a node."""
+        if node not in self._values:
+            args, kwargs = map_arg((node.args, node.kwargs), self.value)
+            constant = node.op == "get_attr"
+            self._values[node] = (
+                self.captured.constants[str(node.target)] if constant else node.target(*args, **kwargs)  # type: ignore[operator]
+            )
+        return self._values[node]
+
+
+class _Rewriting:
+    """one, whole: the graphs of one token and of `length`. masks: of the network's parameters."""
+
+    def __init__(self, one: _Known, whole: _Known, length: int, masks: Masks) -> None:
+        self._one, self._whole, self._length, self._masks = one, whole, length, masks
+        nodes = one.captured.graph.nodes
+        self._twins: dict[Node, Node] = dict(zip(nodes, whole.captured.graph.nodes, strict=True))
+        self._params, self._constants = dict(one.params), dict[str, Tensor]()
+        self._graph = Graph()
+        leaves = [node for node in nodes if node.op == "placeholder"]
+        self._at: dict[Node, Node] = {node: self._graph.node_copy(node) for node in leaves}
+        self._names = dict(zip(leaves, (*one.captured.params, *one.captured.buffers), strict=False))
+        #: The first placeholder behind those of parameters.
+        self._end = self._at[leaves[len(one.captured.params)]]
+
+    def result(self) -> OneToken:
+        """The graph of one token, and what it reads."""
+        captured = self._one.captured
+        for node in captured.graph.nodes:
+            if node.op == "output":
+                self._graph.output(map_arg(node.args[0], functools.partial(self._argument, node)))
+            elif node.op == "call_function" and node not in self._one:
+                self._check(node)
+                self._add(node, *self._call(node))
+        params = tuple(self._params)
+        made = captured._replace(graph=self._graph, params=params, constants=self._constants, other=None)
+        return OneToken(made, self._params)
+
+    def _add(self, node: Node, target: Any, args: Any, kwargs: Any) -> None:
+        """An operation that gives what `node` gives."""
+        made = self._at[node] = self._graph.call_function(target, args, kwargs)
+        made.meta = dict(node.meta)
+
+    def _call(self, node: Any) -> tuple[Any, Any, Any]:
+        if operation_of(node) == _ATTENTION:
+            kwargs = {name: value for name, value in node.kwargs.items() if name in ("scale", "enable_gqa")}
+            return causal_attention, tuple(self._argument(node, each) for each in node.args[:3]), kwargs
+        args, kwargs = map_arg((node.args, node.kwargs), functools.partial(self._argument, node))
+        name = self._names.get(node.args[0]) if operation_of(node) == "embedding" else None
+        if name in self._masks:  # rows are read where they lie, instead of being put together of their survivors
+            args = (self._whole_leaf(name, node.args[0]), *args[1:])
+        return node.target, args, kwargs
+
+    def _whole_leaf(self, name: str, leaf: Node) -> Node:
+        """A parameter as another one, of which nothing is pruned."""
+        self._params[f"{name}, with zeros"] = self._params[name]
+        with self._graph.inserting_before(self._end):
+            made = self._graph.placeholder(f"{name}, with zeros")
+        made.meta = dict(leaf.meta)
+        return made
+
+    def _argument(self, user: Node, node: Node) -> Node:
+        if node not in self._at:  # it depends on no token
+            name, table = f"table_{len(self._constants)}", self._table(user, node)
+            self._constants[name] = table
+            self._at[node] = self._graph.get_attr(name)
+            if table.shape != node.meta["val"].shape:
+                self._add(node, row_of_place, (self._at[node],), {})
+        return self._at[node]
+
+    def _table(self, user: Node, node: Node) -> Tensor:
+        """What depends on no token: its values at all places, (length, …), or one for all of them."""
+        one, whole = self._one.value(node), self._whole.value(self._twins[node])
+        if not isinstance(one, Tensor) or one.dtype != torch.float32:
+            raise self._refused(user, "of a tensor made in forward that is not float32")
+        if one.shape == whole.shape and torch.equal(one, whole):
+            return one
+        places = _differing(one.shape, whole.shape)
+        if len(places) != 1 or (one.shape[places[0]], whole.shape[places[0]]) != (1, self._length):
+            raise self._refused(user, "of what depends on a token's place in another way than by rows of a table")
+        table: Tensor = whole.movedim(places[0], 0).reshape(self._length, *one.shape)
+        return table
+
+    def _check(self, node: Any) -> None:
+        """Refuse what may mix tokens."""
+        name = operation_of(node)
+        if name == _ATTENTION:
+            self._check_attention(node)
+        elif name in _OVER_LAST | _OVER_GIVEN:
+            over = node.args[1] if name in _OVER_GIVEN else -1
+            if self._places(node, node.args[0]) in (over, over - node.args[0].meta["val"].ndim):
+                raise self._refused(node, "over a sequence's tokens")
+        elif name not in _EACH:
+            raise self._refused(node, "")
+        self._places(node, node)
+
+    def _places(self, user: Node, node: Any) -> int:
+        """The dimension of places of a value that depends on tokens, counted from behind (-1 for the last)."""
+        both = [each.meta["val"] for each in (node, self._twins[node])]
+        pairs = zip(*(each if isinstance(each, (list, tuple)) else [each] for each in both), strict=True)
+        found: set[int] = set()
+        for one, whole in pairs:
+            places = _differing(one.shape, whole.shape)
+            if len(places) != 1 or whole.shape[places[0]] != self._length * one.shape[places[0]]:
+                raise self._refused(user, "of other tokens than the one at its place")
+            found.add(places[0] - one.ndim)
+        if len(found) != 1:
+            raise self._refused(user, "of other tokens than the one at its place")
+        return found.pop()
+
+    def _check_attention(self, node: Any) -> None:
+        if any(each in self._one or self._places(node, each) != -2 for each in node.args[:3]):
+            raise self._refused(node, "over another dimension than that of tokens")
+        mask = argument(node.args, 3, node.kwargs.get("attn_mask"))
+        causal = bool(argument(node.args, 5, node.kwargs.get("is_causal", False)))
+        if mask is not None:
+            length = self._length
+            causal = mask in self._one and is_causal(self._whole.value(self._twins[mask]), length, length)
+        if not causal or argument(node.args, 4, node.kwargs.get("dropout_p", 0.0)):
+            raise self._refused(node, "that is not causal")
+
+    def _refused(self, node: Node, form: str) -> UserError:
+        return UserError(f"decoding_program: has no rule for {described(node, form, self._one.captured.name)}")
+
+
+def _differing(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """The dimensions in which two shapes differ; all, where they have not as many."""
+    if len(one) != len(other):
+        return list(range(len(one)))
+    return [dim for dim, sizes in enumerate(zip(one, other, strict=True)) if sizes[0] != sizes[1]]

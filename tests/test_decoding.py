@@ -1,0 +1,160 @@
+"""Sequences token by token: logits and drawn tokens against float64 networks that read all tokens anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from sparse_programs import kernels, random_masks  # noqa: F401
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.models.transformers import CharTransformer
+from lthfunc.sparse.decoding import DecodingProgram
+from lthfunc.sparse.kernels import build
+from lthfunc.trees.model import apply_evaluating
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+TOLERANCE = 1e-5
+
+
+def made(
+    net: nn.Module, length: int, density: float, seed: int = 0
+) -> tuple[DecodingProgram, Callable[[Tensor], Tensor]]:
+    """(the program of a random ticket, its network in float64: tokens (n,) to logits (n, vocabulary))."""
+    model = lf.from_module(net, tokens=True, init=lf.as_built, warn=False)
+    params, buffers = model.init(seed)
+    masks = random_masks(model, density, seed)
+    ticket = lf.Ticket({name: leaf + 0.01 for name, leaf in params.items()}, buffers, masks)
+    params, buffers = (
+        {name: leaf.double() if leaf.is_floating_point() else leaf for name, leaf in tree.items()}
+        for tree in (lf.apply_masks(ticket.params, masks), buffers)
+    )
+    return lf.decoding_program(model, ticket, length), lambda x: apply_evaluating(model, params, buffers, x[None])[0]
+
+
+def check(net: nn.Module, length: int, vocabulary: int, density: float, seed: int = 0) -> DecodingProgram:
+    program, network = made(net, length, density, seed)
+    tokens = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
+    for count in (length, 1 + length // 2):  # the second time, where other keys and values lie
+        expected, found = network(tokens[-count:]), program(tokens[-count:])
+        assert found.shape == (count, vocabulary)
+        assert float((found - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
+    return program
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    layers=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    each=st.integers(1, 19),
+    length=st.integers(2, 90),
+    vocabulary=st.integers(2, 70),
+    density=st.sampled_from([0.0, 0.05, 0.4, 1.0]),
+    tied=st.booleans(),
+)
+def test_logits_of_transformers(
+    layers: int, heads: int, each: int, length: int, vocabulary: int, density: float, tied: bool
+) -> None:
+    torch.manual_seed(length)
+    net = CharTransformer((length,), vocabulary, layers=layers, heads=heads, width=max(3, each) * heads, tied=tied)
+    program = check(net, length, vocabulary, density, length)
+    assert torch.ops.lthfunc.runs_single(program._number)
+
+
+class Gated(nn.Module):
+    """Grouped queries with rotated halves, RMS normalisation, a gated layer, and a table of places."""
+
+    def __init__(self, length: int, width: int = 24, vocabulary: int = 11, *, masked: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(3))
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.gate, self.up, self.down = nn.Linear(width, 40), nn.Linear(width, 40), nn.Linear(40, width)
+        self.head = nn.Linear(width, vocabulary)
+        self.masked = masked
+        angles = torch.outer(torch.arange(length), 0.3 ** torch.arange(3.0))
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", torch.cat([angles, angles], 1).cos())
+        self.register_buffer("sin", torch.cat([angles, angles], 1).sin())
+
+    def turned(self, x: Tensor) -> Tensor:
+        steps = x.shape[-2]
+        return x * self.cos[:steps] + torch.cat([-x[..., 3:], x[..., :3]], -1) * self.sin[:steps]
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, steps = x.shape
+        x = self.tokens(x) + self.places(torch.arange(steps))
+        first = self.norms[0](x)
+        q = self.q(first).view(n, steps, 4, 6).transpose(1, 2)
+        k, v = (each.view(n, steps, 2, 6).transpose(1, 2) for each in self.kv(first).chunk(2, -1))
+        mask = torch.full((steps, steps), -torch.inf, dtype=x.dtype).triu(1) if self.masked else None
+        mixed = F.scaled_dot_product_attention(
+            self.turned(q), self.turned(k), v, attn_mask=mask, is_causal=mask is None, scale=0.3, enable_gqa=True
+        )
+        x = x + mixed.transpose(1, 2).flatten(2)
+        second = self.norms[1](x)
+        x = x + self.down(F.silu(self.gate(second)) * self.up(second))
+        found: Tensor = self.head(self.norms[2](x))
+        return found
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_logits_of_networks_of_ones_own(masked: bool) -> None:
+    """What depends on the place alone is a table, whatever it is computed from."""
+    torch.manual_seed(0)
+    program = check(Gated(21, masked=masked), 21, 11, 0.5)
+    assert torch.ops.lthfunc.runs_single(program._number)
+
+
+def test_operations_without_a_kernel_for_one_example_take_a_tile() -> None:
+    net = nn.Sequential(CharTransformer((9,), 7, layers=1, heads=2, width=8), nn.LogSoftmax(-1))
+    program = check(net, 9, 7, 0.5)
+    assert not torch.ops.lthfunc.runs_single(program._number)
+
+
+class Tokens(nn.Module):
+    """A function of embedded tokens, and logits."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.tokens, self.head = function, nn.Embedding(7, 6), nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.function(self.tokens(x)))
+        return found
+
+
+def attended(x: Tensor, **given: object) -> Tensor:
+    return F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], **given)[:, 0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (attended, r"scaled_dot_product_attention that is not causal in Tokens \(line \d+ of .*test_decoding.py"),
+        (
+            lambda x: attended(x, attn_mask=torch.ones(x.shape[1], x.shape[1]).tril(1).bool()),
+            "scaled_dot_product_attention that is not causal",
+        ),
+        (lambda x: attended(x.mT, is_causal=True).mT, "over another dimension than that of tokens"),
+        (lambda x: x + x.cumsum(1), r"has no rule for cumsum in Tokens \(line \d+ of .*test_decoding.py"),
+        (lambda x: x + x.flip(1), "has no rule for flip"),
+        (lambda x: x + x[:, -1:], "other tokens than|by token|other things"),
+        (lambda x: x + x.unbind(1)[0][:, None], "unbind of other tokens than the one at its place"),
+        (lambda x: x * x.softmax(1), "has no rule for softmax over a sequence's tokens"),
+        (lambda x: F.layer_norm(x.mT, x.shape[1:2]).mT, "layer_norm over a sequence's tokens"),
+        (lambda x: x + x.mT.reshape(x.shape), "by token"),
+        (lambda x: x if x.shape[1] > 1 else x + 1, "does other things with one token than with 9"),
+        (lambda x: x * x.shape[1], "by token"),
+    ],
+)
+def test_networks_that_mix_tokens_otherwise_are_refused(function: Callable[[Tensor], Tensor], words: str) -> None:
+    model = lf.from_module(Tokens(function), tokens=True)
+    with pytest.raises(lf.UserError, match=words):
+        lf.decoding_program(model, lf.init(model), 9)
