@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -193,6 +194,25 @@ def test_masks_that_do_not_fit_are_left_to_dense_trees() -> None:
     for other in others:
         assert not can_exchange(NewMasks(masks, other), masks)
         assert not can_exchange(NewMasks(other, masks), masks)
+
+
+def test_no_dense_moments_lie_beside_survivors() -> None:
+    """Between updates of masks weights alone are dense, at the start and where the network was best."""
+    model = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(72, 31), nn.ReLU(), nn.Linear(31, 3)))
+    found = {True: 0, False: 0}
+    for survivors in (True, False):
+        making: Any = lf.sparse_engine if survivors else "eager"
+        trainer = lf.make_trainer(model, images(), optimizer=lf.adam(0.01), batch_size=8, engine=making)
+
+        def seen(step: int, point: Any, survivors: bool = survivors) -> None:
+            if step >= 5 and point is None:
+                alive = [each for each in gc.get_objects() if type(each) is Tensor and each.shape == (31, 72)]
+                found[survivors] = max(found[survivors], sum(each.is_floating_point() for each in alive))
+
+        start = ticket(0, model)
+        lf.fit(trainer, start, seed=0, until=12, eval_every=3, updates=updates_of(trainer, "random"), observe=seen)
+    assert found[True] <= 4
+    assert found[False] >= 8  # mean and variance, now and at the last look
 
 
 @pytest.mark.parametrize("share", [1.2, float("nan")])

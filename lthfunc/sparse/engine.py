@@ -30,6 +30,7 @@ from lthfunc.training.engines.interface import Engine, Network, OnSurvivors, Run
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import DropAndGrow, Exchanged, GradientGrowth
+from lthfunc.trees.ops import map_leaves_like
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Masks, NewMasks, Split, TrainState
 
@@ -175,6 +176,8 @@ class _Loop:
         workspace = Workspace(program, state.params, state.buffers)
         if self._numbers is not None:
             load_optimizer(workspace, self._numbers, state.opt)
+            # The machine has the moments; dense ones would take memory beside them for as long as the training runs.
+            state = state._replace(opt=map_leaves_like(state.params, state.opt, lambda moments: {}))
         self._take_up(workspace, state)
 
     def _take_up(self, workspace: Workspace, state: TrainState) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -134,23 +134,41 @@ def fit_together(
             step = look if change is None else min(look, change)
             training.to(step, fits)
             if step == look:
-                now = _finite_now(training, seeds, step, fits)
-                losses = training.mark(*now)
-                phase("evaluation", step)
-                points = _measure(trainer, now[0], losses, step)
-                fits = [_extended(*item) for item in zip(unfinished_fits(fits, *now), points, strict=True)]
+                fits = _evaluated(training, seeds, step, fits, phase)
                 if observe is not None:
-                    observe(step, points)
+                    observe(step, [each.curve[-1] for each in fits])
             if updates is not None and step == change:
                 phase("preparation", step)
-                exchanged = updates.on_survivors(training, fits, step, until)
-                if exchanged is None:
-                    if step != look:
-                        fits = unfinished_fits(fits, *_finite_now(training, seeds, step, fits))
-                    exchanged = [updates.applied(each, seed, until) for each, seed in zip(fits, seeds, strict=True)]
-                    training.change_to([each.state for each in exchanged], [each.since for each in fits if each.since])
-                fits = exchanged
+                fits = _changed(training, updates, seeds, step, until, fits, evaluated=step == look)
+            if training.on_survivors and fits[0].curve[-1].step < until:  # which has the moments
+                fits = [each._replace(state=each.state._replace(opt=())) for each in fits]
     return fits
+
+
+def _evaluated(
+    training: TrainingSession, seeds: Sequence[int], step: int, fits: Sequence[Fit], phase: Callable[[str, int], None]
+) -> list[Fit]:
+    """The fits with their states at this step, and a point more."""
+    now = _finite_now(training, seeds, step, fits)
+    losses = training.mark(*now)
+    phase("evaluation", step)
+    points = _measure(training.trainer, now[0], losses, step)
+    return [_extended(*item) for item in zip(unfinished_fits(fits, *now), points, strict=True)]
+
+
+def _changed(
+    training: TrainingSession, updates: MaskUpdates, seeds: Sequence[int], step: int, until: int, fits: Sequence[Fit],
+    *, evaluated: bool,
+) -> list[Fit]:  # fmt: skip
+    """The fits after an update of masks at this step, of which they have the states if they were evaluated there."""
+    exchanged = updates.on_survivors(training, fits, step, until)
+    if exchanged is not None:
+        return exchanged
+    if not evaluated:
+        fits = unfinished_fits(fits, *_finite_now(training, seeds, step, fits))
+    changed = [updates.applied(each, seed, until) for each, seed in zip(fits, seeds, strict=True)]
+    training.change_to([each.state for each in changed], [each.since for each in fits if each.since])
+    return changed
 
 
 def _finite_now(training: TrainingSession, seeds: Sequence[int], step: int, fits: Sequence[Fit]) -> Snapshot:

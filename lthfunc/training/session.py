@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.training.chain import is_library_optimizer
-from lthfunc.training.engines.interface import Running, Tick, Work
+from lthfunc.training.engines.interface import OnSurvivors, Running, Tick, Work
 from lthfunc.training.finiteness import are_finite, endless
 from lthfunc.training.mask_updates import can_exchange
 from lthfunc.training.optimizer_states import schedule_in
@@ -125,7 +125,7 @@ class TrainingSession:
         """Count anew from the current step; returns the mean losses up to here (NaN over no step)."""
         self.running.count_from([0.0] * len(states))
         self._steps = [0] * len(states)
-        self.snapshot = lambda: (states, [])
+        self._mark_snapshot(states, [])
         return [each.loss / each.steps if each.steps else math.nan for each in since]
 
     @contextmanager
@@ -171,7 +171,17 @@ class TrainingSession:
         self._steps = [each.steps for each in known] or [0] * len(ready)
         self._random = known[0].random if known else None
         self.running.count_from([each.loss for each in known] or [0.0] * len(ready))
-        self.snapshot = lambda: (ready, known)
+        self._mark_snapshot(ready, known)
+
+    def _mark_snapshot(self, states: list[TrainState], since: list[SinceLastPoint]) -> None:
+        """Let snapshots be of now, at these states, unless the running loop keeps them on survivors."""
+        kept = [each.kept() for each in self.on_survivors]
+        self.snapshot = (lambda: ([each() for each in kept], since)) if kept else lambda: (states, since)
+
+    @property
+    def on_survivors(self) -> Sequence[OnSurvivors]:
+        """The networks of the running loop, if it keeps survivors alone."""
+        return self.trainer.engine.on_survivors(self.running)
 
     def exchange(self, decide: Deciding) -> list[Exchanged] | None:
         """Change masks on the survivors that the running loop keeps, and continue as `change_to` does.
@@ -179,7 +189,7 @@ class TrainingSession:
         Returns what each state's masks are now; None, with nothing done, where the loop keeps no survivors alone, where
         something is not finite, where scores are not float32, where a share is out of range, and where masks don't fit.
         """
-        networks = self.trainer.engine.on_survivors(self.running)
+        networks = self.on_survivors
         if not networks:
             return None
         losses = self.running.losses()
@@ -190,14 +200,9 @@ class TrainingSession:
             return None
         with training_context(self.trainer):
             found = [network.exchange(each) for network, each in zip(networks, given, strict=True)]
-        kept, draw, steps = [each.kept() for each in networks], self._draw_key(), self._steps
-
-        def snapshot() -> Snapshot:
-            random = seeded_state(draw, self._device)
-            since = [SinceLastPoint(loss, count, random) for loss, count in zip(losses, steps, strict=True)]
-            return [each() for each in kept], since
-
-        self.snapshot = snapshot
+        random = seeded_state(self._draw_key(), self._device)
+        sums = zip(losses, self._steps, strict=True)
+        self._mark_snapshot([], [SinceLastPoint(loss, count, random) for loss, count in sums])
         return found
 
     def close(self) -> None:
