@@ -17,6 +17,7 @@ from . import options as o
 BENCHMARKS = {
     "training": "masked training steps per second, with peers and lower bounds",
     "sparse": "training on surviving weights against density",
+    "instructions": "where a step on the sparse engine takes its time",
     "dynamic": "whole trainings whose masks change: SET and RigL against density",
     "groups": "networks without whole heads and channels, with Torch-Pruning: FLOPs, latency, accuracy",
     "execution": "inference of tickets against density, in every format",

@@ -165,3 +165,14 @@ def test_dropout_of_attention_keeps_the_mean_and_its_gradient() -> None:
 def test_queries_of_their_own() -> None:
     for count in (1, 9):
         check(Queries(count), (5 * 4,), 20)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(30, 13), (9, 30), (29, 29)])
+def test_causal_attention_of_many_places(queries: int, keys: int) -> None:
+    """The gradient goes by shares of a dozen keys and eight queries, some of which read nothing."""
+
+    def function(net: Tokens, x: Tensor) -> Tensor:
+        q, k, v = net.split(x)
+        return joined(attended([q[:, :, :queries], k[:, :, :keys], v[:, :, :keys]], is_causal=True))
+
+    check(Tokens(function, 2, 10, 2), (30 * 2,), 20, 1.0)

@@ -8,13 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from sparse_programs import check, check_inference, computed_densely, kernels  # noqa: F401
+from sparse_programs import check, check_inference, computed_densely, kernels, opcodes_of  # noqa: F401
 from token_networks import Tokens
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.models.transformers import CharTransformer, ViT
+from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
+from lthfunc.sparse.kernels.instructions import OPCODES
+from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.loop import take_steps
 from lthfunc.training.trainer import make_trainer
 
@@ -36,6 +40,54 @@ def test_linear_layers_and_norms_take_each_token(length: int, ins: int, width: i
     check(Tokens(lambda net, x: x + net.root(F.gelu(x)), ins, width), (length * ins,), batch, density)
     if width > 2:  # two numbers around their mean are 1 and -1: gradients that rounding is all of
         check(Tokens(lambda net, x: torch.relu(net.norm(x)), ins, width), (length * ins,), batch, density)
+
+
+def test_residual_connections_are_added_by_the_layers_before_them() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, *others = self.layers
+            x = first(x.unflatten(1, (-1, 8)))
+            for layer in others:
+                x = x + layer(torch.relu(x))
+            return x
+
+    check(Residual(), (40,))
+    assert OPCODES["add"] not in opcodes_of(Residual(), (40,), 20, 0.4)
+
+
+def test_gelu_and_its_slope_are_float64s_but_for_rounding() -> None:
+    places = torch.linspace(-12, 12, 4001)
+
+    class Bent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Parameter(places.clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.gelu(x + self.places)
+
+    model = lf.from_module(Bent(), prunable=["places"], warn=False)
+    params, buffers = model.init(0)
+    stored = Stored(places.shape, torch.float32)
+    program = program_of(
+        captured(model, places.shape, training=True), params, buffers, {}, batch=1, stored=stored,
+        epilogue=Epilogue(None),
+    )  # fmt: skip
+    workspace = Workspace(program, params, buffers)
+    x, y = torch.zeros(1, 1, 4001), torch.zeros(1, 1, dtype=torch.int64)
+    workspace.run(x, y, within=(0, program.forward))
+    outputs = workspace.outputs[0].clone()
+    workspace.outputs.fill_(1.0)
+    workspace.run(x, y, within=(program.forward, workspace.end))
+    exact = places.double().requires_grad_()
+    values = F.gelu(exact)
+    (slopes,) = torch.autograd.grad(values.sum(), exact)
+    assert float(((outputs - values) / exact.abs().clamp(min=1)).detach().abs().max()) < 3e-7
+    assert float((workspace.gradients - slopes).abs().max()) < 5e-7
 
 
 def test_long_rows_of_tokens_are_taken_in_pieces() -> None:
@@ -123,7 +175,6 @@ def test_transformers() -> None:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda net, x: F.scaled_dot_product_attention(x, x, x, x @ x.mT), "with a mask other than the causal one"),
         (
             lambda net, x: x.view(-1, 8).view(len(x), -1, 12),
             "view across dimensions that don't lie one behind the other",

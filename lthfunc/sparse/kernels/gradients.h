@@ -7,11 +7,12 @@
 
 namespace lthfunc {
 
-// Survivors summed at once, and positions held: together they fit the registers.
+// Survivors summed at once, positions held, and vectors of both for which there are registers; and survivors of a
+// linear layer, which leave room for the positions of all tiles.
 #ifdef __AVX512F__
-constexpr int MOST = 16, HELD = 8;
+constexpr int MOST = 16, HELD = 8, ROOM = 24, MOST_ACROSS = 16;
 #else
-constexpr int MOST = 4, HELD = 2;
+constexpr int MOST = 6, HELD = 2, ROOM = 7, MOST_ACROSS = 4;
 #endif
 
 struct Sides {
@@ -42,7 +43,7 @@ LTHFUNC_INLINE void hold(vec (&held)[Held], const vec* grad, i64 step) {
 }
 
 // Offsets of `count` survivors for a kernel of more, which sums the last one again.
-LTHFUNC_INLINE const i32* padded(const i32* offset, i64 count, i64 built, i32 (&memory)[MOST]) {
+LTHFUNC_INLINE const i32* padded(const i32* offset, i64 count, i64 built, i32* memory) {
   if (count == built) return offset;
   for (i64 k = 0; k < built; ++k) memory[k] = offset[k < count ? k : count - 1];
   return memory;

@@ -26,15 +26,15 @@ template <int Held, bool More = false>
 void across(Sides at, i64 tiles, const i32* offset, i64 left, float* gradient) {
   vec held[Held];
   hold<Held, false>(held, at.grad, at.grad_step);
-  i32 memory[MOST];
-  for (i64 count = MOST; left > 0; left -= count, offset += count, gradient += count) {
-    count = std::min<i64>(left, MOST);
-    const i64 built = count > 8 ? MOST : count > 4 ? 8 : 4;
+  i32 memory[MOST_ACROSS];
+  for (i64 count = MOST_ACROSS; left > 0; left -= count, offset += count, gradient += count) {
+    count = std::min<i64>(left, MOST_ACROSS);
+    const i64 built = count > 8 ? MOST_ACROSS : count > 4 ? 8 : 4;
     const i32* const from = padded(offset, count, built, memory);
-    if (built == MOST)
-      across_tiles<MOST, Held, More>(held, at, tiles, from, count, gradient);
-    else if (MOST > 8 && built == 8)
-      across_tiles<(MOST > 8 ? 8 : MOST), Held, More>(held, at, tiles, from, count, gradient);
+    if (built == MOST_ACROSS)
+      across_tiles<MOST_ACROSS, Held, More>(held, at, tiles, from, count, gradient);
+    else if (MOST_ACROSS > 8 && built == 8)
+      across_tiles<(MOST_ACROSS > 8 ? 8 : MOST_ACROSS), Held, More>(held, at, tiles, from, count, gradient);
     else
       across_tiles<4, Held, More>(held, at, tiles, from, count, gradient);
   }

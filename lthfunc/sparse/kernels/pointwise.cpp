@@ -1,6 +1,7 @@
 // Pointwise functions, additions and copies, a channel's rows at a time.
 #include <algorithm>
 
+#include "gelu.h"
 #include "randomness.h"
 #include "verify.h"
 
@@ -12,34 +13,13 @@ enum Pointwise : i64 {
 #include "instructions.def"
 };
 
-LTHFUNC_INLINE vec clamped(vec x, float low, float high) {
-  x = where(x < broadcast(low), broadcast(low), x);
-  return where(x > broadcast(high), broadcast(high), x);
-}
 // A gradient between two limits, and nothing elsewhere.
 LTHFUNC_INLINE vec inside(vec grad, vec x, float low, float high) {
   return where(x <= broadcast(low), vec{}, where(x >= broadcast(high), vec{}, grad));
 }
-// e^(-x²/2), and the share of a normal distribution below x: within 1.5e-7. (Abramowitz & Stegun 1964, eq. 7.1.26.)
-LTHFUNC_INLINE vec bell(vec x) { return exponential(-0.5f * x * x); }
-LTHFUNC_INLINE vec normal_share(vec x, vec bell) {
-  const vec size = where(x < vec{}, -x, x) * 0.70710678118654752f;
-  const vec t = 1.0f / (1.0f + 0.3275911f * size);
-  vec sum = broadcast(1.061405429f);
-  sum = sum * t - 1.453152027f;
-  sum = sum * t + 1.421413741f;
-  sum = sum * t - 0.284496736f;
-  sum = sum * t + 0.254829592f;
-  const vec above = 0.5f * sum * t * bell;
-  return where(x < vec{}, above, 1.0f - above);
-}
-// What GELU's approximate form takes the hyperbolic tangent of, and its slope (Hendrycks & Gimpel 2016, sec. 2).
-LTHFUNC_INLINE vec gelu_inner(vec x) { return 0.79788456080286536f * (x + 0.044715f * x * x * x); }
-LTHFUNC_INLINE vec gelu_slope(vec x) { return 0.79788456080286536f * (1.0f + 0.134145f * x * x); }
-
 // The gradient before a function from the one behind it. Functions that are flat somewhere let nothing pass there,
 // not even NaN; where the value is NaN, each does what PyTorch's does.
-vec gradient_of(i64 kind, vec grad, vec x, float number) {
+LTHFUNC_INLINE vec gradient_of(i64 kind, vec grad, vec x, float number) {
   switch (kind) {
     case pointwise_relu: return passing(grad, x);
     case pointwise_leaky_relu: return grad * where(x > vec{}, broadcast(1.0f), broadcast(number));
@@ -56,10 +36,7 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
       const vec s = logistic(x);
       return grad * (s + x * s * (1.0f - s));
     }
-    case pointwise_gelu: {
-      const vec height = where(x * x > broadcast(1e30f), vec{}, bell(x));
-      return grad * (normal_share(x, height) + x * height * 0.39894228040143268f);
-    }
+    case pointwise_gelu: return grad * normal_slope(x);
     case pointwise_gelu_tanh: {
       const vec t = tangent(gelu_inner(x)), steep = x * (1.0f - t * t) * gelu_slope(x);
       return grad * 0.5f * (1.0f + t + where(x * x > broadcast(1e12f), vec{}, steep));
@@ -85,11 +62,9 @@ vec gradient_of(i64 kind, vec grad, vec x, float number) {
   }
 }
 
-// Lanes of examples, where a function of zero or its slope is infinite: others may hold zeros alone. All lanes
-// elsewhere.
-ivec examples_of(const Workspace& m, i64 kind, i64 tile) {
-  const bool infinite = kind == pointwise_sqrt || kind == pointwise_rsqrt || kind == pointwise_reciprocal;
-  return first_lanes(infinite ? m.examples - tile * LANES : LANES);
+// Whether a function of zero or its slope is infinite: lanes without an example may hold zeros alone.
+constexpr bool is_infinite(i64 kind) {
+  return kind == pointwise_sqrt || kind == pointwise_rsqrt || kind == pointwise_reciprocal;
 }
 
 // Calls function(tile, channel, y) for every row of the part.
@@ -100,14 +75,12 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
       for (i64 y = 0; y < height; ++y) function(tile, channel, y);
 }
 
-}  // namespace
-
 template <typename Truths>
 LTHFUNC_INLINE vec truth(Truths holds) {
   return where(holds, broadcast(1.0f), vec{});
 }
 
-vec value_of(i64 kind, vec x, float number) {
+LTHFUNC_INLINE vec inlined_value(i64 kind, vec x, float number) {
   switch (kind) {
     case pointwise_relu: return rectified(x);
     case pointwise_leaky_relu: return where(x > vec{}, x, x * number);
@@ -115,7 +88,7 @@ vec value_of(i64 kind, vec x, float number) {
     case pointwise_sigmoid: return logistic(x);
     case pointwise_tanh: return tangent(x);
     case pointwise_silu: return x * logistic(x);
-    case pointwise_gelu: return x * normal_share(x, bell(x));
+    case pointwise_gelu: return x * normal_share(x);
     case pointwise_gelu_tanh: return x * 0.5f * (1.0f + tangent(gelu_inner(x)));
     case pointwise_hardtanh: return clamped(x, -1.0f, 1.0f);
     case pointwise_hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
@@ -137,10 +110,52 @@ vec value_of(i64 kind, vec x, float number) {
   }
 }
 
+// A row of numbers by a function that is known when this is compiled: a call for each vector costs more than some.
+// there: lanes of examples.
+template <i64 Kind>
+void value_row(const vec* in, vec* out, i64 width, float number, ivec there) {
+  for (i64 x = 0; x < width; ++x) {
+    const vec value = inlined_value(Kind, in[x], number);
+    out[x] = is_infinite(Kind) ? where(there, value, vec{}) : value;
+  }
+}
+constexpr void (*value_rows[])(const vec*, vec*, i64, float, ivec) = {
+#define POINTWISE(name) value_row<pointwise_##name>,
+#include "instructions.def"
+};
+
+struct GradientRow {
+  const vec *in, *grad, *gate;
+  vec* into;
+  i64 width;
+  float number;
+  bool accumulate;
+  ivec there;
+};
+template <i64 Kind>
+void gradient_row(GradientRow row) {
+  for (i64 x = 0; x < row.width; ++x) {
+    vec value = gradient_of(Kind, row.grad[x], row.in[x], row.number);
+    if (is_infinite(Kind)) value = where(row.there, value, vec{});
+    if (row.accumulate) value += row.into[x];
+    row.into[x] = gated(value, row.gate, x);
+  }
+}
+constexpr void (*gradient_rows[])(GradientRow) = {
+#define POINTWISE(name) gradient_row<pointwise_##name>,
+#include "instructions.def"
+};
+constexpr i64 KINDS = sizeof(value_rows) / sizeof(*value_rows);
+
+}  // namespace
+
+vec value_of(i64 kind, vec x, float number) { return inlined_value(kind, x, number); }
+
 // All of these: (channels, height, width) of each tile, with steps of their own; what is written may be what is read.
 void verify(const pointwise_row& op, Verifier& v) {
   LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
   LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
+  v.require(op.kind >= 0 && op.kind < KINDS, "kind: a known one");
   v.constants("number", op.number);
 }
 
@@ -148,9 +163,7 @@ void pointwise(const pointwise_row& op, Workspace& m, Part part) {
   const float number = m.constants[op.number];
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     const vec* const in = LTHFUNC_AT(in);
-    vec* const out = LTHFUNC_AT(out);
-    const ivec there = examples_of(m, op.kind, tile);
-    for (i64 x = 0; x < op.width; ++x) out[x] = where(there, value_of(op.kind, in[x], number), vec{});
+    value_rows[op.kind](in, LTHFUNC_AT(out), op.width, number, first_lanes(m.examples - tile * LANES));
   });
 }
 
@@ -158,6 +171,7 @@ void verify(const pointwise_gradient_row& op, Verifier& v) {
   LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
   LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
   LTHFUNC_GATED(into, op.rows, op.height, op.width);
+  v.require(op.kind >= 0 && op.kind < KINDS, "kind: a known one");
   v.constants("number", op.number);
 }
 
@@ -166,13 +180,8 @@ void pointwise_gradient(const pointwise_gradient_row& op, Workspace& m, Part par
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
     vec* const into = LTHFUNC_AT(into);
-    const vec* const gate = gate_of(op.gate, op.into, into);
-    const ivec there = examples_of(m, op.kind, tile);
-    for (i64 x = 0; x < op.width; ++x) {
-      vec value = where(there, gradient_of(op.kind, grad[x], in[x], number), vec{});
-      if (op.accumulate) value += into[x];
-      into[x] = gated(value, gate, x);
-    }
+    gradient_rows[op.kind]({in, grad, gate_of(op.gate, op.into, into), into, op.width, number, op.accumulate != 0,
+                            first_lanes(m.examples - tile * LANES)});
   });
 }
 

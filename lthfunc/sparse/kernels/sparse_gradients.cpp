@@ -1,7 +1,8 @@
 // Gradients of the weights, at surviving weights only, and of the biases.
 //
-// Up to 16 survivors of one row are summed at once over all positions and tiles: one load of the output gradient serves
-// them all. Their lanes are added up at the end of each tile (of all tiles where the positions are tiles).
+// Some survivors of one row, up to 16 with AVX-512, are summed at once over all positions and tiles: one load of the
+// output gradient serves them all. Their lanes are added up at the end of each tile (of all tiles where the positions
+// are tiles).
 #include "gradients.h"
 
 namespace lthfunc {
@@ -124,7 +125,7 @@ Survivors many_of(i64 nx) {
     if (nx % 7 == 0) return many<Count, 7, Unit, Bias>;
     if (!Bias && nx % 5 == 0) return many<Count, 5, Unit, false>;
   }
-  constexpr int Held = Unit ? HELD : HELD / 2;
+  constexpr int Held = Unit && Count + HELD <= ROOM ? HELD : HELD / 2;
   return many<Count, Held, Unit, Bias>;
 }
 

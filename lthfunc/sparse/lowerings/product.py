@@ -86,7 +86,7 @@ class ProductLowering:
             steps.add(FusedStep.MAXIMA)
         if not (self.across and self.is_dense):
             steps.add(FusedStep.NORMALISE)
-        if not (self.b.training or self.across):
+        if not self.across:
             steps.add(FusedStep.ADD)
         return frozenset(steps)
 
