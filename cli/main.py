@@ -26,7 +26,7 @@ _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 app = typer.Typer(
     name="lthfunc",
-    help="Find winning lottery tickets: subnetworks that train as well as the whole network.",
+    help="Find winning lottery tickets: subnetworks that train as well as the whole.",
     epilog="Start with lthfunc prune: it finds a ticket on bundled digits in a minute.",
     cls=GroupedCommands,
     no_args_is_help=True,

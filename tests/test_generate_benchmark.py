@@ -1,0 +1,67 @@
+"""The benchmark of text: its rates are of the same tokens, whoever writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sparse_programs import kernels  # noqa: F401
+
+import lthfunc as lf
+from benchmarks import generate
+from benchmarks.floors import BYTES, PEAK
+from lthfunc.errors import UserError
+from lthfunc.sparse.kernels import build
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+
+def test_rates_are_recorded_at_each_density(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(generate, "compiled", lambda function, example, name: function)
+    monkeypatch.setattr(generate, "peak_rate", lambda device: 1e9)  # which takes its time
+    sizes = ["--width", "8", "--layers", "1", "--length", "5", "--seconds", "1e-4", "--repeats", "2"]
+    generate.main([*sizes, "--density", "0.5", "--json", str(tmp_path / "found.json")])
+    records = json.loads((tmp_path / "found.json").read_text())["records"]
+    assert [(each["engine"], each["density"]) for each in records] == [
+        (generate.CACHED, 1.0), (generate.ANEW, 1.0), (generate.TICKET, 0.5), (PEAK, 0.5), (BYTES, 0.5),
+    ]  # fmt: skip
+    assert all(each["unit"] == "tokens/s" and each["min"] > 0 for each in records)
+    assert "lf.generate at 0.5" in capsys.readouterr().out
+
+
+def test_all_write_the_same_text() -> None:
+    """The likeliest tokens, by the peers' steps and by the program."""
+    torch.manual_seed(2)
+    model = lf.models.char_transformer((7,), 65, width=16, layers=2)
+    state = lf.init(model)
+    net: Any = lf.to_module(lf.ticket(state), model).eval()
+    program = lf.decoding_program(model, state, 7)
+    expected = [0, *lf.generate(program, torch.zeros(1, dtype=torch.int64), 7, temperature=0.0).tolist()]
+    token, kept = torch.zeros(1, 1, dtype=torch.int64), [0]
+    caches = [torch.zeros(1, 4, 7, 4) for _ in range(4)]
+    window, anew = torch.zeros(1, 7, dtype=torch.int64), [0]
+    with torch.no_grad():
+        for place in torch.arange(7)[:, None]:
+            (token,) = generate._step(net, token, place, *caches)
+            kept.append(int(token))
+            (likeliest,) = generate._last(net, window, place)
+            anew.append(int(likeliest))
+            if place < 6:
+                window[0, place + 1] = likeliest
+    assert kept == anew == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--length", "--length: invalid value 1"),
+        ("--width", "--width: invalid value 1"),
+        ("--density", "--density: in"),
+    ],
+)
+def test_mistakes_are_one_line(option: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        generate.main([option, "7" if option == "--density" else "1"])
