@@ -107,7 +107,7 @@ def _loop(net: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x: 
     def run(n: int) -> None:
         for _ in range(n):
             optimizer.zero_grad()
-            F.cross_entropy(net(x), y).backward()
+            F.cross_entropy(net(x).flatten(0, -2), y.flatten()).backward()  # of examples, or of tokens
             optimizer.step()
 
     return run

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, STORED
 from lthfunc.sparse.lowerings.placing import addresses_of, covers, filled
@@ -49,14 +50,35 @@ def loaded(
     return View(Value(buffer, needs), flat)
 
 
-def loaded_sequence(b: Builder, shape: tuple[int, ...], dtype: torch.dtype) -> View:
-    """An input of tokens (length) or of anything (length, features), or of any other dimensions."""
-    tokens = dtype == torch.int64
-    rows, columns = (1, math.prod(shape)) if tokens else (math.prod(shape[:-1]), shape[-1])
-    view = loaded(b, (rows, 1, columns), dtype)
+def loaded_sequence(
+    b: Builder, shape: tuple[int, ...], dtype: torch.dtype, *, stored: torch.dtype | None = None, first: int = 0,
+    needs: bool = False,
+) -> View:  # fmt: skip
+    """An input of tokens (length) or of anything (length, features), or of any other dimensions.
+
+    stored: the dtype in which its numbers are given, by default its own. first, needs: as of `loaded`.
+    """
+    whole_numbers = not dtype.is_floating_point
+    rows, columns = (1, math.prod(shape)) if whole_numbers else (math.prod(shape[:-1]), shape[-1])
+    view = loaded(b, (rows, 1, columns), stored or dtype, first=first, needs=needs)
     view.value.dtype = dtype
     arrangement = view.arrangement.reshaped([view.arrangement.sizes[0], *shape])
     return arranged_view(view.value, arrangement)
+
+
+def handed_in(b: Builder, shape: tuple[int, ...], dtype: torch.dtype, first: int = 0, *, needs: bool = False) -> View:
+    """A tensor of PyTorch's, given as float32. Arguments as of `loaded`."""
+    if dtype == torch.float32 and len(shape) in (1, 3):
+        return loaded(b, shape, first=first, needs=needs)
+    return loaded_sequence(b, shape, dtype, stored=torch.float32, first=first, needs=needs)
+
+
+def can_be_handed_out(found: object) -> bool:
+    """Whether PyTorch can be given what an operation gave: numbers, each example's beside each other."""
+    if not isinstance(found, View) or found.value.dtype != torch.float32:
+        return False
+    batch, *others = ([axis.side for axis in each] for each in found.arrangement.dimensions)
+    return batch == [Side.EXAMPLE] and not any(Side.EXAMPLE in each for each in others)
 
 
 def store(b: Builder, view: View, value: Value, first: int = 0) -> None:

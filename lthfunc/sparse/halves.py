@@ -158,8 +158,10 @@ def _made(examples: int, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Tensor
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors one after the other in one memory."""
-    return tensors[0].contiguous() if len(tensors) == 1 else torch.cat([each.reshape(-1) for each in tensors])
+    """Tensors one after the other in one memory, as float32."""
+    if len(tensors) == 1:
+        return tensors[0].float().contiguous()
+    return torch.cat([each.reshape(-1).float() for each in tensors])
 
 
 class _Region(torch.autograd.Function):

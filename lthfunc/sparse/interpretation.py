@@ -50,6 +50,13 @@ def inputs_of(captured: Captured) -> list[Node]:
     return placeholders[len(captured.params) + len(captured.buffers) :]
 
 
+def results_of(captured: Captured) -> list[Node]:
+    """The values that the graph gives."""
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
+    given: Any = output.args[0]
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
 def add_leaves(
     b: Builder, leaves: Mapping[Node, Param | Buffer], positions: Mapping[str, Tensor], frozen: Container[str]
 ) -> None:
@@ -65,32 +72,36 @@ def add_leaves(
         b.add_leaf(name, b.shapes[name], positions.get(name), frozen=is_frozen)
 
 
-def lowered(
-    b: Builder,
-    node: Node,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    at: Mapping[Node, int],
-    *,
-    plain: bool = True,
-) -> Any:
+def canonical(captured: Captured) -> None:
+    """Have whoever reads a tensor after an operation that changed it read what that operation gives."""
+    at = {node: place for place, node in enumerate(captured.graph.nodes)}
+    for node in captured.graph.nodes:
+        for changed in changed_by(node):
+            value = node.meta.get("val")
+            if not isinstance(value, Tensor) or memory_of(node) != memory_of(changed):
+                continue
+            for user in [user for user in changed.users if at[user] > at[node]]:
+                user.replace_input_with(changed, node)
+
+
+def lowered(b: Builder, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any], at: Mapping[Node, int]) -> Any:
     """What an operation gives, a tensor where it is a constant. args, kwargs: its arguments as Views, Params, Buffers,
-    tensors and plain values. at: each node's place in the graph. plain: whether only one view is taken, of (batch,
-    features) or an image. Raises Unsupported, with its form in words, where it has no lowering."""
+    tensors and plain values. at: each node's place in the graph. Raises Unsupported, with its form in words, where it
+    has no lowering."""
     constant = constant_of(b, node, args, kwargs)
     if constant is not None:
         return constant
     args = [each.item() if isinstance(each, Tensor) and not each.ndim else each for each in args]
     if any(is_seen_elsewhere(node, each, at) for each in changed_by(node)):
         raise Unsupported(_IN_PLACE)
-    if node.target is operator.getitem and not plain:
+    if node.target is operator.getitem:
         if args[0][args[1]] is None:
             raise Unsupported(f"number {args[1]}, a state that the machine does not hand on,")
         return args[0][args[1]]
     lowering = LOWERINGS.get(node.target)
     if lowering is None:
         raise Unsupported
-    if node.target in ARRANGED and not plain:
+    if node.target in ARRANGED:
         given = list(args)
     else:
         first = args[0] if isinstance(args[0], list) else args[:1]
@@ -102,8 +113,6 @@ def lowered(
     traced = node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]
     # A lowering gives what the operation gave as it was traced, or it misread its arguments.
     if len(views) != len(traced) or not all(map(_is_as_traced, views, traced)):
-        raise Unsupported("of this form")
-    if plain and (not isinstance(found, View) or found.arranged is not None):
         raise Unsupported("of this form")
     return found
 

@@ -7,6 +7,7 @@ would only cost the way in and out, so it is left to PyTorch as well.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,24 +18,32 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.batch_sizes import size_free
-from lthfunc.sparse.boundaries import loaded
+from lthfunc.sparse.boundaries import can_be_handed_out, handed_in
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, Captured, line_of, operation_of
 from lthfunc.sparse.constants import constants_read, is_constant
 from lthfunc.sparse.interpretation import (
     add_leaves,
+    canonical,
     counts_steps,
     described,
     fixed_buffers,
     inputs_of,
     leaves_of,
     lowered,
+    results_of,
 )
 from lthfunc.sparse.lowerings.interface import Unsupported, aten
+from lthfunc.sparse.lowerings.recurrent import RECURRENT_LAYERS
 from lthfunc.sparse.lowerings.table import LOWERINGS
 from lthfunc.training.engines.aliases import changed_by, memory_of
 
-_PRODUCTS = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input)
+#: Layers that make a part worth its way in and out, and dtypes that the machine takes in.
+_PRODUCTS = (
+    aten.linear.default, aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding,
+    aten.conv_transpose1d.default, aten.conv_transpose2d.input, *RECURRENT_LAYERS,
+)  # fmt: skip
+_TAKEN = (torch.float32, torch.int64, torch.bool)
 #: Operations whose results have no gradient, whatever they read.
 _WITHOUT_GRADIENT = (aten.detach.default,)
 
@@ -91,25 +100,6 @@ def partition(
     return _Partitioning(captured, inputs, twins, buffers, gradients, frozen).done()
 
 
-def results_of(captured: Captured) -> list[Node]:
-    """The values that the graph gives."""
-    (output,) = (node for node in captured.graph.nodes if node.op == "output")
-    given: Any = output.args[0]
-    return list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def canonical(captured: Captured) -> None:
-    """Have whoever reads a tensor after an operation that changed it read what that operation gives."""
-    at = _places(captured)
-    for node in captured.graph.nodes:
-        for changed in changed_by(node):
-            value = node.meta.get("val")
-            if not isinstance(value, Tensor) or memory_of(node) != memory_of(changed):
-                continue
-            for user in [user for user in changed.users if at[user] > at[node]]:
-                user.replace_input_with(changed, node)
-
-
 def _places(captured: Captured) -> dict[Node, int]:
     return {node: place for place, node in enumerate(captured.graph.nodes)}
 
@@ -141,11 +131,13 @@ class _Partitioning:
         to_pytorch: set[Node] = set()
         while True:
             machine, refused = self._lowerable(to_pytorch)
-            parts = self._parts(machine)
+            parts = self._parts(machine.keys())
             small = {node for part in parts if part.machine and not _has_product(part) for node in part.nodes}
-            if not small:
+            kept = {node for part in parts if part.machine for node in part.gives
+                    if not can_be_handed_out(machine[node])}  # fmt: skip
+            if not (small or kept):
                 break
-            to_pytorch |= small
+            to_pytorch |= small or kept
         return Partition(
             tuple(parts),
             tuple(self._counters.values()),
@@ -185,19 +177,21 @@ class _Partitioning:
         found = {node for node, leaf in self._leaves.items() if leaf.name not in self._frozen}
         found.update(inputs)
         for node in self._operations:
+            value = node.meta.get("val")
             takes = node not in self._quiet and node.target not in _WITHOUT_GRADIENT
+            takes = takes and not (isinstance(value, Tensor) and not value.is_floating_point())
             if takes and any(each in found for each in node.all_input_nodes):
                 found.add(node)
         return found
 
-    def _lowerable(self, to_pytorch: set[Node]) -> tuple[set[Node], tuple[str, ...]]:
-        """(operations that have a lowering, the others in words): by trying, with no weight left."""
+    def _lowerable(self, to_pytorch: set[Node]) -> tuple[dict[Node, Any], tuple[str, ...]]:
+        """(what operations with a lowering give, the others in words): by trying, with no weight left."""
         b = Builder(1, self._gradients, fixed=self._fixed, size_free=size_free(lambda: self._twins()))
         self._constants.clear()
         nothing = dict.fromkeys(self._captured.params, torch.zeros(0, dtype=torch.int64))
         add_leaves(b, self._leaves, nothing, self._frozen)
         known: dict[Node, Any] = dict(self._leaves)
-        found: set[Node] = set()
+        found: dict[Node, Any] = {}
         refused: dict[str, None] = {}
 
         def is_fixed(node: Node) -> bool:
@@ -210,7 +204,7 @@ class _Partitioning:
                 shape = self._loadable(node)
                 if shape is None:
                     raise Unsupported(f"of {_form(node)}")
-                known[node] = loaded(b, shape)
+                known[node] = handed_in(b, shape, node.meta["val"].dtype)
             return known[node]
 
         for node in self._operations:
@@ -219,7 +213,8 @@ class _Partitioning:
             try:
                 if not node.users and node not in self._results:
                     raise Unsupported("whose value is not used")
-                if node.target not in LOWERINGS and not all(map(is_fixed, node.all_input_nodes)):
+                known_kind = node.target in LOWERINGS or node.target is operator.getitem
+                if not known_kind and not all(map(is_fixed, node.all_input_nodes)):
                     raise Unsupported
                 args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), given)
                 value = lowered(b, node, args, kwargs, self._at)
@@ -229,7 +224,7 @@ class _Partitioning:
                 if is_constant(value):
                     self._constants.append(node)
                 else:
-                    found.add(node)
+                    found[node] = value
             except Unsupported as error:
                 refused[described(node, str(error), self._captured.name)] = None
         return found, tuple(refused)
@@ -237,7 +232,7 @@ class _Partitioning:
     def _loadable(self, node: Node) -> tuple[int, ...] | None:
         """The shape of an example that the machine can take in, or None."""
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.ndim not in (2, 4):
+        if not isinstance(value, Tensor) or value.dtype not in _TAKEN or value.ndim < 2:
             return None
         if node.op == "placeholder":
             batched = node in self._batched
@@ -245,13 +240,16 @@ class _Partitioning:
             batched = value.shape[0] == TRACED_BATCH and self._twins()[node].meta["val"].shape[0] == OTHER_BATCH
         return tuple(value.shape[1:]) if batched and value.numel() else None
 
-    def _parts(self, machine: set[Node]) -> list[Part]:
+    def _parts(self, machine: Container[Node]) -> list[Part]:
         before = self._orders()
         turns: dict[Node, int] = {}
         operations = [node for node in self._operations if node not in set(self._constants)]
         for node in operations:
             earlier = {*node.all_input_nodes, *before.get(node, ())} & turns.keys()
             turns[node] = max((turns[each] + (each in machine and node not in machine) for each in earlier), default=0)
+        for node in operations:  # what begins from nothing, as a state of zeros does, is made where it is read
+            if node in machine and not node.all_input_nodes:
+                turns[node] = min((turns[user] for user in node.users if user in turns), default=0)
         keys = sorted({(turns[node], node in machine) for node in operations})
         groups = {key: [node for node in operations if (turns[node], node in machine) == key] for key in keys}
         return [self._part(is_machine, nodes) for (_, is_machine), nodes in groups.items()]

@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.halves import Halves
-from lthfunc.sparse.interpretation import inputs_of, leaves_of
-from lthfunc.sparse.partition import Input, Part, Twins, partition, results_of
+from lthfunc.sparse.interpretation import inputs_of, leaves_of, results_of
+from lthfunc.sparse.partition import Input, Part, Twins, partition
 from lthfunc.sparse.pytorch_parts import pytorch_part
 from lthfunc.sparse.regions import region_program
 from lthfunc.sparse.tile_buffers import LANES

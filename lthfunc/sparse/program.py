@@ -176,7 +176,7 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
             known[node] = args[0]
             continue
         try:
-            view = known[node] = lowered(b, node, args, kwargs, at, plain=False)
+            view = known[node] = lowered(b, node, args, kwargs, at)
         except Unsupported as error:
             raise no_rule(node, str(error), name) from error
         if changed_by(node):

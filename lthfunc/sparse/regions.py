@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from lthfunc.sparse.axes import Side
 from lthfunc.sparse.batch_sizes import size_free
-from lthfunc.sparse.boundaries import load_gradient, loaded, store, store_input_gradient
+from lthfunc.sparse.boundaries import handed_in, load_gradient, store, store_input_gradient
 from lthfunc.sparse.builder import Builder, Leaf, Value, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import add_leaves, fixed_buffers, leaves_of, lowered, moved_statistics
-from lthfunc.sparse.lowerings.interface import aten
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
+from lthfunc.sparse.lowerings.placing import covers, placed
 from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.partition import Part, Partition, Twins
 from lthfunc.sparse.shared_weights import emit_operations
@@ -75,43 +77,60 @@ def region_program(
     first = 0
     for node in part.reads:
         shape = node.meta["val"].shape[1:]
-        known[node] = loaded(b, tuple(shape), first=first, needs=gradients and node in partition.differentiable)
+        needs = gradients and node in partition.differentiable
+        known[node] = handed_in(b, tuple(shape), node.meta["val"].dtype, first, needs=needs)
         first += shape.numel()
     inputs: list[Value] = [known[node].value for node in part.reads]
     known |= {node: captured.constants[str(node.target)].clone() for node in at if node.op == "get_attr"}
     for node in sorted((*partition.constants, *part.nodes), key=at.__getitem__):
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: known[each])
         known[node] = lowered(b, node, args, kwargs, at)
-    views: list[View] = [known[node] for node in part.gives]
-    given = fuse(b.operations, [view.value for view in views])
-    outputs = list(dict.fromkeys(given))  # a value and the same, flattened, are one
-    b.outputs.update(outputs)
+    given, shapes = _apart(b, [known[node] for node in part.gives]), [known[node].shape for node in part.gives]
+    values = fuse(b.operations, [view.value for view in given])
+    given = [view.of(value) for view, value in zip(given, values, strict=True)]
+    outputs = list(dict.fromkeys(given))
+    b.outputs.update(values)
     emit_operations(b)
     forward = _halves(b, outputs, inputs)
+    code = finished(b)
     return RegionProgram(
-        finished(b), forward, gradients, b.leaves, frozenset(b.frozen), _places(b, leaves),
+        code, forward, gradients, b.leaves, frozenset(b.frozen), _places(b, leaves),
         moved_statistics(part.nodes, known),
-        tuple(views[given.index(value)].shape for value in outputs),
-        tuple((outputs.index(value), view.shape) for value, view in zip(given, views, strict=True)),
+        tuple(view.shape for view in outputs),
+        tuple((outputs.index(view), shape) for view, shape in zip(given, shapes, strict=True)),
         tuple(known[node].shape for node in part.reads), tuple(value.needs for value in inputs), dict(b.folded),
-        any(node.target in _DRAWING and bool(node.args[2]) for node in part.nodes),
+        _draws(code),
     )  # fmt: skip
 
 
-_DRAWING = (aten.dropout.default, aten.dropout_.default)
+def _draws(code: MachineCode) -> bool:
+    """Whether any instruction drops something."""
+    columns = {OPCODES[name]: 4 + each.index("threshold") for name, each in COLUMNS.items() if "threshold" in each}
+    return any(int(row[columns[int(row[0])]]) > 0 for row in code.rows if int(row[0]) in columns)
 
 
-def _halves(b: Builder, outputs: list[Value], inputs: list[Value]) -> int:
+def _apart(b: Builder, views: list[View]) -> list[View]:
+    """Values that the part gives, each all of one: copies where they are parts of one, or seen in several orders."""
+    flat = [view._replace(flat=True) if view.arranged is None else view for view in views]
+    orders = {view.value: {other.arrangement for other in flat if other.value is view.value} for view in flat}
+    return [
+        view if covers(view) and len(orders[view.value]) == 1
+        else placed(b, view, [Side.EXAMPLE, *[Side.CHANNEL] * len(view.shape)])
+        for view in flat
+    ]  # fmt: skip
+
+
+def _halves(b: Builder, outputs: list[View], inputs: list[Value]) -> int:
     """Add what hands values in and out, and the backward half; returns how many instructions the forward half has."""
     firsts = [0]
-    for value in outputs:
-        b.read(value)
-        store(b, View(value, flat=True), value, firsts[-1])
-        firsts.append(firsts[-1] + value.buffer.features)
+    for view in outputs:
+        b.read(view.value)
+        store(b, view, view.value, firsts[-1])
+        firsts.append(firsts[-1] + view.value.buffer.features)
     forward = len(b.instructions)
     if b.training:
-        for value, first in zip(outputs, firsts, strict=False):
-            load_gradient(b, View(value, flat=True), value, first)
+        for view, first in zip(outputs, firsts, strict=False):
+            load_gradient(b, view, view.value, first)
         for gradient in reversed(b.backward):
             gradient()
         first = 0
