@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import shorter, with_splits
 from method_plans import outcome, plan_for
 from torch import Tensor, nn
 
@@ -36,7 +37,7 @@ class Named(nn.Module):
 
 def a_plan(data: lf.Dataset, method: str, **given: Any) -> Any:
     model = lf.from_module(Named(), warn=False)
-    return plan_for(method, model, data, steps=6, eval_every=3, batch_size=40, lr=0.1, density=0.2, **given)
+    return plan_for(method, model, data, steps=6, eval_every=3, lr=0.1, density=0.2, **{"batch_size": 40, **given})
 
 
 @pytest.mark.parametrize("method", ["sign-in", "str", "l0", "continuous-sparsification"])
@@ -97,6 +98,16 @@ def test_what_would_undo_a_method_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         a_plan(few_digits, method, **given)
+
+
+def test_particles_may_take_all_examples_in_a_step(few_digits: lf.Dataset) -> None:
+    data = with_splits(few_digits, lambda split: shorter(split, 60))
+    (trainer,) = (each.trainer for each in a_plan(data, "swamp", rounds=1, particles=3, batch_size=20).through)
+    assert trainer.batch_size == data.examples == 60
+    with pytest.raises(
+        UserError, match=r"^--particles: invalid value 4 \(expected at most 3, as each takes 20 of the 60"
+    ):
+        a_plan(data, "swamp", rounds=1, particles=4, batch_size=20)
 
 
 def test_an_average_in_a_trainer_of_ones_own_is_refused(few_digits: lf.Dataset) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.experiments.methods.group_lasso import _shrinking, by_groups, shrunk
+from lthfunc.experiments.methods.swamp import repeated
 from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.reports.method_costs import NetworkFlops, training_flops
 from lthfunc.training.batches import batches
@@ -124,6 +125,15 @@ def test_particles_learn_from_batches_of_their_own_and_their_mean_is_pruned(sett
         torch.testing.assert_close(found.ticket.params[name], leaf, rtol=1e-6, atol=1e-9)
     assert found.test == pytest.approx(quality(chosen, data.test), rel=1e-6)
     assert [each.trainer.batch_size for each in setting.plan("swamp").through] == [4 * BATCH] * 2
+
+
+def test_particles_begin_alike_in_memory_of_their_own() -> None:
+    leaf = torch.arange(6.0).view(2, 3)
+    (many,) = repeated({"w": leaf}, 3).values()
+    assert torch.equal(many, torch.stack([leaf] * 3))
+    many[1] += 1
+    assert many.sum((1, 2)).tolist() == [15, 21, 15]
+    assert float(leaf.sum()) == 15
 
 
 def test_costs_are_of_all_particles_and_of_the_weights_that_compute(setting: Setting) -> None:

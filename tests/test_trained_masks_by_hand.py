@@ -215,13 +215,11 @@ def test_top_kasts_densities_may_meet_and_never_pass_one(setting: Setting) -> No
 
 @pytest.mark.parametrize("name", ["supermask", "edge-popup", "top-kast"])
 def test_a_small_layer_keeps_one_weight(name: str) -> None:
-    """Of 100 and 4 weights at a density of 5 %: four and one."""
-    model = lf.from_module(nn.Sequential(nn.Linear(50, 2, bias=False), nn.Linear(2, 2, bias=False)))
-    drawn = torch.Generator().manual_seed(0)
-    few = lf.data.from_tensors(
-        "few", (torch.randn(30, 50, generator=drawn), torch.arange(30) % 2), (torch.randn(9, 50), torch.arange(9) % 2),
-        val=6,
-    )  # fmt: skip
+    """Of 100 and 4 weights at a density of 5 %: four and one. The first layer has a single output."""
+    model = lf.from_module(nn.Sequential(nn.Linear(100, 1, bias=False), nn.Linear(1, 4, bias=False)))
+    drawn, y = torch.Generator().manual_seed(0), torch.arange(30) % 4
+    x = torch.randn(30, 100, generator=drawn)
+    few = lf.data.from_tensors("few", (x, y), (x[:9], y[:9]), val=6)
     (through,) = plan_for(name, model, few, steps=4, eval_every=2, batch_size=5, density=0.05).through
     begun = through.begin(lf.init(model), 0)
     ticket = through.ticket(begun.params, begun.buffers, lf.init(model))
