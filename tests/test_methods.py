@@ -190,6 +190,11 @@ def test_rewindings_by_hand() -> None:
     assert (int(rate.step), rate.opt) == (3, ())
     assert lf.same_bits(rate.params, trained.params)
     assert int(lf.finetuned(trained).step) == 5
+    loaded = MODEL._replace(init=lambda seed: (anchor.params, anchor.buffers), redraw=MODEL.init)  # weights of a file
+    for model in (MODEL, loaded):
+        fresh = lf.reinitialised(trained, model, 7)
+        assert lf.same_bits(fresh.params, lf.apply_masks(MODEL.init(7)[0], trained.masks))
+        assert (int(fresh.step), fresh.opt) == (0, ())
     flipped = lf.inverted_masks(trained.masks)
     assert all(torch.equal(flipped[name], ~mask) for name, mask in trained.masks.items())
     assert lf.mask_distance(flipped, trained.masks) == 1

@@ -127,13 +127,18 @@ def test_particles_learn_from_batches_of_their_own_and_their_mean_is_pruned(sett
     assert [each.trainer.batch_size for each in setting.plan("swamp").through] == [4 * BATCH] * 2
 
 
-def test_particles_begin_alike_in_memory_of_their_own() -> None:
+def test_particles_begin_alike_in_memory_of_their_own(setting: Setting) -> None:
     leaf = torch.arange(6.0).view(2, 3)
     (many,) = repeated({"w": leaf}, 3).values()
     assert torch.equal(many, torch.stack([leaf] * 3))
     many[1] += 1
     assert many.sum((1, 2)).tolist() == [15, 21, 15]
     assert float(leaf.sum()) == 15
+    dense = dense_of(setting)
+    for mask in setting.plan("swamp").through[0].begin(dense, SEED).masks.values():
+        mask[1] = False
+        assert [bool(each.all()) for each in mask] == [True, False, True, True]
+    assert lf.density(dense.masks) == 1
 
 
 def test_costs_are_of_all_particles_and_of_the_weights_that_compute(setting: Setting) -> None:

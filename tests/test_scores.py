@@ -142,6 +142,12 @@ def test_scores_that_look_back() -> None:
     assert lf.distance_moved(then)(now, masks)["w"].tolist() == [1, 4, 1]
     assert lf.large_init_large_final(then)(now, masks)["w"].tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3])
     assert lf.inverted_score(lf.magnitude)(now, masks)["w"].tolist() == [-1, -3, -0.5]
+    for make in (lf.large_init, lf.magnitude_increase, lf.distance_moved, lf.large_init_large_final):
+        for other, fault in (({"v": then["w"]}, "missing in it"), ({"w": torch.ones(1)}, r"of shape \(1,\) in it")):
+            with pytest.raises(
+                UserError, match=rf"^anchor: belongs to another network: 'w', of shape \(3,\), is {fault}"
+            ):
+                make(other)(now, masks)
 
 
 def test_wanda_by_hand() -> None:
