@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add("--every", type=int, default=_EVERY, help=f"steps between two updates ({_EVERY})")
     options.threads()
     options.add("--repeats", type=int, default=5, help="timings of each (5)")
-    options.add("--scale", action="store_true", help="SET on 10⁶ of 10⁹ weights instead, without dense trees")
+    options.add("--scale", action="store_true", help="SET and RigL on 10⁶ of 10⁹ weights instead, without dense trees")
     options.json()
     run(**options.parsed(arguments))
 

@@ -1,4 +1,4 @@
-"""A network of more than 10⁹ weights, of which 10⁶ are there: trained with SET's updates, without dense trees.
+"""A network of 10⁹ weights and more, of which 10⁶ are there: trained with updates of SET and RigL, without dense trees.
 
     lthfunc benchmark dynamic --scale
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -52,8 +53,10 @@ def measured(steps: int, every: int, repeats: int, about: dict[str, Any]) -> lis
     before, begun = _peak(), time.perf_counter()
     state = lf.init_packed(net, SURVIVORS / weights)
     print(f"{state!r} after {time.perf_counter() - begun:.2f} s")
-    found: tuple[list[float], list[float]] = ([], [])
-    for rates, updates in repeats * list(zip(found, (None, _set(range(every, steps, every))), strict=True)):
+    found: tuple[list[float], ...] = ([], [], [])
+    updating = range(every, steps, every)
+    kinds = (None, _updates(updating, _at_random), _updates(updating, _by_gradient(data)))
+    for rates, updates in repeats * list(zip(found, kinds, strict=True)):
         train = lf.train_packed(net, data, optimizer=lf.adam(1e-3), steps=1 + steps, batch_size=BATCH, updates=updates)
         first = lf.train_packed(net, data, optimizer=lf.adam(1e-3), steps=1, batch_size=BATCH)(state)
         begun = time.perf_counter()
@@ -62,15 +65,16 @@ def measured(steps: int, every: int, repeats: int, about: dict[str, Any]) -> lis
     kept = sum(map(len, last.positions.values()))
     held = sum(leaf.nbytes for leaf in leaves(last))
     medians = [statistics.median(rates) for rates in found]
-    update = (steps / medians[1] - steps / medians[0]) / len(range(every, steps, every))
     peak = _peak()
-    print(f"{medians[0]:10.2f} steps/s with a fixed mask, {medians[1]:.2f} with an update every {every} steps")
-    print(f"{1000 * update:10.0f} ms an update")
+    print(f"{medians[0]:10.2f} steps/s with a fixed mask")
+    for name, rate in zip(("SET", "RigL"), medians[1:], strict=True):
+        update = (steps / rate - steps / medians[0]) / len(updating)
+        print(f"{rate:10.2f} steps/s by {name}, {1000 * update:.0f} ms an update every {every} steps")
     print(f"{peak / 2**30:10.2f} GiB at most, {(peak - before) / 2**30:.2f} of them for the training")
     print(f"{held / kept:10.1f} bytes a survivor in the state, {(peak - before) / kept:.1f} at most, {_FLOOR} at least")
     more = {"survivors": kept, "weights": weights, "peak bytes": peak, "bytes of the training": peak - before,
             "bytes of the state": held, "least bytes": _FLOOR * kept}  # fmt: skip
-    names = ("lthfunc, packed, fixed", "lthfunc, packed, SET")
+    names = ("lthfunc, packed, fixed", "lthfunc, packed, SET", "lthfunc, packed, RigL")
     return [
         record(rates, variant=name, density=SURVIVORS / weights, steps=steps, **about, **more)
         for name, rates in zip(names, found, strict=True)
@@ -83,14 +87,22 @@ def _data() -> lf.Dataset:
     return lf.data.from_tensors("noise", (x, y), (x[:BATCH], y[:BATCH]), val=BATCH)
 
 
-def _set(steps: range) -> lf.MaskUpdates:
-    def exchange(network: DenseNetwork, now: UpdateContext) -> DropAndGrow:
-        return lf.random_growth(now.seed, now.step), _DROP
+Exchange = Callable[[DenseNetwork, UpdateContext], DropAndGrow]
 
+
+def _updates(steps: range, exchange: Exchange) -> lf.MaskUpdates:
     def change(state: TrainState, now: UpdateContext) -> TrainState:
-        return lf.drop_and_grow(state, lf.random_growth(now.seed, now.step), _DROP)
+        raise AssertionError("there is no dense state")
 
     return lf.MaskUpdates(tuple(steps), change, exchange=exchange)
+
+
+def _at_random(network: DenseNetwork, now: UpdateContext) -> DropAndGrow:
+    return lf.random_growth(now.seed, now.step), _DROP
+
+
+def _by_gradient(data: lf.Dataset) -> Exchange:
+    return lambda network, now: (lf.gradient_growth(data, BATCH, now.seed, now.step), _DROP)
 
 
 def _peak() -> int:

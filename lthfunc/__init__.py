@@ -193,6 +193,7 @@ if TYPE_CHECKING:
         feature_matching as feature_matching,
         teacher_divergence as teacher_divergence,
     )
+    from lthfunc.training.gradient_growth import gradient_growth as gradient_growth
     from lthfunc.training.language import (
         label_smoothed_next_token as label_smoothed_next_token,
         next_token as next_token,

@@ -32,9 +32,10 @@ def test_training_at_scale_is_measured(tmp_path: Path, monkeypatch: pytest.Monke
     measured = tmp_path / "scale.json"
     options = ["--scale", "--steps", "5", "--every", "2", "--repeats", "2", "--json", str(measured)]
     assert main(["benchmark", "dynamic", *options]) == 0
-    fixed, changing = json.loads(measured.read_text())["records"]
+    fixed, changing, rigl = json.loads(measured.read_text())["records"]
     assert (fixed["variant"], changing["variant"]) == ("lthfunc, packed, fixed", "lthfunc, packed, SET")
-    assert fixed["repeats"] == changing["repeats"] == 2
+    assert rigl["variant"] == "lthfunc, packed, RigL"
+    assert fixed["repeats"] == changing["repeats"] == rigl["repeats"] == 2
     assert changing["weights"] == 30 * 20_000 + 20_000**2 + 200_000
     assert changing["survivors"] == 2_000
     assert changing["bytes of the state"] > changing["least bytes"] == 32_000

@@ -59,6 +59,7 @@ def test_sums_of_no_places_are_refused(sides: tuple[int, int]) -> None:
         ("number_gradients", {BY_ROWS}), ("gather_gradients", {BY_ROWS}), ("keep_gradients", {BY_ROWS}),
         ("add_gradients", {BY_ROWS}), ("embedding_gradient", {BY_ROWS}), ("dense_products", {BY_ROWS}),
         ("adam", {BY_ROWS}), ("products", {BY_ROWS, BY_TILES}), ("cross_entropy", {WHOLE}),
+        ("largest_gradients", {WHOLE}),
     ],
 )  # fmt: skip
 def test_instructions_are_split_as_their_kernels_allow(name: str, splits: set[int]) -> None:

@@ -142,6 +142,7 @@ def programs() -> tuple[Parts, ...]:
                     stored=stored, epilogue=epilogue,
                 )  # fmt: skip
             found.append(parts_of(program.code)._replace(tokens=tokens))
+            found += [parts_of(program.whole_layers().code)] if training and not tokens else []
         if tokens:
             continue
         graph = captured(model, SHAPE, training=True)
@@ -195,8 +196,7 @@ class Room:
 
     def is_whole(self) -> bool:
         """Whether nothing was written beside it."""
-        around = torch.cat([self._whole[:GUARD], self._whole[GUARD + len(self.inside) :]])
-        return bool((around == 77.0).all())
+        return bool((torch.cat([self._whole[:GUARD], self._whole[GUARD + len(self.inside) :]]) == 77.0).all())
 
 
 def outcome(parts: Parts, rng: random.Random) -> str:
@@ -220,15 +220,15 @@ def outcome(parts: Parts, rng: random.Random) -> str:
     x = torch.rand(1, share * examples, *SHAPE)
     if parts.tokens:
         x = torch.randint(0, 9, (1, share * examples, 7), generator=torch.Generator().manual_seed(examples))
-    y = torch.zeros(1, share * examples, dtype=torch.int64)
+    y, largest, one = torch.zeros(1, share * examples, dtype=torch.int64), torch.empty(3).long(), x[0, :examples]
     machine, every, update = torch.ops.lthfunc, (program, 0, len(parts.rows)), rng.randint(0, len(parts.rows))
     memory = [held[name] for name in ("activations", "values", "gradients", "partials", "constants")]
     calls: tuple[Callable[[], object], ...] = (
         lambda: machine.run(*every, *memory, held["kept"], clock.inside, totals.inside, torch.tensor([0.01]), x, y,
                             held["outputs"], examples, share, update, 1, 0, 7),
-        lambda: machine.run_half(*every, *memory, x[0, :examples], held["outputs"], held["input_gradients"], examples,
-                                 7),
-        lambda: machine.infer(program, held["activations"], held["values"], held["constants"], x[0, :examples], True),
+        lambda: machine.run_half(*every, *memory, one, held["outputs"], held["input_gradients"], examples, 7),
+        lambda: machine.infer(program, held["activations"], held["values"], held["constants"], one, True),
+        lambda: machine.largest_gradients(program, 0, held["activations"], examples, largest[:0], largest),
     )  # fmt: skip
     torch.set_num_threads(threads)
     ran = 0

@@ -20,9 +20,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
 from lthfunc.sparse.views import Normalised as Normalised, Value as Value, View as View
-
-#: An instruction's columns, known once memory is laid out: (name, split, rows, columns).
-Late = Callable[[], tuple[str, int, int, dict[str, int]]]
+from lthfunc.sparse.written import Late as Late, Writer
 
 
 class FusedStep(IntEnum):
@@ -85,14 +83,14 @@ class Leaf(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A layer's surviving weights. positions: int64 (survivors,), in the flattened leaf, in its order."""
+    """A layer's weights: their shape, and how many survive. Which, late functions ask `Builder.positions_of`."""
 
     shape: tuple[int, ...]
-    positions: Tensor
+    survivors: int
 
 
 @dataclass
-class Builder:
+class Builder(Writer):
     """Collects a program for batches of up to `batch` examples; training: with gradients.
 
     leaves: where parameters lie among the values; frozen: those without a gradient, behind all others. weights: of the
@@ -101,17 +99,19 @@ class Builder:
     that are values themselves. outputs: the network's, which are handed out. spare: memory that was read for the last
     time. once: gradients are taken once of what a step computed, so that values may be overwritten as soon as nothing
     reads them. fixed: buffers that nothing changes; folded: those of them whose values the program is made of.
-    size_free: tells of an operation whether none of its numbers depends on the size of the batch.
+    size_free: tells of an operation whether none of its numbers depends on the size of the batch. whole_layers: of
+    weights, an instruction for all their gradients, and the program's before which it may run. local: whether values
+    may lie in memory of one tile at a time; otherwise the program may run in parts.
+
+    How many weights survive decides what is added; where they lie, late functions alone ask (`Lowered`).
     """
 
     batch: int
     training: bool
     operations: list[Operation] = field(default_factory=list)
-    instructions: list[Late] = field(default_factory=list)
     backward: list[Callable[[], None]] = field(default_factory=list)
     tile_buffers: list[TileBuffer] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
-    lists: list[Tensor] = field(default_factory=list)
     leaves: dict[str, Leaf] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     weights: dict[str, Weights] = field(default_factory=dict)
@@ -124,8 +124,9 @@ class Builder:
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)
     size_free: Callable[[Node], bool] = field(default=lambda node: False)
-    list_entries: int = 0
     spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
+    whole_layers: dict[str, tuple[int, Late]] = field(default_factory=dict)
+    local: bool = True
 
     @property
     def tiles(self) -> int:
@@ -147,7 +148,8 @@ class Builder:
         count = math.prod(shape)
         if len(shape) > 1:
             positions = torch.arange(count) if positions is None else positions
-            self.weights[name], count = Weights(shape, positions), len(positions)
+            self.positions[name], count = positions, len(positions)
+            self.weights[name] = Weights(shape, count)
         self.leaves[name] = Leaf(self.values, count)
         if frozen:
             self.frozen.add(name)
@@ -177,16 +179,6 @@ class Builder:
         """Store constants; returns where they begin."""
         self.constants.extend(values)
         return len(self.constants) - len(values)
-
-    def table(self, values: Tensor) -> int:
-        """Store a list; returns where it begins. Called when addresses are known."""
-        if values.dtype != torch.int32:
-            if values.numel() and int(values.max()) >= 2**31:
-                raise OverflowError("a list reaches further than 32 bits count")
-            values = values.to(torch.int32)
-        self.lists.append(values)
-        self.list_entries += values.numel()
-        return self.list_entries - values.numel()
 
     def read(self, value: Value, *, differentiates: bool = True) -> None:
         """Have a value written, if it is not yet. differentiates: whoever reads it writes a part of its gradient."""

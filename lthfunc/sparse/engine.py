@@ -14,12 +14,12 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
-from lthfunc.sparse.exchange import exchanged, masks_of
+from lthfunc.sparse.exchange import by_growth, exchanged, masks_of
 from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.new_masks import exchanged_for
-from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
+from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, lower
 from lthfunc.sparse.python_losses import check_features, computes_loss
 from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
@@ -117,28 +117,24 @@ class _Programs(threading.local):
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._last: tuple[Masks, object, Program] | None = None
+        self._last: tuple[Lowered, object] | None = None
 
     def program(
         self, state: TrainState, batch: int, stored: Stored, positions: Mapping[str, Tensor] | None = None
     ) -> Program:
         """For networks under this state's masks. positions: where their survivors lie, if that is known."""
-        work = self._work
-        if self._last is not None and positions is None:
-            masks, given, program = self._last
-            same = program.fits(state.buffers)
-            same = same and all(torch.equal(mask, masks[name]) for name, mask in state.masks.items())
-            if same and given == (batch, stored):
-                return program
+        work, last = self._work, self._last
+        if last is not None and last[1] == (batch, stored) and last[0].program.fits(state.buffers):
+            lowered = last[0]
+            if lowered.program.is_under(state.masks) if positions is None else lowered.move_to(positions):
+                return lowered.program
         loss, update = "cross_entropy" if computes_loss(work) else None, machine_numbers(work.optimizer)
-        epilogue = Epilogue(loss, True, update or ())
-        graph = captured(work.model, stored.shape, training=True)
-        program = program_of(
-            graph, state.params, state.buffers, state.masks, batch=batch, stored=stored, epilogue=epilogue,
-            positions=positions,
+        lowered = lower(
+            captured(work.model, stored.shape, training=True), state.params, state.buffers, state.masks, batch=batch,
+            stored=stored, epilogue=Epilogue(loss, True, update or ()), positions=positions,
         )  # fmt: skip
-        self._last = {name: mask.clone() for name, mask in state.masks.items()}, (batch, stored), program
-        return program
+        self._last = lowered, (batch, stored)
+        return lowered.program
 
 
 class _Loop:
@@ -209,11 +205,10 @@ class _Loop:
         else:
             growth, drop_fraction = decided
             if isinstance(growth, GradientGrowth):
-                batch, draw = growth.batch(), (self._step, self._seed)
-                magnitudes = self._gradients.magnitudes(self._workspace, self._state.masks, batch, self._stored, draw)
-                growth = growth.scores() if magnitudes is None else magnitudes
-            sizes = {name: mask.numel() for name, mask in self._state.masks.items()}
-            found = exchanged(self._workspace, sizes, growth, drop_fraction)
+                grow = self._gradients.growing(self._workspace, growth, self._stored, (self._step, self._seed))
+            else:
+                grow = by_growth(growth, {name: mask.numel() for name, mask in self._state.masks.items()})
+            found = exchanged(self._workspace, self._state.masks, grow, drop_fraction)
         state = self._state._replace(masks=masks_of(found.positions, self._state.masks))
         program = self._programs.program(state, self._batch, self._stored, found.positions)
         self._take_up(self._workspace.moved(program, found.sources), state)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,9 @@ from lthfunc.sparse.workspace import Workspace
 from lthfunc.sparsify.scores import Scores
 from lthfunc.training.results import LayerChange
 from lthfunc.trees.types import Growth, Masks
+
+#: (the places that are taken in each layer, rising; how many weights grow there) -> the places that grow, rising.
+Growing = Callable[[Mapping[str, Tensor], Mapping[str, int]], Mapping[str, Tensor]]
 
 
 class Exchange(NamedTuple):
@@ -26,32 +28,49 @@ class Exchange(NamedTuple):
     layers: dict[str, LayerChange]
 
 
-def exchanged(
-    workspace: Workspace, sizes: Mapping[str, int], growth: Scores | Growth, drop_fraction: float
-) -> Exchange:
+def by_scores(scores: Scores) -> Growing:
+    """Weights of the largest scores grow. They are float32, without NaN."""
+
+    def grow(taken: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mapping[str, Tensor]:
+        found = {name: torch.empty(count, dtype=torch.int64) for name, count in counts.items()}
+        for name, places in found.items():  # of equal ones the first
+            torch.ops.lthfunc.largest(scores[name].flatten(), taken[name], places)
+        return found
+
+    return grow
+
+
+def by_growth(growth: Scores | Growth, sizes: Mapping[str, int]) -> Growing:
+    """What `drop_and_grow` takes: scores, or a function that picks, such as `random_growth`'s. sizes: of the masked
+    layers, pruned weights counted."""
+    if isinstance(growth, dict):
+        return by_scores(growth)
+    return lambda taken, counts: {name: growth(name, taken[name], sizes[name], counts[name]) for name in taken}
+
+
+def exchanged(workspace: Workspace, names: Iterable[str], grow: Growing, drop_fraction: float) -> Exchange:
     """Drop a share of each layer's weights, those of the least magnitude, and grow as many others.
 
-    sizes: of the masked layers, pruned weights counted. growth: as `drop_and_grow` takes it; scores are float32,
-    without NaN.
+    names: of the masked layers.
     """
-    program = workspace.program
+    program, operations = workspace.program, torch.ops.lthfunc
     positions, layers = dict(program.positions), dict[str, LayerChange]()
+    taken, numbers, counts = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
+    for name in names:
+        first, size = program.leaves[name]
+        counts[name] = round(size * drop_fraction)
+        taken[name], numbers[name] = torch.empty(2, size - counts[name], dtype=torch.int64)
+        values = workspace.values[first : first + size]
+        operations.drop_smallest.default(values, positions[name], first, taken[name], numbers[name])
+    grown = grow(taken, counts)
     sources = torch.arange(len(workspace.values))
-    for name, size in sizes.items():
-        leaf, before = program.leaves[name], program.positions[name]
-        values = workspace.values[leaf.first : leaf.first + leaf.size]
-        moved = round(leaf.size * drop_fraction)
-        kept = _largest(values.abs(), before[:0], leaf.size - moved)
-        remaining = before.index_select(0, kept)
-        if isinstance(growth, dict):
-            grown = _largest(growth[name].flatten(), remaining, moved)
-        else:
-            grown = growth(name, remaining, size, moved)
-        positions[name], numbers = torch.empty_like(before), torch.empty_like(before)
-        torch.ops.lthfunc.merge_places(remaining, kept, grown, positions[name], numbers)
-        sources[leaf.first : leaf.first + leaf.size] = numbers.add_(leaf.first).masked_fill_(numbers < leaf.first, -1)
-        again = _shared(grown, before)  # dropped and grown
-        layers[name] = LayerChange(leaf.size, moved - again, moved - again)
+    for name, count in counts.items():
+        (first, size), before = program.leaves[name], positions[name]
+        positions[name] = torch.empty_like(before)
+        again = operations.merge_places.default(  # dropped and grown
+            taken[name], numbers[name], grown[name], before, positions[name], sources[first : first + size]
+        )
+        layers[name] = LayerChange(size, count - again, count - again)
     return Exchange(positions, sources, layers)
 
 
@@ -61,18 +80,3 @@ def masks_of(positions: Mapping[str, Tensor], like: Masks) -> Masks:
         name: torch.zeros_like(mask).view(-1).index_fill_(0, positions[name], True).view(mask.shape)
         for name, mask in like.items()
     }
-
-
-def _shared(some: Tensor, others: Tensor) -> int:
-    """How many places are in both. Both rise."""
-    if not len(others):
-        return 0
-    at = np.searchsorted(others.numpy(), some.numpy()).clip(max=len(others) - 1)
-    return int((others.numpy()[at] == some.numpy()).sum())
-
-
-def _largest(scores: Tensor, taken: Tensor, count: int) -> Tensor:
-    """The places of the largest scores, but those taken: int64 (count,), rising; of equal scores the first."""
-    found = torch.empty(count, dtype=torch.int64)
-    torch.ops.lthfunc.largest(scores, taken, found)
-    return found

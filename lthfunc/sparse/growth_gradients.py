@@ -1,22 +1,28 @@
-"""Gradients of all weights by the machine, pruned ones among them: by their size RigL's weights grow."""
+"""Weights that grow by the size of their gradients, as RigL's do: the machine takes these of all weights."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
 
 from lthfunc.sparse.capture import captured
-from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.exchange import Growing, by_scores
+from lthfunc.sparse.largest_gradients import growth_draw, places_of_largest
+from lthfunc.sparse.program import IN_PARTS, Epilogue, Lowered, Program, Stored, lower, program_of
 from lthfunc.sparse.python_losses import computes_loss
+from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.engines.interface import Work
+from lthfunc.training.results import GradientGrowth
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.rng import key
-from lthfunc.trees.types import Batch, Params
+from lthfunc.trees.types import Batch, Buffers, Params
 
 
 class GrowthGradients(threading.local):
-    """Takes them on a program of the dense network, which is made once and serves all masks; each thread has its own.
+    """Takes them layer by layer on the network's own program or, where layers of other kinds are masked, all at once on
+    that of the dense network, which is made once and serves all masks. Each thread has its own.
 
     Their bits don't depend on the number of threads, and differ from PyTorch's by rounding.
     """
@@ -24,6 +30,54 @@ class GrowthGradients(threading.local):
     def __init__(self, work: Work) -> None:
         self._work = work
         self._made: tuple[Stored, int, Workspace] | None = None
+        self._in_parts: tuple[tuple[Stored, int], Lowered] | None = None
+
+    def growing(self, network: Workspace, growth: GradientGrowth, stored: Stored, draw: tuple[int, int]) -> Growing:
+        """What grows of a network. stored: how its program reads inputs. draw: (step, seed), by which random layers
+        draw."""
+
+        def grow(taken: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mapping[str, Tensor]:
+            batch, program = growth.batch(), network.program
+            fits = computes_loss(self._work) and len(batch[0]) <= program.batch
+            if fits and taken.keys() <= program.whole_layers().before.keys():
+                running = network.aside(self._program_in_parts(network, stored))
+                found: Mapping[str, Tensor] | None = places_of_largest(running, self._read(batch), draw, taken, counts)
+            else:
+                magnitudes = self.magnitudes(network, taken, batch, stored, draw)
+                found = None if magnitudes is None else by_scores(magnitudes)(taken, counts)
+            return by_scores(growth.scores())(taken, counts) if found is None else found
+
+        return grow
+
+    def _read(self, batch: Batch) -> Batch:
+        """A batch as programs read it: inputs are stored scaled where they are augmented."""
+        x, y = batch
+        return (x if self._work.augment is None else scaled(x, self._work.scale)), y
+
+    def _program_in_parts(self, network: Workspace, stored: Stored) -> Program:
+        """The network's program, or the same without memory of one tile at a time, which needs it to run as a whole."""
+        program = network.program
+        if not program.code.local:
+            return program
+        given, made = (stored, program.batch), self._in_parts
+        if (
+            made is None
+            or made[0] != given
+            or not made[1].program.fits(program.folded)
+            or not made[1].move_to(program.positions)
+        ):
+            graph = captured(self._work.model, stored.shape, training=True)
+            epilogue = Epilogue(update=machine_numbers(self._work.optimizer) or ())
+            made = self._in_parts = given, lower(
+                graph, *self._leaves(network), {}, batch=program.batch, stored=stored, epilogue=epilogue,
+                positions=program.positions, builder=IN_PARTS,
+            )  # fmt: skip
+        return made[1].program
+
+    def _leaves(self, network: Workspace) -> tuple[Params, Buffers]:
+        """Of their shapes; those buffers that a program is made of as they are."""
+        buffers = {name: leaf.clone() for name, leaf in self._work.model.training.named_buffers()}
+        return network.dense(network.values), buffers | network.program.folded
 
     def magnitudes(
         self, network: Workspace, names: Iterable[str], batch: Batch, stored: Stored, draw: tuple[int, int]
@@ -34,13 +88,11 @@ class GrowthGradients(threading.local):
         """
         if not computes_loss(self._work):
             return None
-        x, y = batch
-        if self._work.augment is not None:  # inputs are stored scaled then
-            x = scaled(x, self._work.scale)
+        x, y = self._read(batch)
         dense = self._workspace(network, stored, len(x))
         _spread(network, dense)
-        step, seed = draw[0], key(draw[1], "growth-dropout") % 2**32
-        dense.run(x[None], y[None], 1, step, seed, within=(0, dense.program.backward))
+        within = (0, dense.program.backward)
+        dense.run(x[None], y[None], 1, draw[0], growth_draw(draw[1]), within=within)
         if dense.gradients.sum().isnan():
             return None
         parts = dense.parts(dense.gradients.abs())
@@ -51,8 +103,7 @@ class GrowthGradients(threading.local):
         if self._made is not None and self._made[:2] == (stored, examples) and self._made[2].program.fits(folded):
             return self._made[2]
         graph = captured(self._work.model, stored.shape, training=True)
-        params = network.dense(network.values)
-        buffers = {name: leaf.clone() for name, leaf in self._work.model.training.named_buffers()} | folded
+        params, buffers = self._leaves(network)
         program = program_of(graph, params, buffers, {}, batch=examples, stored=stored, epilogue=Epilogue())
         made = Workspace(program, params, buffers)
         self._made = stored, examples, made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.kernels.instructions import encoded
 from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.sparse.written import Late, Written
 
 
 @dataclass(eq=False)
@@ -56,6 +58,7 @@ _OF_A_ROW: dict[str, tuple[str, ...]] = {
     "group_normalise": ("height", "width", "channels"),
     "group_normalise_gradient": ("height", "width", "channels"),
     "number_gradients": ("ny", "nx"),
+    "largest_gradients": ("columns", "ny", "nx"),
     "combine_gradient": ("height", "width", "over_channels", "over_height", "over_width"),
 }
 
@@ -84,22 +87,35 @@ def _work(name: str, tiles: int, lists: Tensor, rows: int, columns: dict[str, in
 
 
 def finished(builder: Builder) -> MachineCode:
-    """Lay out memory and write all instructions down."""
+    """Lay out memory and write all instructions down.
+
+    Once more for a builder that was finished already, where others of its weights survive.
+    """
     vectors = 0
     for buffer in builder.tile_buffers:
         buffer.base = vectors
         vectors += builder.tiles * buffer.tile
     local = _lay_out_local(builder, vectors)
-    made = [late() for late in builder.instructions]
-    lists = torch.cat(builder.lists) if builder.lists else torch.zeros(0, dtype=torch.int32)
-    rows = [
-        encoded(name, split, count, _work(name, builder.tiles, lists, count, columns), **columns)
-        for name, split, count, columns in made
-    ]
+    return _assembled(builder, builder.write_all(), vectors + builder.tiles * local, local)
+
+
+def finished_beside(builder: Builder, instructions: Sequence[Late], code: MachineCode) -> MachineCode:
+    """Instructions of their own on the activations of a builder's finished program."""
+    return _assembled(builder, builder.write_beside(instructions), code.vectors, 0)
+
+
+def _assembled(builder: Builder, written: Sequence[Written], room: int, local: int) -> MachineCode:
+    tables = [table for each in written for table in each.lists]
+    lists = torch.cat(tables) if tables else torch.zeros(0, dtype=torch.int32)
+    for each in written:
+        if not each.row:
+            name, split, count, columns = each.instruction
+            each.row = encoded(name, split, count, _work(name, builder.tiles, lists, count, columns), **columns)
+    rows = [each.row for each in written]
     constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
     return MachineCode(
-        torch.tensor(rows, dtype=torch.int64), lists, constants, vectors + builder.tiles * local, builder.values,
-        builder.trained, builder.batch, local,
+        torch.tensor(rows, dtype=torch.int64), lists, constants, room, builder.values, builder.trained, builder.batch,
+        local,
     )  # fmt: skip
 
 

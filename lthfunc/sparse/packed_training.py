@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lthfunc.arguments import public
 from lthfunc.errors import DivergedError, UserError, invalid
+from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, captured_call
-from lthfunc.sparse.exchange import exchanged
+from lthfunc.sparse.exchange import Growing, by_growth, exchanged
 from lthfunc.sparse.kernels.build import load_kernels
+from lthfunc.sparse.largest_gradients import places_of_largest
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.packed_state import PackedState, fresh_optimizer
-from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
+from lthfunc.sparse.program import IN_PARTS, Epilogue, Lowered, Program, Stored, lower
 from lthfunc.sparse.updates import Numbers, machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
@@ -64,10 +66,11 @@ def train_packed(
     engine on dense trees. module: the network, on the meta device where it would not fit into memory; its loss is cross
     entropy, of tokens where they have targets. data: the data set. optimizer: `sgd` or `adam`, also chained with what
     the sparse engine has instructions for. batch_size: examples in a step. seed: decides the order of examples.
-    updates: masks that change on the way; their `exchange` has to name a function that picks weights, such as
-    `random_growth`, since there is no dense network to be scored. Raises UserError for an operation without a lowering,
-    an optimiser that Python would have to compute, and a module that could not be compared with its graph;
-    DivergedError where a loss or weight is not finite at an update of masks or at the end.
+    updates: masks that change on the way; their `exchange` has to name what picks weights without a number for each,
+    `random_growth` or `gradient_growth`: there is no dense network to be scored. Raises UserError for an operation
+    without a lowering, an optimiser that Python would have to compute, a module that could not be compared with its
+    graph, and layers that `gradient_growth` does not take; DivergedError where a loss, weight or gradient is not finite
+    at an update of masks, or a loss or weight at the end.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> with torch.device("meta"):
@@ -157,6 +160,7 @@ class _PackedNetwork:
         example = torch.zeros(TRACED_BATCH, *self._shape, dtype=_computed(self._stored.dtype))
         self._graph = _graph(module, self._params, state.buffers, example, training=numbers is not None)
         self._buffers = state.buffers
+        self._lowered: Lowered | None = None
 
     def workspace(self, state: PackedState, numbers: tuple[Numbers, ...] = (), opt: object = None) -> Workspace:
         """What runs from a state on."""
@@ -166,9 +170,14 @@ class _PackedNetwork:
         return made
 
     def _program(self, positions: dict[str, Tensor]) -> Program:
-        return program_of(
+        if self._lowered is None or not self._lowered.move_to(positions):
+            self._lowered = self._lower(positions)
+        return self._lowered.program
+
+    def _lower(self, positions: dict[str, Tensor], builder: Callable[..., Builder] = Builder) -> Lowered:
+        return lower(
             self._graph, self._params, self._buffers, {}, batch=self._batch, stored=self._stored,
-            epilogue=self._epilogue, positions=positions,
+            epilogue=self._epilogue, positions=positions, builder=builder,
         )  # fmt: skip
 
     def updated(
@@ -181,16 +190,40 @@ class _PackedNetwork:
         if isinstance(decided, NewMasks):
             raise invalid("updates", "an exchange with masks", "a function that picks weights, as random_growth is")
         growth, fraction = decided
-        if isinstance(growth, dict | GradientGrowth):
-            raise invalid("updates", "an exchange with scores", "a function that picks weights, as random_growth is")
+        if isinstance(growth, dict):
+            raise invalid("updates", "an exchange with scores", "random_growth or gradient_growth, which ask for none")
         if not 0 <= fraction <= 1:
             raise invalid("drop_fraction", fraction, "a number in [0, 1]")
-        found = exchanged(running, sizes, growth, fraction)
+        if isinstance(growth, GradientGrowth):
+            grow = self._by_gradient(running, growth, now)
+        else:
+            grow = by_growth(growth, sizes)
+        found = exchanged(running, sizes, grow, fraction)
         return running.moved(self._program(found.positions), found.sources), found.positions
+
+    def _by_gradient(self, running: Workspace, growth: GradientGrowth, now: UpdateContext) -> Growing:
+        """What grows by the gradient of a batch, of which one layer's rows are there at a time."""
+
+        def grow(taken: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mapping[str, Tensor]:
+            (x, y), program = growth.batch(), running.program
+            if len(x) > self._batch:
+                raise invalid("updates", f"a growth by {len(x)} examples", f"at most {self._batch}, the batch_size")
+            for name in taken.keys() - program.whole_layers().before.keys():
+                raise UserError(f"updates: gradient_growth takes linear and convolution layers, which {name} is not of")
+            if program.code.local:
+                program = self._lower(program.positions, IN_PARTS).program
+            found = places_of_largest(running.aside(program), (x, y), (now.step, now.seed), taken, counts)
+            if found is None:
+                raise DivergedError(f"training diverged by step {now.step}: a gradient is not finite; lower lr")
+            return found
+
+        return grow
 
 
 def _no_dense_network() -> TrainState:
-    raise UserError("updates: a packed training has no dense network to be scored; random_growth asks for none")
+    raise UserError(
+        "updates: a packed training has no dense network to be scored; random_growth and gradient_growth ask for none"
+    )
 
 
 def _of_shape(leaf: Tensor) -> Tensor:

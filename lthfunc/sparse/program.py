@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from lthfunc.sparse.interpretation import (
 from lthfunc.sparse.kernels.instructions import WHOLE
 from lthfunc.sparse.lowerings.interface import Unsupported
 from lthfunc.sparse.lowerings.placing import covers, filled, first_of, sum_of_steps
-from lthfunc.sparse.machine_code import MachineCode, finished
+from lthfunc.sparse.machine_code import MachineCode, finished, finished_beside
 from lthfunc.sparse.shared_weights import emit_operations
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.updates import Numbers, add_update
@@ -58,6 +59,16 @@ class Epilogue(NamedTuple):
     update: tuple[Numbers, ...] = ()
 
 
+class WholeLayers(NamedTuple):
+    """Instructions that take the gradients of all weights of a layer and keep the largest, on a program's memory.
+
+    before: the layers' names, in the order of instructions, and the program's instruction before which each may run.
+    """
+
+    code: MachineCode
+    before: dict[str, int]
+
+
 class Program(NamedTuple):
     """A network on its survivors, ready for the machine.
 
@@ -66,7 +77,8 @@ class Program(NamedTuple):
     constants; -1 without any. leaves: where each parameter lies among the values; frozen: buffers that follow them.
     positions: for each masked leaf, where its survivors lie in the flattened dense one. counters: buffers that count
     steps. statistics: buffers among the constants. moved: those of them that steps change. folded: the values of
-    buffers that instructions were made of. outputs: the shape of the network's, without the batch.
+    buffers that instructions were made of. outputs: the shape of the network's, without the batch. whole_layers: gives
+    them, made once; without those that share weights and kinds that have no such instruction.
     """
 
     code: MachineCode
@@ -84,22 +96,61 @@ class Program(NamedTuple):
     moved: tuple[str, ...]
     folded: dict[str, Tensor]
     outputs: tuple[int, ...]
+    whole_layers: Callable[[], WholeLayers]
 
     def fits(self, buffers: Mapping[str, Tensor]) -> bool:
         """Whether it computes a network with these buffers."""
         return all(torch.equal(buffers[name], value) for name, value in self.folded.items())
+
+    def is_under(self, masks: Masks) -> bool:
+        """Whether these are the masks of its survivors."""
+        found = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items() if name in self.positions}
+        return all(torch.equal(places, self.positions[name]) for name, places in found.items())
+
+
+#: Makes what collects a program that may run in parts.
+IN_PARTS = functools.partial(Builder, local=False)
+
+
+class Lowered:
+    """A network that is lowered once, and its program for whatever survives while each layer keeps as many weights.
+
+    A new one costs its lists alone, since lowerings decide by numbers of survivors, not by where these lie.
+    """
+
+    def __init__(self, builder: Builder, program: Program) -> None:
+        self._builder, self.program = builder, program
+
+    def move_to(self, positions: Mapping[str, Tensor]) -> bool:
+        """Have the program of other survivors, to the bits of one that is lowered anew; False, with nothing done, where
+        a layer has more of them or fewer. positions: as `Program` has them."""
+        b = self._builder
+        if any(len(places) != b.weights[name].survivors for name, places in positions.items()):
+            return False
+        b.positions = {**b.positions, **positions}
+        self.program = self.program._replace(code=finished(b), positions=dict(positions))
+        return True
 
 
 def program_of(
     graph: Captured, params: Params, buffers: Buffers, masks: Masks, *, batch: int, stored: Stored, epilogue: Epilogue,
     positions: Mapping[str, Tensor] | None = None, builder: Callable[..., Builder] = Builder,
 ) -> Program:  # fmt: skip
-    """Write the program of a network for batches of up to `batch` examples that are stored so.
+    """The program of a network for batches of up to `batch` examples that are stored so.
 
     positions: where the survivors of masked leaves lie, if that is known, as `Program` has them. builder: makes what
     collects it, where lowerings need more than others. Raises UserError, with the operation and its line in the
     network, where there is no lowering.
     """
+    given: Any = {"batch": batch, "stored": stored, "epilogue": epilogue, "positions": positions, "builder": builder}
+    return lower(graph, params, buffers, masks, **given).program
+
+
+def lower(
+    graph: Captured, params: Params, buffers: Buffers, masks: Masks, *, batch: int, stored: Stored, epilogue: Epilogue,
+    positions: Mapping[str, Tensor] | None = None, builder: Callable[..., Builder] = Builder,
+) -> Lowered:  # fmt: skip
+    """Lower a network; all as of `program_of`."""
     fixed = {name: buffers[name] for name in fixed_buffers(graph)}
     b = builder(batch, epilogue.gradients, once=True, fixed=fixed, size_free=size_free(pairs_of(graph)))
     for leaf, value in params.items():
@@ -123,12 +174,19 @@ def program_of(
     emit_operations(b)
     forward, backward, update, averages = _finish(b, output, epilogue, statistics)
     trained = {leaf: at for leaf, at in b.leaves.items() if leaf not in b.frozen}
-    found = {leaf: b.weights[leaf].positions for leaf in trained if leaf in b.weights}
-    return Program(
-        finished(b), forward, backward, update, averages, epilogue.gradients, batch, trained,
+    code, found = finished(b), {leaf: b.positions[leaf] for leaf in trained if leaf in b.weights}
+    return Lowered(b, Program(
+        code, forward, backward, update, averages, epilogue.gradients, batch, trained,
         tuple(leaf for leaf in b.leaves if leaf in b.frozen), found, tuple(counters), dict(b.statistics),
         moved_statistics(graph.graph.nodes, given), dict(b.folded), output.shape,
-    )  # fmt: skip
+        functools.cache(functools.partial(_whole_layers, b, code)),
+    ))  # fmt: skip
+
+
+def _whole_layers(b: Builder, code: MachineCode) -> WholeLayers:
+    alone = {name: each for name, each in b.whole_layers.items() if len(b.claims[name]) == 1}
+    beside = finished_beside(b, [late for _, late in alone.values()], code)
+    return WholeLayers(beside, {name: number for name, (number, _) in alone.items()})
 
 
 def _is_taken(view: View, epilogue: Epilogue) -> bool:

@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.sparse.packing import columns, packed_like, unpacked_like
@@ -53,16 +52,26 @@ class Workspace:
         sources: int64 (values,), for each of its values the number of the value that it is here, or -1: it is zero, and
         so is what an optimiser keeps of it.
         """
-        last = len(self.values)  # a zero is put there
-        places = torch.where(sources < 0, last, sources)
         other = copy.copy(self)
         other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
-        values, other.kept = (F.pad(numbers, (0, 1)).index_select(-1, places) for numbers in (self.values, self.kept))
-        other._hold(values, self.memory[last:])
+        values, other.kept = (torch.empty(*numbers.shape[:-1], len(sources)) for numbers in (self.values, self.kept))
+        for numbers, moved in ((self.values, values), (self.kept, other.kept)):
+            torch.ops.lthfunc.move_numbers.default(numbers, sources, moved)
+        other._hold(values, self.memory[len(self.values) :])
         other._apart = None
         here, there = self.program.code, program.code
         if here.vectors != there.vectors or not torch.equal(here.rows, there.rows):
             other._make_room()  # otherwise the same places are written, and the same stay zero
+        return other
+
+    def aside(self, program: Program) -> Workspace:
+        """A workspace for steps that change nothing of the network here, by its own program or one of the same network,
+        survivors and numbers among the constants."""
+        other = copy.copy(self)
+        other.constants, other.totals = self.constants.clone(), self.totals.clone()
+        if program is not self.program:
+            other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
+            other._make_room()
         return other
 
     def still(self) -> Workspace:

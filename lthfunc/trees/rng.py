@@ -39,9 +39,11 @@ def distinct(count: int, of: int, draw: torch.Generator) -> Tensor:
         return left.nonzero().flatten()
     found = np.empty(0, np.int64)  # NumPy sorts eight times as fast as PyTorch
     while len(found) < count:  # as many more as are missing: those drawn twice count once
-        more = torch.randint(of, (count - len(found),), generator=draw).numpy()
-        found = np.sort(np.concatenate([found, more]))
-        found = found[np.diff(found, prepend=-1) > 0]
+        more = np.sort(torch.randint(of, (count - len(found),), generator=draw).numpy())
+        more = more[np.diff(more, prepend=-1) > 0]
+        places = np.searchsorted(found, more)
+        new = np.append(found, -1)[places] != more
+        found = np.insert(found, places[new], more[new]) if len(found) else more
     return torch.from_numpy(found)
 
 

@@ -14,13 +14,12 @@ from lthfunc.sparsify.growth import random_growth
 from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
-from lthfunc.training.batches import stored_batches
+from lthfunc.training.gradient_growth import growth_by
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.training.results import DenseNetwork, DropAndGrow, GradientGrowth
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.ops import density
-from lthfunc.trees.rng import key
-from lthfunc.trees.types import Batch, Masks, NewMasks, TrainState
+from lthfunc.trees.types import Masks, NewMasks, TrainState
 
 #: Updates unless --update-every says how often: more often than Evci et al. 2020, sec. 4 (every 100 of 32,000 steps),
 #: since trainings are shorter.
@@ -80,10 +79,8 @@ def exchanges(trainer: Trainer, steps: tuple[int, ...], growing: Growing, share:
         if not growing.by_gradient:
             return scores(), share(now.step)
 
-        def batch() -> Batch:
-            return stored_batches(trainer.data, trainer.batch_size, 1, key(now.seed, "growth", now.step))[0]
-
-        return GradientGrowth(scores, batch), share(now.step)
+        growth = growth_by(trainer.data, trainer.batch_size, now.seed, now.step)
+        return growth._replace(scores=scores), share(now.step)
 
     def change(state: TrainState, now: UpdateContext) -> TrainState:
         growth, fraction = exchange(lambda: state, now)

@@ -39,6 +39,8 @@ enum Saved : i64 {
   SAVED
 };
 
+class Largest;  // survivors.h
+
 struct Workspace {
   vec* activations;
   const i32* lists;
@@ -59,6 +61,7 @@ struct Workspace {
   i64 examples, tiles;
   i64 part, parts;           // of a step's batch
   std::uint32_t seed, step;  // what dropout draws depends on
+  Largest* largest;          // keeps the largest gradients of a layer
 };
 
 // A range of tiles and a range of rows: whichever an instruction is split by; the other is whole.

@@ -1,6 +1,7 @@
 #include "survivors.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -17,6 +18,9 @@ LTHFUNC_INLINE std::uint32_t rising(float score) {
 
 // Scores looked at before candidates are counted, so that there is room for all of them.
 constexpr i64 SCORES_AT_ONCE = 4096;
+
+// Scores that are compared at once with the least that may be among the largest: most are below it together.
+constexpr i64 TOGETHER = 8;
 
 // The least of the `wanted` largest numbers, and how many that equal it are among these: digit by digit, from counts.
 struct Bound {
@@ -42,81 +46,131 @@ Bound bound_of(const std::uint32_t* numbers, i64 count, i64 wanted) {
   return found;
 }
 
-// Scores that may be among the largest, in the order of their places, and the least that still may be.
-struct Candidates {
-  std::vector<std::uint32_t> scores;
-  std::vector<i64> places;
-  i64 count = 0;
-  std::uint32_t least = 0;
-
-  // Keeps the `wanted` largest, of equal ones the first.
-  void keep(i64 wanted) {
-    if (count <= wanted) return;
-    Bound bound = bound_of(scores.data(), count, wanted);
-    i64 left = 0;
-    for (i64 k = 0; k < count; ++k) {
-      const bool stays = scores[k] > bound.least || (scores[k] == bound.least && bound.equal-- > 0);
-      scores[left] = scores[k];
-      places[left] = places[k];
-      left += stays;
-    }
-    count = left;
-    least = bound.least + 1;  // later ones that equal it come too late; infinity is not the last number
-  }
-};
-
 }  // namespace
 
-std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 takens, i64 count) {
+Largest::Largest(i64 size, const i64* taken, i64 takens, i64 count)
+    : taken_(taken), takens_(takens), wanted_(count), most_(std::min(4 * count, size)) {
   if (count < 0 || count > size - takens) throw std::invalid_argument("lthfunc: more scores wanted than there are");
   for (i64 k = 0; k < takens; ++k)
     if (taken[k] < 0 || taken[k] >= size || (k && taken[k] <= taken[k - 1]))
       throw std::invalid_argument("lthfunc: places must rise, within the scores");
-  if (count == 0) return {};
-  const i64 most = std::min(4 * count, size);
-  bool numbers = true;
-  Candidates found;
-  found.scores.resize(static_cast<std::size_t>(most + SCORES_AT_ONCE));
-  found.places.resize(found.scores.size());
-  i64 next = 0;
-  for (i64 first = 0; first < size; first += SCORES_AT_ONCE) {
-    const i64 end = std::min(size, first + SCORES_AT_ONCE), before = found.count;
-    std::uint32_t* const keys = found.scores.data();
-    i64* const places = found.places.data();
-    const std::uint32_t least = found.least;
-    i64 total = before;
-    for (i64 place = first; place < end; ++place) {
-      numbers &= scores[place] == scores[place];
-      const std::uint32_t score = rising(scores[place]);
-      keys[total] = score;
-      places[total] = place;
-      total += score >= least;
-    }
-    found.count = before;
-    for (i64 k = before; k < total; ++k) {
-      while (next < takens && taken[next] < places[k]) ++next;
-      const bool free = next == takens || taken[next] != places[k];
-      keys[found.count] = keys[k];
-      places[found.count] = places[k];
-      found.count += free;
-    }
-    if (found.count > most) found.keep(count);
-  }
-  if (!numbers) throw std::invalid_argument("lthfunc: a score is NaN");
-  found.keep(count);
-  found.places.resize(static_cast<std::size_t>(count));
-  return found.places;
+  if (count == 0) return;
+  keys_.resize(static_cast<std::size_t>(most_ + SCORES_AT_ONCE));
+  places_.resize(keys_.size());
 }
 
-void merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, i64* places,
-           i64* sources) {
-  i64 a = 0, b = 0;
-  for (i64 k = 0; k < count + comings; ++k) {
+void Largest::add(const float* scores, i64 count) {
+  if (wanted_ == 0) return;
+  for (i64 first = 0; first < count; first += SCORES_AT_ONCE) {
+    add_some(scores + first, std::min(SCORES_AT_ONCE, count - first));
+    if (found_ > most_) trim();
+  }
+}
+
+void Largest::add_some(const float* scores, i64 count) {
+  std::uint32_t* const keys = keys_.data();
+  i64* const places = places_.data();
+  const std::uint32_t least = least_;
+  i64 total = found_;
+  bool numbers = true;
+  const auto add_all = [&](i64 k, i64 end) {
+    for (; k < end; ++k) {
+      const std::uint32_t key = rising(scores[k]);
+      keys[total] = key;
+      places[total] = seen_ + k;
+      total += key >= least;
+    }
+  };
+  i64 k = 0;
+  for (; k + TOGETHER <= count; k += TOGETHER) {
+    bool some = false;
+    for (i64 j = k; j < k + TOGETHER; ++j) {
+      numbers &= scores[j] == scores[j];
+      some |= rising(scores[j]) >= least;
+    }
+    if (some) add_all(k, k + TOGETHER);
+  }
+  for (i64 j = k; j < count; ++j) numbers &= scores[j] == scores[j];
+  add_all(k, count);
+  numbers_ = numbers_ && numbers;
+  seen_ += count;
+  for (i64 k = found_; k < total; ++k) {
+    while (next_ < takens_ && taken_[next_] < places[k]) ++next_;
+    const bool free = next_ == takens_ || taken_[next_] != places[k];
+    keys[found_] = keys[k];
+    places[found_] = places[k];
+    found_ += free;
+  }
+}
+
+// Drops most of those that cannot be among the largest, by their numbers' first digit alone; else all, exactly.
+void Largest::trim() {
+  constexpr int SHIFT = 32 - 11;
+  i64 counts[1 << 11] = {};
+  for (i64 k = 0; k < found_; ++k) ++counts[keys_[static_cast<std::size_t>(k)] >> SHIFT];
+  std::uint32_t digit = (1u << 11) - 1;
+  i64 stay = counts[digit];
+  while (stay < wanted_) stay += counts[--digit];
+  if (stay > most_ / 2) return keep();
+  least_ = digit << SHIFT;
+  i64 left = 0;
+  for (std::size_t k = 0; k < static_cast<std::size_t>(found_); ++k) {
+    const bool stays = keys_[k] >= least_;
+    keys_[static_cast<std::size_t>(left)] = keys_[k];
+    places_[static_cast<std::size_t>(left)] = places_[k];
+    left += stays;
+  }
+  found_ = left;
+}
+
+void Largest::keep() {
+  if (found_ <= wanted_) return;
+  Bound bound = bound_of(keys_.data(), found_, wanted_);
+  i64 left = 0;
+  for (std::size_t k = 0; k < static_cast<std::size_t>(found_); ++k) {
+    const bool stays = keys_[k] > bound.least || (keys_[k] == bound.least && bound.equal-- > 0);
+    keys_[static_cast<std::size_t>(left)] = keys_[k];
+    places_[static_cast<std::size_t>(left)] = places_[k];
+    left += stays;
+  }
+  found_ = left;
+  least_ = bound.least + 1;  // later ones that equal it come too late; infinity is not the last number
+}
+
+const i64* Largest::places() {
+  if (!numbers_) throw std::invalid_argument("lthfunc: a score is NaN");
+  keep();
+  return places_.data();
+}
+
+void drop(const float* values, const i64* places, i64 count, i64 first, i64 kept, i64* remaining, i64* numbers) {
+  Largest largest(count, nullptr, 0, kept);
+  float magnitudes[SCORES_AT_ONCE];
+  for (i64 from = 0; from < count; from += SCORES_AT_ONCE) {
+    const i64 some = std::min(SCORES_AT_ONCE, count - from);
+    for (i64 k = 0; k < some; ++k) magnitudes[k] = std::fabs(values[from + k]);
+    largest.add(magnitudes, some);
+  }
+  const i64* const stays = largest.places();
+  for (i64 k = 0; k < kept; ++k) {
+    remaining[k] = places[stays[k]];
+    numbers[k] = first + stays[k];
+  }
+}
+
+i64 merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, const i64* before,
+          i64* places, i64* sources) {
+  const i64 all = count + comings;
+  i64 a = 0, b = 0, c = 0, again = 0;
+  for (i64 k = 0; k < all; ++k) {
     const bool remains = b == comings || (a < count && remaining[a] < coming[b]);
     places[k] = remains ? remaining[a] : coming[b];
     sources[k] = remains ? numbers[a] : -1;
+    while (c < all && before[c] < places[k]) ++c;
+    again += !remains && c < all && before[c] == places[k];
     ++(remains ? a : b);
   }
+  return again;
 }
 
 void matrix_lists(const Matrix& matrix, bool transposed, const i64* addresses, i64 block, i64 blocks, i32* starts,

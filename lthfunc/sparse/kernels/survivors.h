@@ -7,14 +7,39 @@
 
 namespace lthfunc {
 
-// The places of the `count` largest of `size` scores, rising; those of `taken`, which rise as well, are not among them.
-// Of equal scores the first ones. Throws std::invalid_argument where a score is NaN.
-std::vector<i64> largest(const float* scores, i64 size, const i64* taken, i64 takens, i64 count);
+// The `count` largest of `size` scores, which come in the order of their places, some at a time; of equal ones the
+// first. Places that are taken, which rise, are not among them.
+class Largest {
+ public:
+  Largest(i64 size, const i64* taken, i64 takens, i64 count);
+  void add(const float* scores, i64 count);
+  // Rising. Throws std::invalid_argument where a score is NaN.
+  const i64* places();
+  bool are_numbers() const { return numbers_; }
+
+ private:
+  void add_some(const float* scores, i64 count);
+  void trim();
+  void keep();
+
+  const i64* taken_;
+  i64 takens_, wanted_, most_;
+  // Those that still may be among the largest, in the order of their places, and the least that may be.
+  std::vector<std::uint32_t> keys_;
+  std::vector<i64> places_;
+  i64 found_ = 0, seen_ = 0, next_ = 0;
+  std::uint32_t least_ = 0;
+  bool numbers_ = true;
+};
+
+// Of `count` survivors' values the `kept` of the largest magnitude: their places, and their numbers, counted from
+// `first`.
+void drop(const float* values, const i64* places, i64 count, i64 first, i64 kept, i64* remaining, i64* numbers);
 
 // Rising places that remain, and rising places that come, as one rising list; and for each the number of the survivor
-// that it was, `numbers` of those that remain, or -1.
-void merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, i64* places,
-           i64* sources);
+// that it was, `numbers` of those that remain, or -1. Returns how many come that were among as many places `before`.
+i64 merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, const i64* before,
+          i64* places, i64* sources);
 
 // The lists of a matrix whose rising places survive. transposed: a list for each column, of the rows that it reads.
 // addresses: vectors to each thing that is read; block: how many of them form a block.

@@ -48,9 +48,8 @@ class DenseWeights:
         shape = b.weights[name].shape
         self.outs, self.ins = shape[0], math.prod(shape[1:])
         every = self.outs * self.ins
-        self.share = len(b.weights[name].positions) / every if every else 1.0
+        self.share = b.weights[name].survivors / every if every else 1.0
         self._spread: TileBuffer | None = None
-        self._tables: dict[str, int] = {}
 
     @property
     def full(self) -> bool:
@@ -111,15 +110,16 @@ class DenseWeights:
 
     def _survivors(self) -> dict[str, int]:
         """Tables of each row's first survivor, and of which weights of 16 survive (`words` masks a row)."""
-        if not self._tables:
+
+        def tables() -> dict[str, int]:
             kept = torch.zeros(self.outs * self.ins, dtype=torch.int64)
-            kept[self._b.weights[self._name].positions] = 1
+            kept[self._b.positions_of(self._name)] = 1
             rows = F.pad(kept.view(self.outs, self.ins), (0, -self.ins % LANES))
             starts = F.pad(rows.sum(1).cumsum(0), (1, 0))
             bits = (rows.view(-1, LANES) << torch.arange(LANES)).sum(1)
-            tables = {"starts": self._b.table(starts), "bits": self._b.table(bits)}
-            self._tables = {**tables, "words": rows.shape[1] // LANES}
-        return self._tables
+            return {"starts": self._b.table(starts), "bits": self._b.table(bits), "words": rows.shape[1] // LANES}
+
+        return self._b.shared((self, "survivors"), tables)
 
     # ---- linear layers ----
 

@@ -61,12 +61,16 @@ def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 **shared(), "grad": grad.first, "grad_tile": grad.tile, "grad_channel": grad.channel,
                 "room": room.first, "words": words, "padding": padding,
             }))  # fmt: skip
-            positions = b.weights[weight.name].positions
-            if len(positions):
+
+            def gathered() -> Any:
+                positions = b.positions_of(weight.name)
                 places_in_room = positions // channels * (words * LANES) + positions % channels
-                b.emit(lambda: ("gather_gradients", BY_ROWS, len(positions), {
+                return "gather_gradients", BY_ROWS, len(positions), {
                     "in": room.first, "places": b.table(places_in_room), "gradients": b.leaves[weight.name].first,
-                }))  # fmt: skip
+                }  # fmt: skip
+
+            if b.weights[weight.name].survivors:
+                b.emit(gathered)
             b.release(out)
 
         if out.needs:

@@ -88,9 +88,7 @@ def convolved(
         raise Unsupported("whose kernel is larger than its padded input")
     # Two rows of outputs at once should find what they read in a near cache.
     near = ins * (kernel[0] + stride[0]) * (min(right.out, STRETCH) + kernel[1]) * VECTOR_BYTES <= NEAR_BYTES
-    product = ProductLowering(
-        b, weight, bias, across=0, positions=down.out * right.out, grouped=groups > 1, poolable=near
-    )
+    product = ProductLowering(b, weight, bias, across=0, positions=down.out * right.out, groups=groups, poolable=near)
     out = Value(TileBuffer(outs, down.out, right.out), needs=product.learns or view.value.needs)
     lists = ConvolutionLists((outs, ins, *kernel), (down, right), groups)
 

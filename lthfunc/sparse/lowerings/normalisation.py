@@ -134,13 +134,13 @@ def _sums_columns(sums: TileBuffer | None) -> dict[str, int]:
 def _read_once(b: Builder, value: Value) -> bool:
     """Whether nothing but a layer that takes a local buffer reads a value."""
     readers = [operation for operation in b.operations if value in operation.inputs]
-    return len(readers) == 1 and readers[0].reads_local and value not in b.outputs
+    return b.local and len(readers) == 1 and readers[0].reads_local and value not in b.outputs
 
 
 def _takes_local(b: Builder, value: Value) -> bool:
     """Whether nothing but a layer that takes its gradient from a local buffer reads that of a value."""
     writer = next((operation for operation in b.operations if operation.out is value), None)
-    plain = value.uses == 1 and not value.rectified and value.normalised is None and not value.owed
+    plain = b.local and value.uses == 1 and not value.rectified and value.normalised is None and not value.owed
     return plain and writer is not None and writer.host is None and writer.gradient_local
 
 

@@ -66,9 +66,11 @@ def leaf_value(b: Builder, leaf: Leaf, room: TileBuffer, addresses: Callable[[Ti
     out = Value(room, needs=isinstance(leaf, Param) and claim(b, leaf))
     first, dtype = _numbers_of(b, leaf)
     out.dtype = dtype
-    known = b.weights.get(leaf.name) if isinstance(leaf, Param) else None
-    positions = torch.arange(math.prod(shape_of(b, leaf))) if known is None else known.positions
-    count = len(positions)
+    name = leaf.name if isinstance(leaf, Param) and leaf.name in b.weights else None
+    count = math.prod(shape_of(b, leaf)) if name is None else b.leaves[name].size
+
+    def positions() -> Tensor:
+        return torch.arange(count) if name is None else b.positions_of(name)
 
     def emit(operation: Operation) -> None:
         b.hold(out.buffer)
@@ -76,13 +78,13 @@ def leaf_value(b: Builder, leaf: Leaf, room: TileBuffer, addresses: Callable[[Ti
             return
         b.emit(lambda: ("load_numbers", BY_TILES, count, {
             "out": out.buffer.first, "out_tile": out.buffer.tile, "first": first,
-            "addresses": b.table(addresses(out.buffer, positions)), "constant": int(not isinstance(leaf, Param)),
+            "addresses": b.table(addresses(out.buffer, positions())), "constant": int(not isinstance(leaf, Param)),
         }))  # fmt: skip
 
         def gradient() -> None:
             grad = b.gradient_of(out)
             b.emit(lambda: ("number_gradients", BY_ROWS, count, {
-                "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(addresses(grad, positions)), "ny": 1,
+                "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(addresses(grad, positions())), "ny": 1,
                 "grad_y": 0, "nx": 1, "grad_x": 0, "gradients": first, "accumulate": 0,
             }))  # fmt: skip
             b.release(out)

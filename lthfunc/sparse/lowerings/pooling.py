@@ -118,11 +118,9 @@ def _averaged(b: Builder, view: View, windows: list[torch.Tensor], divisor: int)
         raise Unsupported("on flattened values")
     height, width = (len(side) for side in windows)
     out = Value(TileBuffer(view.shape[0], height, width), view.value.needs)
-    tables: list[int] = []
 
     def shared() -> dict[str, int]:
-        if not tables:
-            tables.extend(b.table(side.flatten()) for side in windows)
+        tables = b.shared(out, lambda: [b.table(side.flatten()) for side in windows])
         return {
             "out_height": height, "out_width": width, "windows_y": tables[0], "windows_x": tables[1],
             "divisor": divisor,

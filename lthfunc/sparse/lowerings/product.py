@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS, WHOLE
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import Param, claim, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.patterns import Blocks, Entries, Lists, lists_of
-from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
 
 #: From weights, by where they lie in the flattened leaf, to what a product's rows read.
 EntriesOf = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
@@ -44,7 +44,7 @@ class ProductLowering:
     """What convolution and linear layers share: the instructions of a product and of its gradients.
 
     across: of a linear layer, how many tiles it takes at once; 0 for a convolution. positions: of an image of outputs.
-    grouped: whether rows read different channels. poolable: whether lists may give 2 × 2 maxima. learns: whether it has
+    groups: of channels, which rows read one of. poolable: whether lists may give 2 × 2 maxima. learns: whether it has
     gradients of its own.
     """
 
@@ -56,21 +56,20 @@ class ProductLowering:
         across: int,
         positions: int,
         *,
-        grouped: bool = False,
+        groups: int = 1,
         poolable: bool = False,
     ) -> None:
         self.learns = claim(b, weight, bias)
-        self.b, self.across = b, across
+        self.b, self.across, self.groups = b, across, groups
         self.weight, self._bias_at, self._bias_gradient = weight.name, value_at(b, bias), gradient_at(b, bias)
         self.dense = DenseWeights(b, weight.name)
         self.is_dense = self.gradients_dense = False
         if across:
             self.is_dense, self.gradients_dense = self.dense.makes_products, self.dense.makes_gradients
-        elif not grouped:
+        elif groups == 1:
             self.is_dense = self.dense.makes_convolutions(positions)
             self.gradients_dense = self.dense.makes_convolution_gradients(positions)
         self.poolable = poolable or (self.is_dense and not across)
-        self.reads: dict[str, int] = {}
         self.lists: dict[str, int] = {}
         self.row_out = -1
         self.x: Value
@@ -97,7 +96,7 @@ class ProductLowering:
 
     @property
     def _positions(self) -> Tensor:
-        return self.b.weights[self.weight].positions
+        return self.b.positions_of(self.weight)
 
     def emit(self, operation: Operation, forward: Product, back: list[Product]) -> None:
         """The layer's product, and what those of its gradient, `back`, need."""
@@ -140,9 +139,11 @@ class ProductLowering:
 
     def _reads(self) -> dict[str, int]:
         """What each row of a dense convolution reads, and each of its gradients."""
-        if not self.reads:
-            self.reads = self.dense.reads(self.forward.entries(torch.arange(self.dense.ins))[0].inputs)
-        return self.reads
+
+        def reads() -> dict[str, int]:
+            return self.dense.reads(self.forward.entries(torch.arange(self.dense.ins))[0].inputs)
+
+        return self.b.shared((self, "reads"), reads)
 
     def _transposed(self, back: Product) -> TransposedWeights | None:
         """The weights for a dense product of the gradient, where it is one."""
@@ -209,8 +210,24 @@ class ProductLowering:
                 self._input_gradient(back, transposed, grad, target)
         self.b.release(self.out)
 
+    def _whole_layer(self, grad: TileBuffer) -> Any:
+        """The gradients of all weights, pruned ones among them."""
+        (region_in, region_out, *_), outs, ins = self.forward, self.dense.outs, self.dense.ins
+        if self.across:
+            reads = region_in.buffer.addresses()
+        else:
+            firsts = torch.arange(self.groups) * (outs // self.groups) * ins
+            reads = self.forward.entries((firsts[:, None] + torch.arange(ins)).flatten())[0].inputs
+        return "largest_gradients", WHOLE, outs, {
+            **region_in.columns("in"), **moved(region_out, grad).columns("grad"), "ny": region_out.ny,
+            "nx": region_out.nx, "starts": self.b.table(torch.tensor([0, ins])),
+            "offsets": self.b.table(reads * VECTOR_BYTES), "columns": ins, "groups": self.groups,
+            "row_grad": self.b.table(region_out.rows()), "across": self.across,
+        }  # fmt: skip
+
     def _weight_gradients(self, grad: TileBuffer) -> None:
         region_in, region_out, *_ = self.forward
+        self.b.whole_layers[self.weight] = len(self.b.instructions), lambda: self._whole_layer(grad)
         if self.across and self.gradients_dense:
             self.dense.gradients(self.x.buffer, grad, lambda: self.row_out, self._bias_gradient)
             return

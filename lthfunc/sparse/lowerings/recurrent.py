@@ -146,8 +146,6 @@ class _Unrolled:
         self._across = min(b.tiles, _TILES_AT_ONCE)
         self._hidden = b.allocate(3 * units, 1, self._steps) if kind == "gru" else None
         self._cells = b.allocate(units, 1, self._steps) if kind == "lstm" else None
-        self._tables: dict[str, int] = {}
-        self._lists: dict[bool, dict[str, int]] = {}
 
     @property
     def _rows(self) -> int:
@@ -190,23 +188,23 @@ class _Unrolled:
 
     def _channels(self, name: str, buffer: TileBuffer, count: int | None = None) -> int:
         """A list of where some channels of a buffer lie."""
-        if name not in self._tables:
-            self._tables[name] = self._b.table(torch.arange(count or self._rows) * buffer.channel)
-        return self._tables[name]
+        return self._b.shared((self, name), lambda: self._b.table(torch.arange(count or self._rows) * buffer.channel))
 
     def _lists_of(self, read: TileBuffer, *, transposed: bool) -> dict[str, int]:
-        if transposed not in self._lists:
-            b = self._b
+        b = self._b
+
+        def made() -> dict[str, int]:
             lists: Lists = matrix_lists(
-                b.weights[self._weight].positions, (self._rows, self._units),
+                b.positions_of(self._weight), (self._rows, self._units),
                 torch.arange(self._rows if transposed else self._units) * read.channel,
                 self._across * VECTOR_BYTES, transposed=transposed,
             )  # fmt: skip
-            self._lists[transposed] = {
+            return {
                 "starts": b.table(lists.starts), "offsets": b.table(lists.offsets), "blocks": lists.blocks,
                 "which": -1 if lists.which is None else b.table(lists.which),
             }  # fmt: skip
-        return self._lists[transposed]
+
+        return b.shared((self, transposed), made)
 
     def _between(self, read: TileBuffer, at: int, into: TileBuffer, to: int, **columns: int) -> dict[str, int]:
         """Columns of a product from one place of a buffer to a place of another, many tiles at a time."""

@@ -121,12 +121,10 @@ def resampled(b: Builder, view: View, down: Taps, across: Taps) -> View:
     """An image of these rows and columns of another."""
     out = Value(TileBuffer(view.shape[0], len(down.places), len(across.places)), view.value.needs)
     weighted = any(bool((side.weights[:, 1] != 0).any()) for side in (down, across))
-    tables: list[int] = []
     weights = [b.numbers(side.weights.flatten().tolist()) for side in (down, across)]
 
     def shared() -> dict[str, int]:
-        if not tables:
-            tables.extend(b.table(side.places.flatten()) for side in (down, across))
+        tables = b.shared(out, lambda: [b.table(side.places.flatten()) for side in (down, across)])
         return {
             **view.value.buffer.sides, "out_height": out.buffer.height, "out_width": out.buffer.width,
             "taps_y": tables[0], "taps_x": tables[1], "weights_y": weights[0], "weights_x": weights[1],

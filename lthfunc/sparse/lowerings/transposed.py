@@ -114,7 +114,7 @@ class _Transposed:
 
         def late() -> Any:
             product = self._lists.of_image(grad, x)
-            entries, blocks = product.entries(b.weights[self._weight].positions)
+            entries, blocks = product.entries(b.positions_of(self._weight))
             lists = lists_of(entries, blocks)
             return "weight_gradients", SUMS, lists.rows, {
                 **product.region_in.columns("in"), **plain(x).columns("grad"), "ny": x.height, "nx": x.width,
@@ -128,7 +128,7 @@ class _Transposed:
     def _products(self, product: Product, columns: dict[str, int]) -> Any:
         b = self._b
         region_in, region_out, *_ = product
-        entries, blocks = product.entries(b.weights[self._weight].positions)
+        entries, blocks = product.entries(b.positions_of(self._weight))
         lists = lists_of(entries, blocks)
         limits = None if blocks is None else blocks.limits
         gate = columns["gate"]

@@ -1,0 +1,45 @@
+"""The weights of the largest gradients, pruned ones among them, in the memory of the survivors.
+
+A network's own program runs up to where a layer's gradients are taken. An instruction beside it (`WholeLayers`) then
+takes those of all the layer's weights, some rows at a time, and keeps the largest. So no layer's gradient is ever there
+as a whole, and the next layer's follows in the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lthfunc.sparse.workspace import Workspace
+from lthfunc.trees.rng import key
+from lthfunc.trees.types import Batch
+
+
+def growth_draw(seed: int) -> int:
+    """What random layers draw from as they compute the gradient by which weights grow."""
+    return key(seed, "growth-dropout") % 2**32
+
+
+def places_of_largest(
+    running: Workspace, batch: Batch, draw: tuple[int, int], taken: Mapping[str, Tensor], counts: Mapping[str, int]
+) -> dict[str, Tensor] | None:
+    """Where the largest magnitudes of a layer's gradients lie, rising; None where one is NaN.
+
+    running: of a network, `aside`, with a program that runs in parts. batch: as the data set stores it, no larger than
+    the program's. draw: (step, seed), by which random layers draw. taken: places that are left out, rising, of layers
+    that `whole_layers` has. counts: how many to find.
+    """
+    (x, y), (step, seed), layers = batch, draw, running.program.whole_layers()
+    found, at = dict[str, Tensor](), 0
+    for number, (name, before) in enumerate(layers.before.items()):
+        if name not in taken:
+            continue
+        running.run(x[None], y[None], 1, step, growth_draw(seed), within=(at, before))
+        found[name], at = torch.empty(counts[name], dtype=torch.int64), before
+        if not torch.ops.lthfunc.largest_gradients.default(
+            layers.code.verified, number, running.activations, len(x), taken[name], found[name]
+        ):
+            return None
+    return found

@@ -1,0 +1,88 @@
+"""Networks that are lowered once: their programs for other survivors, beside those that are lowered anew."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_program_verification import SHAPE, Attended, Mixed, Plain
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.kernels import build
+from lthfunc.sparse.lowerings import dense
+from lthfunc.sparse.program import Epilogue, Lowered, Stored, lower
+from lthfunc.training.optimizers import AdamNumbers
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+ADAM = AdamNumbers((0.9, 0.999), 1e-8, 0.1, False, lf.is_matrix)
+
+
+class Others(nn.Sequential):
+    """Lists of phases, of groups and of images that are made: their lengths depend on which weights survive."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(2, 6, 3, stride=2, padding=1, groups=2), nn.ConvTranspose2d(6, 4, 3, stride=2), nn.Flatten(),
+            nn.Linear(4 * 81, 3),
+        )  # fmt: skip
+
+
+def lowered(module: nn.Module, masks: dict[str, Tensor], share: float = math.inf) -> Lowered:
+    tokens = isinstance(module, Attended)
+    stored = Stored((7,), torch.int64) if tokens else Stored(SHAPE, torch.float32)
+    model = lf.from_module(module, tokens=tokens)
+    params, buffers, *_ = lf.init(model, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GRADIENTS_FROM", "PRODUCTS_FROM", "CONVOLUTIONS_FROM"):
+            patch.setattr(dense, name, share)
+        return lower(
+            captured(model, stored.shape, training=True), params, buffers, masks, batch=20, stored=stored,
+            epilogue=Epilogue(update=(ADAM,)),
+        )  # fmt: skip
+
+
+def shuffled(masks: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: mask.flatten()[torch.randperm(mask.numel(), generator=draw)].view(mask.shape)
+        for name, mask in masks.items()
+    }
+
+
+@pytest.mark.parametrize("share", [math.inf, 0.5])
+@pytest.mark.parametrize("kind", [Plain, Mixed, Attended, Others])
+def test_a_program_of_other_survivors_is_the_one_that_is_lowered_anew(kind: type[nn.Module], share: float) -> None:
+    module = kind()
+    whole = {name: leaf.detach() != 2 for name, leaf in module.named_parameters() if leaf.ndim > 1}
+    first = {name: torch.arange(mask.numel()).view(mask.shape) % 8 != 0 for name, mask in whole.items()}
+    once, seen = lowered(module, first, share), set()
+    for seed in (1, 2):
+        masks = shuffled(first, seed)
+        anew = lowered(module, masks, share).program
+        assert once.move_to(anew.positions)
+        code, expected = once.program.code, anew.code
+        assert lf.same_bits(
+            (code.rows, code.lists, code.constants), (expected.rows, expected.lists, expected.constants)
+        )
+        assert (code.vectors, code.local, code.values) == (expected.vectors, expected.local, expected.values)
+        given: dict[str, Any] = {"code": code, "positions": {}, "whole_layers": anew.whole_layers}
+        assert once.program._replace(**given) == anew._replace(**given)
+        assert lf.same_bits(once.program.positions, anew.positions)
+        seen.add(tuple(code.lists.tolist()))
+    assert len(seen) == 2, "lists follow the survivors"
+
+
+def test_where_more_weights_survive_it_is_lowered_anew() -> None:
+    """Whether a layer is computed densely depends on their number."""
+    module = Plain()
+    masks = {name: torch.rand(leaf.shape) < 0.5 for name, leaf in module.named_parameters() if leaf.ndim > 1}
+    once = lowered(module, masks)
+    before = once.program
+    more = before.positions | {"9.weight": torch.arange(16 * 40)}
+    assert not once.move_to(more)
+    assert once.program is before
