@@ -130,7 +130,7 @@ def _layers(model: lf.Model, x: Tensor, networks: int, dtype: torch.dtype) -> li
 
     hooks = [layer.register_forward_hook(note) for layer in module.modules()]
     with torch.no_grad():
-        module(x.to(dtype))
+        module(x.to(dtype) if x.is_floating_point() else x)
     for hook in hooks:
         hook.remove()
     return found

@@ -85,7 +85,8 @@ def _variants(case: Case, optimizer: str, density: float) -> tuple[dict[str, Tim
     """(what is measured, the rate at which the surviving FLOPs alone would go)."""
     state = lf.prune(density=density, score=lf.random_scores(0))(lf.init(case.model))
     data = images(case, "cpu")
-    ((x, y),) = ((scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, 1))
+    ((x, y),) = batches(data.train, case.batch, 0, 0, 1)
+    x = x if data.scale is None else scaled(x, data.scale)  # tokens stay numbers
     module = lf.to_module(lf.ticket(state), case.model).train()
     sparse = lf.sparse_module(module, state.masks)
     made = lf.adam(1e-4) if optimizer.startswith("adam") else lf.sgd(1e-3, momentum=0.9)
