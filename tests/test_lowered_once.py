@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_program_verification import SHAPE, Attended, Mixed, Plain
 from torch import Tensor, nn
+from verified_networks import SHAPE, Attended, Mixed, Plain
 
 import lthfunc as lf
 from lthfunc.sparse.capture import captured

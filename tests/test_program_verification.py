@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from verified_networks import Attended, Mixed, Plain
+from verified_networks import SHAPE, Attended, Mixed, Plain
 
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
@@ -40,7 +40,6 @@ from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
 #: Numbers around each memory that nothing may change. The sanitizer sees more where memory ends with its numbers.
-SHAPE = (2, 8, 8)
 GUARD = 0 if os.environ.get("LTHFUNC_SANITIZE") else 4096
 
 

@@ -1,10 +1,12 @@
-"""Networks that together have every kind of instruction, for tests/test_program_verification.py."""
+"""Networks that together have every kind of instruction, and the shape of their images."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+SHAPE = (2, 8, 8)
 
 
 class Plain(nn.Sequential):
