@@ -102,17 +102,14 @@ class PartitionedCall:
     def _halves_of(self, number: int, part: Part, examples: int, weights: Weights) -> Halves:
         tiles = _room(max(1, -(-examples // LANES)))
         known = self._halves[number]
-        buffers = weights.buffers
-        if tiles in known and not all(
-            torch.equal(buffers[k], value) for k, value in known[tiles].program.folded.items()
-        ):
+        if tiles in known and not known[tiles].program.fits(weights.buffers):
             known.clear()
         if tiles not in known:
             if len(known) >= _PROGRAMS:
                 known.pop(next(iter(known)))
             program = region_program(
-                self._captured, part, self._partition, weights.positions, buffers, self._twins, batch=tiles * LANES,
-                gradients=self._gradients,
+                self._captured, part, self._partition, weights.positions, weights.buffers, self._twins,
+                batch=tiles * LANES, gradients=self._gradients,
             )  # fmt: skip
             known[tiles] = Halves(program)
         return known[tiles]
