@@ -44,4 +44,7 @@ def growth_by(data: Dataset, batch_size: int, seed: int, *counters: int | str) -
 
 
 def _no_scores() -> NoReturn:
-    raise UserError("gradient_growth: this training has no engine that takes pruned weights' gradients")
+    raise UserError(
+        "gradient_growth: this training has no engine that takes pruned weights' gradients "
+        "(expected the sparse engine, cross entropy, and gradients that are finite)"
+    )
