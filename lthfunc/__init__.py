@@ -111,6 +111,7 @@ if TYPE_CHECKING:
         drop_and_grow as drop_and_grow,
         grow as grow,
         linear_drop_fraction as linear_drop_fraction,
+        under_new_masks as under_new_masks,
     )
     from lthfunc.sparsify.gradient_scores import (
         fisher as fisher,
@@ -303,6 +304,7 @@ if TYPE_CHECKING:
     from lthfunc.trees.transformations import compose as compose, iterate as iterate
     from lthfunc.trees.types import (
         Dataset as Dataset,
+        NewMasks as NewMasks,
         Scale as Scale,
         Split as Split,
         Ticket as Ticket,

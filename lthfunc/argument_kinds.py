@@ -168,6 +168,7 @@ KINDS: dict[str, ArgumentKind] = {
     ),
     "Checkpointer[Fit]": _instance("Checkpointer"),
     "MaskUpdates": _instance("MaskUpdates"),
+    "NewMasks": _instance("NewMasks"),
     "DecodingProgram": _instance("DecodingProgram", "what lf.decoding_program(model, ticket, length) gives"),
     "LayerPruning": _instance("LayerPruning", "a LayerPruning, such as lf.wanda_pruning()"),
     "BlockBudgets": _instance("BlockBudgets", "BlockBudgets, such as lf.owl()"),

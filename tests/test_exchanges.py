@@ -20,7 +20,6 @@ from lthfunc.sparsify.ranking import ranks
 from lthfunc.training.loop import fit_together
 from lthfunc.training.mask_updates import MaskUpdates, can_exchange
 from lthfunc.training.session import TrainingSession
-from lthfunc.trees.types import NewMasks
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
@@ -184,7 +183,7 @@ def test_masks_of_methods_change_on_survivors_to_the_bits_of_dense_trees(
 
 def test_masks_that_do_not_fit_are_left_to_dense_trees() -> None:
     masks = ticket(0, MODEL).masks
-    assert can_exchange(NewMasks(masks, masks), masks)
+    assert can_exchange(lf.NewMasks(masks, masks), masks)
     name, mask = next(iter(masks.items()))
     others = (
         {**masks, name: mask.float()},
@@ -192,8 +191,8 @@ def test_masks_that_do_not_fit_are_left_to_dense_trees() -> None:
         {each: masks[each] for each in masks if each != name},
     )
     for other in others:
-        assert not can_exchange(NewMasks(masks, other), masks)
-        assert not can_exchange(NewMasks(other, masks), masks)
+        assert not can_exchange(lf.NewMasks(masks, other), masks)
+        assert not can_exchange(lf.NewMasks(other, masks), masks)
 
 
 def test_no_dense_moments_lie_beside_survivors() -> None:

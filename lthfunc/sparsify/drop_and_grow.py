@@ -97,8 +97,19 @@ def exchanged_masks(
     return NewMasks(new, {name: new[name] & mask for name, mask in masks.items()} if keep_values else fewer)
 
 
+@public
 def under_new_masks(state: TrainState, new: NewMasks) -> TrainState:
-    """The state from which training goes on."""
+    """The state from which training goes on under other masks, of any density.
+
+    What an update of `MaskUpdates` changes where its `exchange` gives `NewMasks`. state: as training left it. new: the
+    masks, and `stays`: of which of their weights values and optimiser moments go on; others begin at zero. Both are
+    bool, in the shapes of the state's masks. Returns the new state.
+
+    >>> state = lf.prune(density=0.5)(lf.init(lf.from_module(nn.Linear(4, 2))))
+    >>> everywhere = lf.NewMasks(lf.tree_map(torch.ones_like, state.masks), state.masks)
+    >>> lf.count(lf.under_new_masks(state, everywhere).masks)
+    Count(kept=8, total=8)
+    """
     params, opt = apply_masks(state.params, new.stays), masked_like(state.opt, new.stays)
     return state._replace(params=params, masks=new.masks, opt=opt)
 
