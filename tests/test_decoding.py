@@ -15,6 +15,7 @@ import lthfunc as lf
 from lthfunc.models.transformers import CharTransformer
 from lthfunc.sparse.decoding import DecodingProgram
 from lthfunc.sparse.kernels import build
+from lthfunc.sparse.kernels.instructions import COLUMNS, HEAD, OPCODES, WHOLE
 from lthfunc.trees.model import apply_evaluating
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -158,3 +159,41 @@ def test_networks_that_mix_tokens_otherwise_are_refused(function: Callable[[Tens
     model = lf.from_module(Tokens(function), tokens=True)
     with pytest.raises(lf.UserError, match=words):
         lf.decoding_program(model, lf.init(model), 9)
+
+
+def averaging(rows: Tensor) -> Tensor:
+    """The same instructions, and one that averages constants, for which a sequence has no memory."""
+    more = torch.zeros(1, rows.shape[1], dtype=torch.int64)
+    more[0, : HEAD + 4] = torch.tensor([OPCODES["average_constants"], WHOLE, 1, 1, 0, 1, 0, 0])
+    return torch.cat([rows, more])
+
+
+def forgetting(rows: Tensor) -> Tensor:
+    """The same instructions, of which attention reads no key at the first place."""
+    columns = COLUMNS["attention"]
+    rows[rows[:, 0] == OPCODES["attention"], HEAD + columns.index("keys")] -= 1
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("changed", "batch", "words"),
+    [
+        (lambda rows: rows, 0, "takes a program for one example"),
+        (averaging, 1, "a program for training"),
+        (forgetting, 1, "moves too far"),
+    ],
+    ids=["no example", "averages", "no key"],
+)
+def test_programs_that_would_leave_their_memory_are_refused(
+    changed: Callable[[Tensor], Tensor], batch: int, words: str
+) -> None:
+    program, _ = made(CharTransformer((5,), 7, layers=1, heads=2, width=8), 5, 0.5)
+    code, tokens = program._code, torch.tensor([1])
+    rows, constants = changed(code.rows.clone()), len(code.constants)
+    number = torch.ops.lthfunc.make_program(rows, code.lists, code.vectors, 0, code.values, 0, constants, batch)
+    with pytest.raises(ValueError, match=f"lthfunc: {words}"):
+        torch.ops.lthfunc.decode(number, program._moving, 5, *program._memory, tokens)
+    if changed is averaging:
+        with pytest.raises(ValueError, match=f"lthfunc: {words}"):
+            torch.ops.lthfunc.infer(number, *program._memory, tokens[None], False)
+    torch.ops.lthfunc.free_program(number)

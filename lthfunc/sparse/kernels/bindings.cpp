@@ -139,7 +139,7 @@ Tensor infer(i64 number, const Tensor& activations, const Tensor& values, const 
              bool single) {
   const std::shared_ptr<const Program> held = program_of(number);
   const Program& program = *held;
-  require(!program.writes_gradients && !program.input_gradients && !program.targets, "a program for training");
+  require_inference(program);
   require(inputs.dim() > 0 && inputs.size(0) <= program.batch, "takes up to ", program.batch, " examples");
   const i64 examples = inputs.size(0);
   require(inputs.is_contiguous() && inputs.scalar_type() == stored_as(program) &&

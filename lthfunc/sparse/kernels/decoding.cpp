@@ -19,13 +19,14 @@ i64 number_of(i64 Row::* column) {
   return &(row.*column) - reinterpret_cast<const i64*>(&row);
 }
 
-// Whether what an instruction reads or writes at an earlier place lies inside its memory, since it does at the last.
-bool can_move(i64 opcode, i64 column) {
+// The least number that a column which moves may hold, since attention reads one key or more; -1: it cannot move. What
+// an instruction reads or writes at an earlier place lies inside its memory, since it does at the last.
+i64 least_of(i64 opcode, i64 column) {
   switch (opcode) {
-    case op_attention: return column == number_of(&attention_row::keys);
-    case op_copy: return column == number_of(&copy_row::out);
-    case op_load_numbers: return column == number_of(&load_numbers_row::first);
-    default: return false;
+    case op_attention: return column == number_of(&attention_row::keys) ? 1 : -1;
+    case op_copy: return column == number_of(&copy_row::out) ? 0 : -1;
+    case op_load_numbers: return column == number_of(&load_numbers_row::first) ? 0 : -1;
+    default: return -1;
   }
 }
 
@@ -45,7 +46,7 @@ void hold_to(bool holds, const char* what) {
 // The number of the token that a draw chooses. room: for as many numbers.
 i64 chosen(const float* logits, i64 count, double draw, Drawing drawing, std::vector<double>& room) {
   const float* const likeliest = std::max_element(logits, logits + count);
-  if (std::any_of(logits, logits + count, [](float each) { return each != each; }))
+  if (*likeliest == HUGE_VALF || std::any_of(logits, logits + count, [](float each) { return each != each; }))
     throw std::out_of_range("the network's outputs are not numbers");
   if (drawing.temperature == 0) return likeliest - logits;
   double least = -HUGE_VAL;
@@ -77,13 +78,14 @@ Decoder::Decoder(const Program& program, std::vector<Moving> moving, i64 places,
   hold_to(places_ > 0 && places_ < i64{1} << 31, "places: positive");
   hold_to(program.kind == kind_int64 && program.stored == 1 && program.local == 0, "takes a program for one token");
   for (const Moving& each : moving_) {
-    hold_to(each.row >= 0 && each.row < program.count() && can_move(head(program.row(each.row)).opcode, each.column),
-            "a column that cannot move");
+    hold_to(each.row >= 0 && each.row < program.count() && least(each) >= 0, "a column that cannot move");
     hold_to(each.step > 0 && each.step < i64{1} << 31 && at(each) >= each.step * (places_ - 1), "moves too far");
   }
   move(0);  // where columns that are named twice have moved twice
-  for (const Moving& each : moving_) hold_to(at(each) >= 0, "moves too far");
+  for (const Moving& each : moving_) hold_to(at(each) >= least(each), "moves too far");
 }
+
+i64 Decoder::least(const Moving& each) const { return least_of(head(program_.row(each.row)).opcode, each.column); }
 
 i64& Decoder::at(const Moving& each) {
   return program_.rows[static_cast<std::size_t>(each.row * program_.width + each.column)];

@@ -32,6 +32,7 @@ class Decoder {
   void generate(i64* tokens, i64 given, i64 count, const double* draws, Drawing drawing);
 
  private:
+  i64 least(const Moving& each) const;
   i64& at(const Moving& each);
   void move(i64 place);
 

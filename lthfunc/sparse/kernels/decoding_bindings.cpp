@@ -9,7 +9,8 @@ namespace {
 // moving: rows of three numbers, as `Moving` has them.
 Decoder decoder_of(const Program& program, const Tensor& moving, i64 places, const Tensor& activations,
                    const Tensor& values, const Tensor& constants) {
-  require(!program.writes_gradients && !program.input_gradients && !program.targets, "a program for training");
+  require_inference(program);
+  require(program.batch > 0, "takes a program for one example or more");
   require(moving.dim() == 2 && moving.size(1) == 3, "moving takes (row, column, step) of each column that moves");
   const std::vector<i64> numbers = copied<i64>("moving", moving);
   std::vector<Moving> columns;

@@ -1,4 +1,4 @@
-// The workspace of a run, of PyTorch's tensors.
+// The workspace of a run, of PyTorch's tensors, and what runs without gradients.
 #pragma once
 
 #include "execution.h"
@@ -21,6 +21,13 @@ Workspace workspace_of(const Program& program, const Tensor& activations, const 
   workspace.tiles = tiles_of(examples);
   workspace.parts = 1;
   return workspace;
+}
+
+// Has neither memory for gradients nor for what an optimiser and averages keep.
+void require_inference(const Program& program) {
+  require(
+      !program.writes_gradients && !program.input_gradients && !program.targets && !program.kept && !program.averages,
+      "a program for training");
 }
 
 }  // namespace
