@@ -11,14 +11,16 @@ namespace {
 enum Combined : i64 {
 #define COMBINED(name) combined_##name,
 #include "instructions.def"
+  COMBINATIONS
 };
 
+// there: lanes of examples; in others nothing is chosen, since an infinite number would make NaN of their gradients.
 template <typename Row>
-LTHFUNC_INLINE vec combined(const Row& op, vec a, vec b, float number) {
+LTHFUNC_INLINE vec combined(const Row& op, vec a, vec b, float number, ivec there) {
   switch (op.kind) {
     case combined_sum: return a + b * number;
     case combined_product: return a * b;
-    default: return where(b == vec{}, broadcast(number), a);
+    default: return where((b == vec{}) & there, broadcast(number), a);
   }
 }
 
@@ -31,17 +33,19 @@ void verify(const combine_row& op, Verifier& v) {
   v.activations("b", op.b,
                 {{v.tiles, op.b_tile}, {op.rows, op.b_channel}, {op.height, op.b_row}, {op.width, op.b_column}});
   LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
+  v.require(op.kind >= 0 && op.kind < COMBINATIONS, "kind: a known one");
   v.constants("number", op.number);
 }
 
 void combine(const combine_row& op, Workspace& m, Part part) {
   const float number = m.constants[op.number];
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const ivec there = first_lanes(m.examples - tile * LANES);
     for (i64 channel = part.row; channel < part.rows; ++channel) {
       for (i64 y = 0; y < op.height; ++y) {
         const vec *const a = LTHFUNC_AT(a), *const b = LTHFUNC_AT(b);
         vec* const out = LTHFUNC_AT(out);
-        for (i64 x = 0; x < op.width; ++x) out[x] = combined(op, a[x * op.a_column], b[x * op.b_column], number);
+        for (i64 x = 0; x < op.width; ++x) out[x] = combined(op, a[x * op.a_column], b[x * op.b_column], number, there);
       }
     }
   }
@@ -63,7 +67,9 @@ void combine_single(const combine_row& op, Workspace& m) {
       };
       for (i64 x = 0; x < width; x += LANES) {
         const i64 count = std::min<i64>(LANES, width - x);
-        store(out + x, combined(op, side(a, a_step, x, count), side(b, b_step, x, count), number), count);
+        const vec value =
+            combined(op, side(a, a_step, x, count), side(b, b_step, x, count), number, first_lanes(count));
+        store(out + x, value, count);
       }
     }
   }

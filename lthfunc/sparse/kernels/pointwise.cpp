@@ -255,7 +255,10 @@ void verify(const fill_row& op, Verifier& v) {
 
 void fill(const fill_row& op, Workspace& m, Part part) {
   const vec value = op.number < 0 ? vec{} : broadcast(m.constants[op.number]);
-  each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) { std::fill_n(LTHFUNC_AT(out), op.width, value); });
+  each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
+    // An infinite number would make NaN of the gradients of lanes without an example.
+    std::fill_n(LTHFUNC_AT(out), op.width, where(first_lanes(m.examples - tile * LANES), value, vec{}));
+  });
 }
 
 void verify(const rectify_row& op, Verifier& v) { LTHFUNC_GATED(out, op.rows, op.height, op.width); }

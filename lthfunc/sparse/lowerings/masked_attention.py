@@ -25,7 +25,7 @@ _LEAST = torch.finfo(torch.float32).min
 
 def is_causal(mask: Any, queries: int, keys: int) -> bool:
     """Whether a mask is the causal one: of truths, or of zeros and minus infinities."""
-    if not isinstance(mask, Tensor) or mask.numel() != queries * keys:
+    if not isinstance(mask, Tensor) or mask.numel() != queries * keys or mask.shape[-2:] != (queries, keys):
         return False
     seen = torch.ones(queries, keys, dtype=torch.bool).tril()
     wanted = seen if mask.dtype == torch.bool else torch.zeros(queries, keys).masked_fill(~seen, -math.inf)
