@@ -64,3 +64,31 @@ def test_the_seed_alone_decides() -> None:
     assert torch.equal(lf.generate(program, prompt, 60, seed=7), first)
     assert torch.equal(lf.generate(lf.decoding_program(model, state, LENGTH), prompt, 25, seed=7), first[:25])
     assert not torch.equal(lf.generate(program, prompt, 60, seed=8), first)
+
+
+@pytest.mark.parametrize("value", [3e38, torch.nan])
+def test_outputs_that_are_not_numbers_are_no_text(value: float) -> None:
+    """One of them is infinite, or none."""
+    model = lf.models.char_transformer((LENGTH,), VOCABULARY, layers=1, heads=2, width=16)
+    state = lf.init(model)
+    params = {name: leaf.clone() for name, leaf in state.params.items()}
+    params["norm.weight"][0], params["norm.bias"][0] = 0.0, 5.0
+    params["head.weight"][2] = torch.zeros(16).index_fill(0, torch.tensor([0]), value)
+    program = lf.decoding_program(model, lf.Ticket(params, state.buffers, state.masks), LENGTH)
+    with pytest.raises(lf.UserError, match="generate: the network's outputs are not numbers"):
+        lf.generate(program, torch.tensor([1]), 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"count": -1}, "generate: count: invalid value -1 "),
+        ({"top_k": -2}, "generate: top_k: invalid value -2 "),
+        ({"temperature": -0.5}, "generate: temperature: invalid value -0.5 "),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(given: dict[str, float], words: str) -> None:
+    model = lf.models.char_transformer((4,), VOCABULARY, layers=1, heads=2, width=16)
+    program = lf.decoding_program(model, lf.init(model), 4)
+    with pytest.raises(lf.UserError, match=words):
+        lf.generate(program, torch.tensor([1]), **({"count": 3} | given))  # type: ignore[arg-type]

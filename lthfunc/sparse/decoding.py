@@ -65,9 +65,12 @@ class DecodingProgram:
         self._check(prompt)
         tokens = torch.cat([prompt, prompt.new_zeros(count)])
         draws = torch.rand(count, dtype=torch.float64, generator=rng.generator(seed, "generated tokens"))
-        torch.ops.lthfunc.generate(
-            self._number, self._moving, self.length, *self._memory, tokens, draws, temperature, top_k
-        )
+        try:
+            torch.ops.lthfunc.generate(
+                self._number, self._moving, self.length, *self._memory, tokens, draws, temperature, top_k
+            )
+        except IndexError as error:
+            raise UserError(f"generate: {error}") from None
         return tokens[len(prompt) :]
 
     def _check(self, tokens: Tensor) -> None:
@@ -135,11 +138,15 @@ def generate(
 
     Where a sequence has as many tokens as the program's length, the last half of them begins a new one.
 
-    Returns int64 (count,). Raises UserError for tokens that the program doesn't know.
+    Returns int64 (count,). Raises UserError for tokens that the program doesn't know, and where a network's outputs are
+    not numbers.
 
     >>> model = lf.models.char_transformer((16,), 65)
     >>> program = lf.decoding_program(model, lf.init(model), 16)
     >>> lf.generate(program, torch.tensor([3, 1, 4]), 20, seed=1).shape
     torch.Size([20])
     """
+    for name, value in (("count", count), ("temperature", temperature), ("top_k", top_k)):
+        if value < 0:
+            raise invalid(f"generate: {name}", value, "at least 0")
     return program.generate(prompt, count, temperature, top_k, seed)
