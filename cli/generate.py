@@ -53,7 +53,10 @@ def generate(
 
     (found,) = tickets_of_run(Path(run), [number], run_seed, given.get("data_dir"), trusted=trust)
     if not found.model.tokens:
-        raise UserError(f"{run}: has no network of text, but {found.model.name} on {found.data.name}")
+        raise UserError(
+            f"{run}: has no network of text, but {found.model.name} on {found.data.name} "
+            "(expected a run of --dataset text:FILE, or of another data set of tokens)"
+        )
     vocabulary = vocabulary_of(found.data.labels, found.config.tokenizer)
     begin = vocabulary.numbers_of(prompt, "--prompt")
     with busy("making the program"), using_threads(1):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 
 import lthfunc as lf
 from lthfunc.reports.charts import GREY, PALETTE
@@ -34,6 +33,7 @@ def settings():
         "--most", type=int, default=256, help="texts that weights are scored on, and as many that choose"
     )
     parser.add_argument("--seed", type=int, default=0, help="of masks, weights and batches")
+    parser.add_argument("--state", metavar="FILE", help="the trained network: read where it is there, written if not")
     parser.add_argument("--out", default="circuit.svg", help="the picture: .svg, .png or .pdf")
     parser.add_argument("--quick", action="store_true", help=f"other defaults: {QUICK}".replace("'", ""))
     if parser.parse_args().quick:
@@ -93,7 +93,8 @@ def closings(data, split, most):
 def importance(model, task, loss, right):
     """A score: (gradient · weight)², as `lf.taylor` has it for one batch, at the cost of the survivors.
 
-    The gradient is what a step of gradient descent at rate 1 takes from the weights.
+    The gradient is what a step of gradient descent at rate 1 takes from the weights. `loss` is the margin, not the
+    cross-entropy, whose gradients vanish, and say nothing, where the network is sure.
     """
     part = min(32, len(task.train.x))  # texts in memory at a time
     descent = lf.chain(lf.accumulate(len(task.train.x) // part), lf.sgd(1.0))
@@ -109,23 +110,28 @@ def importance(model, task, loss, right):
 
 
 def smallest(state, score, works):
-    """The fewest weights with which the network works: half of them are dropped by new scores while it does, and then
-    the number between the last two is found by bisection, to one weight."""
+    """The fewest weights with which the network works, among the networks on the way to one weight.
 
-    def keep(count, score):
+    Half of the weights are dropped by new scores again and again: a network that fails may be followed by one that
+    works. After the last that works, the number is found by bisection, to one weight.
+    """
+
+    def keep(state, count, score):
         return lf.prune(density=count / lf.count(state.masks).total, score=score)(state)
 
-    enough = lf.count(state.masks).kept
-    while enough > 1 and works(half := keep(enough // 2, score)):
-        state, enough = half, enough // 2
-    fails, scores = enough // 2, score(state.params, state.masks)
+    half = state
+    while (left := lf.count(half.masks).kept) > 1:
+        half = keep(half, left // 2, score)
+        state = half if works(half) else state
+    scores, enough = score(state.params, state.masks), lf.count(state.masks).kept
+    fails = enough // 2
     while enough - fails > 1:
         middle = (fails + enough) // 2
-        if works(keep(middle, lambda params, masks: scores)):
+        if works(keep(state, middle, lambda params, masks: scores)):
             enough = middle
         else:
             fails = middle
-    return keep(enough, lambda params, masks: scores)
+    return keep(state, enough, lambda params, masks: scores)
 
 
 def edges(state, labels, layers):
@@ -201,7 +207,12 @@ def main():
     model = lf.models.char_transformer(
         data.shape, data.classes, width=given.width, layers=given.layers, heads=given.width // 32
     )
-    packed = trained(model.training, data, given)
+    if given.state and Path(given.state).exists():
+        packed = lf.load_packed(given.state)
+    else:
+        packed = trained(model.training, data, given)
+        if given.state:
+            lf.save_packed(given.state, packed)
     print(f"test: {lf.packed_accuracy(model.training, packed, data):.1%} of the next characters right")
 
     task = lf.data.from_tensors(
@@ -209,8 +220,9 @@ def main():
     )
     closing = torch.tensor([data.labels.index(each) for each in CLOSING])
 
-    def loss(outputs, kinds):
-        return F.cross_entropy(outputs[:, -1, closing], kinds)
+    def margin(outputs, kinds):  # how far the wrong bracket is ahead of the right one
+        logits, kinds = outputs[:, -1, closing], kinds[:, None]
+        return (logits.gather(1, 1 - kinds) - logits.gather(1, kinds)).mean()
 
     def right(outputs, kinds):
         return (outputs[:, -1, closing].argmax(1) == kinds).float().mean()
@@ -220,7 +232,7 @@ def main():
 
     state = lf.unpack_state(packed)._replace(opt=())
     least = accuracy(state, task.val) - given.lose
-    circuit = smallest(state, importance(model, task, loss, right), lambda state: accuracy(state, task.val) >= least)
+    circuit = smallest(state, importance(model, task, margin, right), lambda state: accuracy(state, task.val) >= least)
     kept = lf.count(circuit.masks).kept
     for name, each in (("network", state), ("circuit", circuit)):
         count, chosen, tested = lf.count(each.masks).kept, accuracy(each, task.val), accuracy(each, task.test)

@@ -69,6 +69,12 @@ def test_the_circuit_is_the_smallest_that_works(needed: int, script: dict[str, A
     assert set(size[found.masks["weight"].flatten()].tolist()) == set(size.topk(needed).values.tolist())
 
 
+def test_a_circuit_may_work_after_larger_ones_that_failed(script: dict[str, Any]) -> None:
+    state = state_of(lf.from_module(torch.nn.Linear(10, 10)))
+    found = script["smallest"](state, lf.magnitude, lambda each: lf.count(each.masks).kept in {100, *range(5, 13)})
+    assert lf.count(found.masks).kept == 5
+
+
 @needs_kernels
 def test_scores_are_those_of_taylor(script: dict[str, Any]) -> None:
     model = lf.models.char_transformer((5,), 3, width=32, layers=1, heads=1)
@@ -114,9 +120,12 @@ def test_the_script_trains_prunes_and_draws(
     picture = tmp_path / "circuit.png"
     given = {"width": 32, "layers": 1, "steps": 25, "length": 16, "most": 16, "out": picture}
     options = [f"--{name}={value}" for name, value in given.items()]
-    monkeypatch.setattr(sys, "argv", ["sparse_gpt.py", "--quick", *options])
+    monkeypatch.setattr(sys, "argv", ["sparse_gpt.py", "--quick", f"--state={tmp_path / 'state'}", *options])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     printed = capsys.readouterr().out
+    runpy.run_path(str(SCRIPT), run_name="__main__")  # from the state that was written
+    assert "step 25" in printed
+    assert printed.endswith(capsys.readouterr().out)
     found = {name: (int(count.replace(",", "")), float(right)) for name, count, right in re.findall(
         r"(\w+): ([\d,]+) weights choose between \) and \]: ([\d.]+)% right", printed
     )}  # fmt: skip
