@@ -271,6 +271,7 @@ def test_no_python_is_left_out() -> None:
     how_to = {f"how-to/{page}" for page in (
         "python", "own-code", "jax", "loops", "losses", "optimizers", "sparse-module", "trainers", "models", "data",
         "methods", "execution", "cluster", "block-by-block", "groups", "packed",
+        "generate",
     )}  # fmt: skip
     assert found == {
         *how_to, "tutorials/own-network", "explanation/sparse-engine", "results/methods", "development/adding",

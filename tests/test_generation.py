@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from documentation import blocks
 from sparse_programs import kernels  # noqa: F401
 from test_decoding import made
 from torch import Tensor
@@ -92,3 +94,12 @@ def test_settings_that_cannot_be_are_one_line(given: dict[str, float], words: st
     program = lf.decoding_program(model, lf.init(model), 4)
     with pytest.raises(lf.UserError, match=words):
         lf.generate(program, torch.tensor([1]), **({"count": 3} | given))  # type: ignore[arg-type]
+
+
+def test_the_page_writes_text() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("docs/how-to/generate.md", "python"):
+        exec(compile(code, "generate.md", "exec"), names)
+    assert names["logits"].shape == (5, 65)
+    assert names["text"].shape == (100,)
+    assert 0 <= names["text"].min() <= names["text"].max() < 65

@@ -74,7 +74,7 @@ def test_what_is_done_as_a_file_is_imported_cannot_be_put_there(module: ModuleTy
 def test_files_of_tests_are_found_by_a_methods_name_and_by_what_a_file_defines() -> None:
     tests = sorted((ROOT / "tests").glob("test_*.py"))
     found = nearest(ROOT, ["lthfunc/experiments/methods/granet.py", "lthfunc/sparsify/topology.py"], tests, 1)
-    assert [path.name for path in found] == ["test_masks_in_training_by_hand.py"]
+    assert [path.name for path in found] == ["test_exchanges.py", "test_masks_in_training_by_hand.py"]
     assert len(nearest(ROOT, ["lthfunc/sparsify/scores.py"], tests, 3)) == 3
 
 

@@ -68,14 +68,25 @@ class Through(nn.Module):
         (lambda net, x: net.norm(net.conv(x).flatten(1)), "no rule for batch_norm on a flattened image"),
         (lambda net, x: F.group_norm(net.conv(x).flatten(1), 3), "no rule for group_norm on a flattened image"),
         (lambda net, x: F.conv2d(x, net.conv.weight * net.scale, padding=1), "of a parameter or buffer in Through"),
-        (lambda net, x: F.conv2d(x, net.filters, padding=1), "with weights that are no parameters"),
-        (lambda net, x: net.conv(x) / net.side(x), "no rule for div by anything but a number"),
         (lambda net, x: net.conv(x) + net.seen.add_(2), "no rule for add of a parameter or buffer"),
     ],
 )  # fmt: skip
 def test_what_would_be_computed_wrongly_is_refused(function: Any, words: str) -> None:
     with pytest.raises(lf.UserError, match=words):
         check(Through(function, 6 * 64), (3, 8, 8))
+
+
+def test_filters_may_be_a_buffer() -> None:
+    check(Through(lambda net, x: net.conv(x) + F.conv2d(x, net.filters, padding=1), 6 * 64), (3, 8, 8))
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_value_divided_by_zero_is_infinite(zero: float) -> None:
+    net, x = Through(lambda net, x: torch.tanh(net.conv(x) / zero), 6 * 64), torch.randn(3, 3, 8, 8)
+    model = lf.from_module(net)
+    state = lf.init(model)
+    run = lf.sparse_program(model, state)
+    torch.testing.assert_close(run(x), torch.func.functional_call(net, {**state.params, **state.buffers}, (x,)))
 
 
 @pytest.mark.parametrize("pool_first", [True, False])

@@ -61,11 +61,11 @@ void normalise_places(const TokenNorm& norm, const float* in, i64 in_channel, fl
 
 void token_normalise_single(const token_normalise_row& op, Workspace& m) {
   const TokenNorm norm{op.weight < 0 ? nullptr : m.values + op.weight,
-                  op.bias < 0 ? nullptr : m.values + op.bias,
-                  1.0f / static_cast<float>(op.channels),
-                  m.constants[op.epsilon],
-                  op.centred != 0,
-                  op.relu != 0};
+                       op.bias < 0 ? nullptr : m.values + op.bias,
+                       1.0f / static_cast<float>(op.channels),
+                       m.constants[op.epsilon],
+                       op.centred != 0,
+                       op.relu != 0};
   const bool alone = op.rows * op.width == 1 && op.in_channel == 1 && op.out_channel == 1;
   if (alone) return normalise_token(norm, place(m, op.in), place(m, op.out), op.channels);
   for (i64 y = 0; y < op.rows; ++y)

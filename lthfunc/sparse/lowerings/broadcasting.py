@@ -35,7 +35,8 @@ def multiply(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def divide(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """A value divided by a number or by another value, and a number divided by a value."""
     if isinstance(args[1], (int, float)):
-        return pointwise(b, args[0], "scale", 1.0 / float(args[1]))
+        divisor = float(args[1])
+        return pointwise(b, args[0], "scale", 1.0 / divisor if divisor else math.copysign(math.inf, divisor))
     found: View = multiply(b, [pointwise(b, args[1], "reciprocal", 0.0), args[0]], {})
     return found
 
