@@ -67,8 +67,8 @@ def vocabulary_of(labels: Sequence[str], tokenizer: str | None) -> Tokens:
     """
     if tokenizer is not None:
         return tokenizer_at(tokenizer)
-    both = bytes_of_texts(), _alphabet(labels)
-    return both[tuple(labels) != both[0].labels]
+    of_bytes = bytes_of_texts()
+    return of_bytes if tuple(labels) == of_bytes.labels else _alphabet(labels)
 
 
 def _alphabet(labels: Sequence[str]) -> Tokens:

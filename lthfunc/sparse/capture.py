@@ -40,6 +40,11 @@ class Captured(NamedTuple):
     constants: dict[str, Tensor]
     other: Callable[[], Captured] | None = None
 
+    @property
+    def placeholders(self) -> list[Node]:
+        """Those of the parameters, of the buffers, and of the inputs, in this order."""
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
 
 class CannotTraceError(UserError):
     """A module that is no graph. why: without the name of who asked."""

@@ -50,6 +50,11 @@ def is_constant(value: Any) -> bool:
     return isinstance(value, Tensor) or (several and all(isinstance(each, Tensor) for each in value))
 
 
+def has_values(buffers: Mapping[str, Tensor], folded: Mapping[str, Tensor]) -> bool:
+    """Whether buffers still have the values that a program was made of."""
+    return all(torch.equal(buffers[name], value) for name, value in folded.items())
+
+
 def constants_read(nodes: Iterable[Node], constants: Iterable[Node]) -> list[Node]:
     """Those constants that operations depend on, with the operations that change what they read, in their order."""
     found: set[Node] = set()

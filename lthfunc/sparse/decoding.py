@@ -146,7 +146,4 @@ def generate(
     >>> lf.generate(program, torch.tensor([3, 1, 4]), 20, seed=1).shape
     torch.Size([20])
     """
-    for name, value in (("count", count), ("temperature", temperature), ("top_k", top_k)):
-        if value < 0:
-            raise invalid(f"generate: {name}", value, "at least 0")
     return program.generate(prompt, count, temperature, top_k, seed)

@@ -67,7 +67,7 @@ class _Known:
         self.captured = captured
         self.params = {name: params[name] for name in captured.params}
         self.buffers = {name: buffers[name] for name in captured.buffers}
-        *leaves, _ = (node for node in captured.graph.nodes if node.op == "placeholder")
+        *leaves, _ = captured.placeholders
         self._values: dict[Node, Any] = dict(zip(leaves, (*self.params.values(), *self.buffers.values()), strict=True))
         self._fixed: set[Node] = set(leaves)
         for node in captured.graph.nodes:
@@ -98,7 +98,7 @@ class _Rewriting:
         self._twins: dict[Node, Node] = dict(zip(nodes, whole.captured.graph.nodes, strict=True))
         self._params, self._constants = dict(one.params), dict[str, Tensor]()
         self._graph = Graph()
-        leaves = [node for node in nodes if node.op == "placeholder"]
+        leaves = one.captured.placeholders
         self._at: dict[Node, Node] = {node: self._graph.node_copy(node) for node in leaves}
         self._names = dict(zip(leaves, (*one.captured.params, *one.captured.buffers), strict=False))
         #: The first placeholder behind those of parameters.

@@ -25,7 +25,7 @@ _BATCH_NORM = torch.ops.aten.batch_norm.default
 
 def leaves_of(captured: Captured) -> dict[Node, Param | Buffer]:
     """The placeholders that are parameters and buffers. A fixed buffer of numbers is a frozen parameter."""
-    fixed, placeholders = fixed_buffers(captured), [node for node in captured.graph.nodes if node.op == "placeholder"]
+    fixed, placeholders = fixed_buffers(captured), captured.placeholders
     found: dict[Node, Param | Buffer] = dict(zip(placeholders, map(Param, captured.params), strict=False))
     for node, name in zip(placeholders[len(found) :], captured.buffers, strict=False):
         found[node] = Param(name) if name in fixed and node.meta["val"].dtype == torch.float32 else Buffer(name)
@@ -37,7 +37,7 @@ def fixed_buffers(captured: Captured) -> set[str]:
     nodes = list(captured.graph.nodes)
     changed = {memory_of(each) for node in nodes for each in changed_by(node)}
     statistics = {each for node in nodes if node.target is _BATCH_NORM for each in node.args[3:5]}
-    buffers = [node for node in nodes if node.op == "placeholder"][len(captured.params) :]
+    buffers = captured.placeholders[len(captured.params) :]
     return {
         name for node, name in zip(buffers, captured.buffers, strict=False)
         if node not in statistics and memory_of(node) not in changed
@@ -46,8 +46,7 @@ def fixed_buffers(captured: Captured) -> set[str]:
 
 def inputs_of(captured: Captured) -> list[Node]:
     """The placeholders that are inputs."""
-    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
-    return placeholders[len(captured.params) + len(captured.buffers) :]
+    return captured.placeholders[len(captured.params) + len(captured.buffers) :]
 
 
 def results_of(captured: Captured) -> list[Node]:

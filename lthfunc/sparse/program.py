@@ -17,6 +17,7 @@ from lthfunc.sparse.batch_sizes import pairs_of, size_free
 from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, loaded_sequence, store
 from lthfunc.sparse.builder import Builder, Leaf, View
 from lthfunc.sparse.capture import Captured
+from lthfunc.sparse.constants import has_values
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import (
     add_leaves,
@@ -100,7 +101,7 @@ class Program(NamedTuple):
 
     def fits(self, buffers: Mapping[str, Tensor]) -> bool:
         """Whether it computes a network with these buffers."""
-        return all(torch.equal(buffers[name], value) for name, value in self.folded.items())
+        return has_values(buffers, self.folded)
 
     def is_under(self, masks: Masks) -> bool:
         """Whether these are the masks of its survivors."""

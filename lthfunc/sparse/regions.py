@@ -14,9 +14,10 @@ from lthfunc.sparse.batch_sizes import size_free
 from lthfunc.sparse.boundaries import handed_in, load_gradient, store, store_input_gradient
 from lthfunc.sparse.builder import Builder, Leaf, Value, View
 from lthfunc.sparse.capture import Captured
+from lthfunc.sparse.constants import has_values
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import add_leaves, fixed_buffers, leaves_of, lowered, moved_statistics
-from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
 from lthfunc.sparse.lowerings.placing import covers, placed
 from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.partition import Part, Partition, Twins
@@ -52,7 +53,7 @@ class RegionProgram(NamedTuple):
 
     def fits(self, buffers: Mapping[str, Tensor]) -> bool:
         """Whether it computes a part of a network with these buffers."""
-        return all(torch.equal(buffers[name], value) for name, value in self.folded.items())
+        return has_values(buffers, self.folded)
 
 
 def region_program(
@@ -105,7 +106,7 @@ def region_program(
 
 def _draws(code: MachineCode) -> bool:
     """Whether any instruction drops something."""
-    columns = {OPCODES[name]: 4 + each.index("threshold") for name, each in COLUMNS.items() if "threshold" in each}
+    columns = {OPCODES[name]: column_of(name, "threshold") for name, each in COLUMNS.items() if "threshold" in each}
     return any(int(row[columns[int(row[0])]]) > 0 for row in code.rows if int(row[0]) in columns)
 
 

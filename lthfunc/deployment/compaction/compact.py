@@ -207,7 +207,7 @@ def _refusing(model: Model) -> AbstractContextManager[None]:
 def _facts(graph: Traced, ticket: Ticket | TrainState, values: list[dict[Node, Tensor]], *, training: bool) -> Liveness:
     params, masks = to_device((apply_masks(ticket.params, ticket.masks), ticket.masks), "cpu")
     captured = graph.captured
-    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    placeholders = captured.placeholders
     leaves = dict(zip(placeholders, (*captured.params, *captured.buffers), strict=False))
     frozen = to_device(ticket.buffers, "cpu")
     parameters = {**params, **frozen}

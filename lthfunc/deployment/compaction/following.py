@@ -157,7 +157,7 @@ def follow(
                 known.values[n] = result
             return result
 
-    kind = [node for node in captured.graph.nodes if node.op == "placeholder"][-1].meta["val"].dtype
+    kind = captured.placeholders[-1].meta["val"].dtype
     x = _wide(torch.zeros(1, *shape, dtype=kind))
     given = [leaf(name, tree[name]) for tree, name in leaves]
     given.append(Followed(torch.full(x.shape, FIXED), torch.ones(x.shape, dtype=torch.bool), x))

@@ -147,7 +147,7 @@ def _evaluated(
             return result
 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        kind = [node for node in captured.graph.nodes if node.op == "placeholder"][-1].meta["val"].dtype
+        kind = captured.placeholders[-1].meta["val"].dtype
         constants = {name: value.detach().cpu() for name, value in captured.constants.items()}
         noting = Noting(GraphModule(constants, captured.graph))
         noting.extra_traceback = False  # which would be added to the message

@@ -92,7 +92,7 @@ def _keeps(known: Following, dead: Tensor) -> tuple[dict[Node, list[Tensor]], Te
 def _written(known: Following, dead: Tensor, keeps: dict[Node, list[Tensor]]) -> Narrowed:
     captured = known.traced.captured
     w = Narrowing(known, keeps, Graph())
-    placeholders = [node for node in captured.graph.nodes if node.op == "placeholder"]
+    placeholders = captured.placeholders
     leaves = dict(zip(placeholders, (*captured.params, *captured.buffers), strict=False))
     cuts = {name: _cut(known, name, dead) for name in leaves.values()}
     for node in captured.graph.nodes:

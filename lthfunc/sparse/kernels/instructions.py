@@ -34,6 +34,11 @@ COMBINED, RECURRENT = _names("COMBINED"), _names("RECURRENT")
 BY_ROWS, BY_TILES, SUMS, WHOLE = map(_names("SPLIT").index, ("by_rows", "by_tiles", "sums", "whole"))
 
 
+def column_of(name: str, column: str) -> int:
+    """Where in a row of a program one of an instruction's own columns is."""
+    return HEAD + COLUMNS[name].index(column)
+
+
 def encoded(name: str, split: int, rows: int, work: int, **values: int) -> list[int]:
     """One row of a program. Every column must be given, by name; a column left out or unknown is a mistake."""
     columns = COLUMNS[name]

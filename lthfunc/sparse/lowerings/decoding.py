@@ -8,7 +8,7 @@ from typing import Any
 
 from lthfunc.sparse.axes import Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_TILES, COLUMNS, HEAD
+from lthfunc.sparse.kernels.instructions import BY_TILES, COLUMNS, HEAD, column_of
 from lthfunc.sparse.lowerings.attention import scaled_dot_product_attention
 from lthfunc.sparse.lowerings.interface import Unsupported, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
@@ -37,15 +37,11 @@ class DecodingBuilder(Builder):
             name = names[opcode]
             columns = dict(zip(COLUMNS[name], row[HEAD - 1 :], strict=False))
             if name == "attention":
-                yield number, _column(name, "keys"), 1
+                yield number, column_of(name, "keys"), 1
             elif name == "copy" and columns["out"] in places:
-                yield number, _column(name, "out"), 1
+                yield number, column_of(name, "out"), 1
             elif name == "load_numbers" and columns["constant"] and columns["first"] in self.rows:
-                yield number, _column(name, "first"), self.rows[columns["first"]]
-
-
-def _column(name: str, column: str) -> int:
-    return HEAD + COLUMNS[name].index(column)
+                yield number, column_of(name, "first"), self.rows[columns["first"]]
 
 
 def causal_attention(*operands: Any, **settings: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.axes import Axis, Side
 from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.lowerings.broadcasting import add
+from lthfunc.sparse.lowerings.dimensions import repeat_interleave
 from lthfunc.sparse.lowerings.interface import Unsupported, aten, lowers
 from lthfunc.sparse.lowerings.matmul import matmul, softmax
 from lthfunc.sparse.lowerings.parameters import as_view
@@ -39,7 +39,7 @@ def masked_attention(b: Builder, operands: Sequence[View], mask: Any, dropped: f
     if len(query.arrangement.sizes) == 4 and heads != shared:
         if heads % shared:
             raise Unsupported("of heads that don't share keys and values evenly")
-        key, value = (_repeated(view, heads // shared) for view in (key, value))
+        key, value = (repeat_interleave(b, [view, heads // shared, 1], {}) for view in (key, value))
     order = [*range(len(key.arrangement.sizes) - 2), -1, -2]
     turned = arranged_view(key.value, key.arrangement.permuted(order))
     number = 1 / math.sqrt(query.arrangement.sizes[-1]) if scale is None else scale
@@ -64,10 +64,3 @@ def products_beside(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View
         raise Unsupported("with factors")
     found: View = add(b, [matmul(b, args[1:3], {}), args[0]], {})
     return found
-
-
-def _repeated(view: View, times: int) -> View:
-    """Each head so many times, one after the other."""
-    batch, heads, *others = view.arrangement.dimensions
-    dimensions = (batch, (*heads, Axis(Side.REPEATED, times)), *others)
-    return arranged_view(view.value, view.arrangement._replace(dimensions=dimensions))
