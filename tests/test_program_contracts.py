@@ -154,12 +154,12 @@ def test_one_example_reads_tables_among_the_values(spread: int) -> None:
     assert torch.ops.lthfunc.runs_single(program) == (spread < 0)
 
 
-MOVING = {"attention": ("keys", 4), "copy": ("out", 4), "load_numbers": ("first", 4)}
+MOVING = {"attention": ("keys", 5), "copy": ("out", 4), "load_numbers": ("first", 4)}
 
 
 @pytest.mark.parametrize("name", MOVING)
 def test_columns_move_within_their_memory(name: str) -> None:
-    """A sequence of five places, of which the program is for the last."""
+    """A sequence of five places, of which the program is for the last; the first one's attention sees one key."""
     rows = [
         encoded("load_inputs", BY_TILES, 1, 0, **dict.fromkeys(COLUMNS["load_inputs"], 0)
                 | {"height": 1, "width": 1, "channels": 1, "kind": STORED.index("int64")}),
