@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from lthfunc.deployment.timing import seconds_of
 from lthfunc.errors import invalid
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.methods.during_training import exchanges
-from lthfunc.sparsify.budgets import erk
+from lthfunc.sparsify.allocation import Allocate
 from lthfunc.training.batches import batches
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.trainer import make_trainer
@@ -54,6 +54,8 @@ _LONG = 300
 #: Steps between updates, the share of a training in which masks change, and that of weights (Evci et al. 2020, sec. 4).
 _EVERY, _CHANGING, _DROP = 100, 0.75, 0.3
 _READY = 64
+#: How densities are shared out among layers; the first by default, as `lthfunc prune --method rigl` does.
+ALLOCATIONS: dict[str, Allocate] = {"erk": lf.erk(), "uniform": lf.uniform()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.networks(f"one of {', '.join(NETWORKS)} (all)")
     options.densities("0.2 … 0.01")
     options.add("--steps", type=int, help="of a training (1000 of the LeNets, 300 of others)")
+    options.add("--allocate", default="erk", help=f"density of layers: {' or '.join(ALLOCATIONS)} (erk)")
     options.add("--every", type=int, default=_EVERY, help=f"steps between two updates ({_EVERY})")
     options.threads()
     options.add("--repeats", type=int, default=5, help="timings of each (5)")
@@ -72,13 +75,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(
     *, networks: Sequence[str], densities: Sequence[float] | None, steps: int | None, every: int, threads: int,
-    repeats: int, json: str | None, scale: bool = False,
+    repeats: int, json: str | None, scale: bool = False, allocate: str = "erk",
 ) -> list[Record]:  # fmt: skip
     """Measure, print, and write JSON where asked to."""
     names = chosen(networks, NETWORKS, NETWORKS, threads)
     for option, number in (("--every", every), ("--repeats", repeats)):
         if number < 1:
             raise invalid(option, number, "a whole number of at least 1")
+    if allocate not in ALLOCATIONS:
+        raise invalid("--allocate", allocate, " or ".join(ALLOCATIONS))
     chosen_densities = checked_densities(densities, DENSITIES)
     if scale and (networks or densities):
         raise invalid("--scale", "with --network or --density", "a network and a density of its own")
@@ -94,7 +99,7 @@ def run(
             if count < _fewest(every):
                 raise invalid("--steps", count, f"{_fewest(every)} or more, so that masks change")
             about = {"network": name, "batch": case.batch, "device": "cpu", "threads": threads, "precision": "fp32",
-                     "steps": count, "every": every, "unit": "steps/s"}  # fmt: skip
+                     "steps": count, "every": every, "allocate": allocate, "unit": "steps/s"}  # fmt: skip
             records += _measured(case, chosen_densities, count, every, repeats, about)
     if json is not None:
         write(json, header("dynamic", "lthfunc benchmark dynamic", "cpu", threads), records)
@@ -119,21 +124,27 @@ def _case(name: str) -> Case:
 def _measured(
     case: Case, densities: Sequence[float], steps: int, every: int, repeats: int, about: dict[str, Any]
 ) -> list[Record]:
-    variants = _variants(case, densities, every)
-    for train in variants.values():  # compiles, touches memory, and changes masks once
-        train(_fewest(every))
+    states = {density: _ticket(case, density, ALLOCATIONS[about["allocate"]]) for density in densities}
+    variants = _variants(case, states, every)
     rates: dict[tuple[str, float], list[float]] = {key: [] for key in variants}
-    for _ in range(repeats):
+    for key, train in variants.items():
+        _telling(case.name, key, "first steps")
+        train(_fewest(every) if key[0] in (SET, RIGL) else 2)  # compiles, touches memory, and changes masks once
+    for number in range(repeats):
         for key, train in variants.items():
+            _telling(case.name, key, f"training {number + 1} of {repeats}, {steps} steps")
             rates[key].append(steps / seconds_of(partial(train, steps), "cpu"))
     records = [record(found, variant=name, density=density, **about) for (name, density), found in rates.items()]
     peak = peak_rate("cpu") / products(case.model, torch.rand(case.batch, *case.shape))[1]
-    for density in densities:
-        state = _ticket(case, density)
+    for density, state in states.items():
         left = lf.cost(case.model, state.params, state.masks, case.shape)
         records.append(record([peak * left.flops / left.effective_flops], variant=PEAK, density=density, **about))
     _tell(case.name, rates)
     return records
+
+
+def _telling(network: str, variant: tuple[str, float], what: str) -> None:
+    print(f"{network}, {variant[0]} at {variant[1]:g}: {what}", file=sys.stderr, flush=True)
 
 
 def _tell(network: str, rates: dict[tuple[str, float], list[float]]) -> None:
@@ -146,23 +157,23 @@ def _tell(network: str, rates: dict[tuple[str, float], list[float]]) -> None:
         print(line)
 
 
-def _variants(case: Case, densities: Sequence[float], every: int) -> dict[tuple[str, float], Training]:
+def _variants(case: Case, states: Mapping[float, TrainState], every: int) -> dict[tuple[str, float], Training]:
     """Plain loops take the same time at every density, and are measured at one."""
     data = images(case, "cpu")
     found: dict[tuple[str, float], Training] = {(DENSE, 1.0): _fit(case, data, DENSE_ENGINE, lf.init(case.model))}
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, _READY)]
-    for density in densities:
-        state = _ticket(case, density)
+    for density, state in states.items():
         found[FIXED, density] = _fit(case, data, lf.sparse_engine, state)
         found[SET, density] = _fit(case, data, lf.sparse_engine, state, "random", every)
         found[RIGL, density] = _fit(case, data, lf.sparse_engine, state, "gradient", every)
+    density, state = next(iter(states.items()))
     for name, by_gradient in ((PLAIN_SET, False), (PLAIN_RIGL, True)):
-        found[name, densities[0]] = partial(_plain, case, _ticket(case, densities[0]), ready, by_gradient, every)
+        found[name, density] = partial(_plain, case, state, ready, by_gradient, every)
     return found
 
 
-def _ticket(case: Case, density: float) -> TrainState:
-    return lf.prune(density=density, score=lf.random_scores(0), allocate=erk())(lf.init(case.model))
+def _ticket(case: Case, density: float, allocate: Allocate) -> TrainState:
+    return lf.prune(density=density, score=lf.random_scores(0), allocate=allocate)(lf.init(case.model))
 
 
 def _fit(

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from verified_networks import SHAPE, Attended, Mixed, Plain
 
 import lthfunc as lf
+from lthfunc.sparse import evaluator
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.program import Epilogue, Lowered, Stored, lower
+from lthfunc.sparse.thread_tuner import ThreadTuners
+from lthfunc.training.engines.interface import Work
+from lthfunc.training.losses import cross_entropy
 from lthfunc.training.optimizers import AdamNumbers
+from lthfunc.trees.types import Split
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
@@ -86,3 +91,36 @@ def test_where_more_weights_survive_it_is_lowered_anew() -> None:
     more = before.positions | {"9.weight": torch.arange(16 * 40)}
     assert not once.move_to(more)
     assert once.program is before
+
+
+def _changed(params: dict[str, Tensor], masks: dict[str, Tensor], missing: int) -> dict[str, Tensor]:
+    """Weights under masks; in each leaf `missing` survivors are zero, as those are that have just grown."""
+    found = lf.apply_masks(params, masks)
+    for name, mask in masks.items():
+        found[name].view(-1)[mask.flatten().nonzero().flatten()[:missing]] = 0
+    return found
+
+
+@pytest.mark.parametrize("missing", [0, 1, 30])
+def test_evaluations_of_as_many_survivors_take_the_same_program(missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lf.from_module(Plain())
+    work, draw = Work(model, cross_entropy, lf.sgd(0.1), None, None, "fp32"), torch.Generator().manual_seed(0)
+    split = Split(torch.randn(40, *SHAPE, generator=draw), torch.randint(3, (40,), generator=draw))
+    params = lf.init(model, seed=0).params
+    first = {
+        name: torch.arange(leaf.numel()).view(leaf.shape) % 8 != 0 for name, leaf in params.items() if leaf.ndim > 1
+    }
+    made, tuners = list[Lowered](), ThreadTuners()
+
+    def noted(*arguments: Any, **given: Any) -> Lowered:
+        made.append(lower(*arguments, **given))
+        return made[-1]
+
+    monkeypatch.setattr(evaluator, "lower", noted)
+    kept = evaluator.Evaluator(work, tuners)
+    for number, masks in enumerate([first, shuffled(first, 1), shuffled(first, 2)]):
+        network = lf.init(model, seed=0)._replace(params=_changed(params, masks, missing if number else 0))
+        assert kept.quality(network, split) == evaluator.Evaluator(work, tuners).quality(network, split)
+    small = min(int(mask.sum()) for mask in first.values())
+    anew = 3 + (1 if missing <= 0.02 * small else 2)
+    assert len(made) == anew, "where few are missing, the first program moves; else the next one does"

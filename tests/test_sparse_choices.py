@@ -258,6 +258,7 @@ def test_threads_follow_what_is_faster() -> None:
     before = machine.now
     assert machine.steps(pace, 100_000).count(4) * 0.1 < 0.05 * (machine.now - before)
     assert ThreadTuner(1).threads == 1
+    assert ThreadTuner(1).processor_time() == 0 < ThreadTuner(2).processor_time()
 
 
 def test_a_loop_that_changes_its_threads_has_the_same_bits(images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

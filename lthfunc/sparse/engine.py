@@ -126,7 +126,7 @@ class _Programs(threading.local):
         work, last = self._work, self._last
         if last is not None and last[1] == (batch, stored) and last[0].program.fits(state.buffers):
             lowered = last[0]
-            if lowered.program.is_under(state.masks) if positions is None else lowered.move_to(positions):
+            if lowered.move_to(lowered.program.positions_under(state.masks) if positions is None else positions):
                 return lowered.program
         loss, update = "cross_entropy" if computes_loss(work) else None, machine_numbers(work.optimizer)
         lowered = lower(
@@ -178,7 +178,9 @@ class _Loop:
 
     def _take_up(self, workspace: Workspace, state: TrainState) -> None:
         self._workspace, self._state = workspace, state
-        self._python = PythonSteps(self._work, workspace, state, self._seed, self._draw, updates=self._numbers is None)
+        if not self._whole:
+            updates = self._numbers is None
+            self._python = PythonSteps(self._work, workspace, state, self._seed, self._draw, updates=updates)
 
     @property
     def updates_alone(self) -> bool:
@@ -224,7 +226,7 @@ class _Loop:
         x, y = self._slots
         while done < steps:
             count = self._tuner.at_most(min(steps - done, int(self._steps_a_call))) if self._whole else 1
-            begun, had = time.perf_counter(), time.process_time()
+            begun, had = time.perf_counter(), self._tuner.processor_time()
             if self._whole:
                 with self._tuner.running():
                     self._workspace.run(x[done:], y[done:], count, self._step, self._draw, parts=self._parts)
@@ -232,7 +234,7 @@ class _Loop:
                 self._python.take(x[done], y[done], self._step)
             # How many steps a call takes, and how many threads it has, changes nothing in their results.
             seconds = max(1e-6, time.perf_counter() - begun)
-            self._tuner.took(count, seconds, time.process_time() - had)
+            self._tuner.took(count, seconds, self._tuner.processor_time() - had)
             self._steps_a_call = max(1.0, min(2 * self._steps_a_call, count / seconds * _CALL_SECONDS))
             done += count
             self._step += count

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.capture import captured
-from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.program import Epilogue, Lowered, Stored, lower
 from lthfunc.sparse.python_losses import OutputsLoss
 from lthfunc.sparse.thread_tuner import ThreadTuners
 from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
@@ -17,21 +17,21 @@ from lthfunc.training.engines.interface import Network, Work, device_of
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.losses import accuracy, cross_entropy
 from lthfunc.training.steps import Metrics
-from lthfunc.trees.types import Batch, Buffers, Params, Split
+from lthfunc.trees.types import Batch, Buffers, Masks, Params, Split
 
 #: Examples measured at a time, and bytes of activations that they may take.
 _CHUNK, _BYTES = 512, 64 * 2**20
 
 
 class Evaluator(threading.local):
-    """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again."""
+    """Evaluates networks; keeps the last program, since looks at a training see the same survivors again and again, or
+    as many others."""
 
     def __init__(self, work: Work, tuners: ThreadTuners) -> None:
         self._work, self._tuners = work, tuners
         self._loss = OutputsLoss(work)
         self._counts = work.loss is cross_entropy and work.metric is accuracy
-        self._workspace: Workspace | None = None
-        self._stored: Stored | None = None
+        self._last: tuple[Lowered, Stored, Workspace] | None = None
 
     def quality(self, network: Network, split: Split) -> Evaluation:
         """Mean loss and accuracy over a split."""
@@ -56,29 +56,50 @@ class Evaluator(threading.local):
     def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:
         masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
         stored = Stored(tuple(split.x.shape[1:]), split.x.dtype, self._work.scale)
-        kept = self._workspace
-        if kept is not None and self._stored == stored and kept.program.fits(buffers) and _covers(kept, masks):
-            kept.load(params, buffers)
-            return kept
+        if self._last is not None and self._last[1] == stored and self._last[0].program.fits(buffers):
+            lowered, _, kept = self._last
+            if _is_covered(masks, lowered) or lowered.move_to(_places(masks, lowered)):
+                workspace = kept.loaded(lowered.program, params, buffers)
+                self._last = lowered, stored, workspace
+                return workspace
         chunk = min(_CHUNK, max(LANES, len(split.x)))
         graph = captured(self._work.model, stored.shape, training=False)
         epilogue = Epilogue("cross_entropy" if self._counts else None, gradients=False)
         while True:
-            program = program_of(graph, params, buffers, masks, batch=chunk, stored=stored, epilogue=epilogue)
-            if program.code.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
+            lowered = lower(graph, params, buffers, masks, batch=chunk, stored=stored, epilogue=epilogue)
+            if lowered.program.code.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
                 break
             chunk = max(LANES, chunk // 2)
-        self._workspace, self._stored = Workspace(program, params, buffers), stored
-        return self._workspace
+        workspace = Workspace(lowered.program, params, buffers)
+        self._last = lowered, stored, workspace
+        return workspace
 
 
-def _covers(workspace: Workspace, masks: dict[str, Tensor]) -> bool:
+#: Fewer survivors than this share of a program's are not worth its time: zeros are computed with.
+_FILLED = 0.98
+
+
+def _is_covered(masks: Masks, lowered: Lowered) -> bool:
     """Whether all these survivors are among the program's, and not far fewer."""
     ours = theirs = 0
-    for name, positions in workspace.program.positions.items():
+    for name, positions in lowered.program.positions.items():
         mask = masks[name].flatten()
         inside, count = int(mask.index_select(0, positions).sum()), int(mask.sum())
         if inside < count:
             return False
         ours, theirs = ours + len(positions), theirs + count
-    return theirs >= 0.98 * ours
+    return theirs >= _FILLED * ours
+
+
+def _places(masks: Masks, lowered: Lowered) -> dict[str, Tensor]:
+    """Where these survivors lie. Those that are still zero, as weights that grew are, are missing in the masks: first
+    places of other zeros stand for a few of them, so that the program's number is reached."""
+    found = {}
+    for name, positions in lowered.program.positions.items():
+        mask = masks[name].flatten()
+        places, count = mask.nonzero().flatten(), len(positions)
+        if _FILLED * count <= len(places) < count:
+            free = mask.logical_not().nonzero().flatten()[: count - len(places)]
+            places = torch.cat([places, free]).sort().values
+        found[name] = places
+    return found

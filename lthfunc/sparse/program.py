@@ -103,10 +103,9 @@ class Program(NamedTuple):
         """Whether it computes a network with these buffers."""
         return has_values(buffers, self.folded)
 
-    def is_under(self, masks: Masks) -> bool:
-        """Whether these are the masks of its survivors."""
-        found = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items() if name in self.positions}
-        return all(torch.equal(places, self.positions[name]) for name, places in found.items())
+    def positions_under(self, masks: Masks) -> dict[str, Tensor]:
+        """Where the survivors of its masked leaves lie under other masks."""
+        return {name: mask.flatten().nonzero().flatten() for name, mask in masks.items() if name in self.positions}
 
 
 #: Makes what collects a program that may run in parts.
@@ -124,12 +123,14 @@ class Lowered:
 
     def move_to(self, positions: Mapping[str, Tensor]) -> bool:
         """Have the program of other survivors, to the bits of one that is lowered anew; False, with nothing done, where
-        a layer has more of them or fewer. positions: as `Program` has them."""
-        b = self._builder
+        a layer has more of them or fewer. positions: as `Program` has them, of all or of some leaves."""
+        b, known = self._builder, self.program.positions
+        if all(torch.equal(places, known[name]) for name, places in positions.items()):
+            return True
         if any(len(places) != b.weights[name].survivors for name, places in positions.items()):
             return False
         b.positions = {**b.positions, **positions}
-        self.program = self.program._replace(code=finished(b), positions=dict(positions))
+        self.program = self.program._replace(code=finished(b), positions={**known, **positions})
         return True
 
 

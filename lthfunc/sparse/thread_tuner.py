@@ -40,6 +40,11 @@ class ThreadTuner:
         """So many steps in the next call, or fewer where it is a trial, which should not take long."""
         return min(steps, max(1, int(self._rate * _TRIAL / _SLOWER))) if self._trial else steps
 
+    def processor_time(self) -> float:
+        """Seconds of all threads together, as `took` wants them. One thread has nothing to choose, and a look at this
+        clock may take as long as a step where a sandbox keeps it."""
+        return time.process_time() if self._all > 1 else 0.0
+
     @property
     def threads(self) -> int:
         """For the next call."""

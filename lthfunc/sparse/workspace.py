@@ -52,12 +52,23 @@ class Workspace:
         sources: int64 (values,), for each of its values the number of the value that it is here, or -1: it is zero, and
         so is what an optimiser keeps of it.
         """
-        other = copy.copy(self)
-        other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
+        other = self._under(program)
         values, other.kept = (torch.empty(*numbers.shape[:-1], len(sources)) for numbers in (self.values, self.kept))
         for numbers, moved in ((self.values, values), (self.kept, other.kept)):
             torch.ops.lthfunc.move_numbers.default(numbers, sources, moved)
         other._hold(values, self.memory[len(self.values) :])
+        return other
+
+    def loaded(self, program: Program, params: Params, buffers: Buffers) -> Workspace:
+        """The workspace of another program, of the same network under other masks, with these values. It takes the
+        memory of this one, which is over."""
+        other = self._under(program)
+        other.load(params, buffers)
+        return other
+
+    def _under(self, program: Program) -> Workspace:
+        other = copy.copy(self)
+        other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
         other._apart = None
         here, there = self.program.code, program.code
         if here.vectors != there.vectors or not torch.equal(here.rows, there.rows):
@@ -67,11 +78,8 @@ class Workspace:
     def aside(self, program: Program) -> Workspace:
         """A workspace for steps that change nothing of the network here, by its own program or one of the same network,
         survivors and numbers among the constants."""
-        other = copy.copy(self)
+        other = self._under(program) if program is not self.program else copy.copy(self)
         other.constants, other.totals = self.constants.clone(), self.totals.clone()
-        if program is not self.program:
-            other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
-            other._make_room()
         return other
 
     def still(self) -> Workspace:

@@ -54,7 +54,7 @@ def batches(split: Split, batch_size: int, seed: int, start: int, stop: int) -> 
     order = BatchOrder(len(split.x), batch_size, seed)
     for step in range(start, stop):
         index = order.rows(step, step + 1)[0].to(split.x.device)
-        yield split.x[index], split.y[index]
+        yield split.x.index_select(0, index), split.y.index_select(0, index)
 
 
 @public

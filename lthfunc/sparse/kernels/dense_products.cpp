@@ -7,40 +7,10 @@
 #include <vector>
 
 #include "bitmasks.h"
+#include "dense_gradients.h"
 
 namespace lthfunc {
 namespace {
-
-#ifdef __AVX512F__
-constexpr int ROWS = 6, COLUMNS = 4;
-#else
-constexpr int ROWS = 2, COLUMNS = 2;
-#endif
-
-// ROWS rows of the gradient, at COLUMNS · 16 inputs.
-LTHFUNC_INLINE void block(const float* x, i64 width, const float* const (&grad)[ROWS], i64 grad_tile, i64 examples,
-                          float* const (&out)[ROWS]) {
-  vec sum[ROWS][COLUMNS] = {};
-  for (i64 first = 0; first < examples; first += LANES) {
-    const i64 tile = first / LANES * grad_tile, lanes = std::min<i64>(LANES, examples - first);
-    for (i64 lane = 0; lane < lanes; ++lane) {
-      vec in[COLUMNS];
-      LTHFUNC_UNROLL
-      for (int c = 0; c < COLUMNS; ++c) in[c] = load(x + (first + lane) * width + c * LANES);
-      LTHFUNC_UNROLL
-      for (int r = 0; r < ROWS; ++r) {
-        const vec g = broadcast(grad[r][tile + lane]);
-        LTHFUNC_UNROLL
-        for (int c = 0; c < COLUMNS; ++c) sum[r][c] += g * in[c];
-      }
-    }
-  }
-  LTHFUNC_UNROLL
-  for (int r = 0; r < ROWS; ++r) {
-    LTHFUNC_UNROLL
-    for (int c = 0; c < COLUMNS; ++c) store(out[r] + c * LANES, sum[r][c]);
-  }
-}
 
 constexpr int TILES = COLUMNS;
 
@@ -160,13 +130,8 @@ void by_example(const by_example_row& op, Workspace& m, Part part) {
   for (i64 strip = part.row; strip < part.rows; ++strip) {
     for (i64 tile = 0; tile < m.tiles; ++tile) {
       const vec* const in = m.activations + op.in + tile * op.in_tile;
-      vec block[16];
-      for (i64 f = 0; f < 16; ++f) {
-        const i64 feature = strip * 16 + f;
-        block[f] = feature < op.features ? in[addresses[feature]] : vec{};
-      }
-      transpose(block);
-      for (i64 lane = 0; lane < LANES; ++lane) store(out + (tile * LANES + lane) * op.width + strip * 16, block[lane]);
+      const auto feature = [&](i64 f) { return f < op.features ? in[addresses[f]] : vec{}; };
+      transpose_strip(feature, strip, out + tile * LANES * op.width, op.width);
     }
   }
 }
@@ -186,17 +151,12 @@ void dense_weight_gradients(const dense_weight_gradients_row& op, Workspace& m, 
   const i32* const starts = m.lists + op.starts;
   const i32* const bits = m.lists + op.bits;
   const i32* const row_grad = m.lists + op.row_grad;
-  constexpr i64 step = COLUMNS * LANES;
   std::vector<float> whole(static_cast<std::size_t>(ROWS * op.width));
   for (i64 row = part.row; row < part.rows; row += ROWS) {
     const float* grad[ROWS];
     for (int r = 0; r < ROWS; ++r)
       grad[r] = reinterpret_cast<const float*>(m.activations + op.grad + row_grad[std::min(row + r, part.rows - 1)]);
-    for (i64 c = 0; c < op.width; c += step) {
-      float* out[ROWS];
-      for (int r = 0; r < ROWS; ++r) out[r] = whole.data() + r * op.width + c;
-      block(x + c, op.width, grad, op.grad_tile * LANES, m.examples, out);
-    }
+    dense_gradient_rows(x, op.width, grad, op.grad_tile * LANES, m.examples, whole.data());
     for (i64 r = 0; r < std::min<i64>(ROWS, part.rows - row); ++r) {
       const float* const from = whole.data() + r * op.width;
       float* to = m.gradients + op.gradients + starts[row + r];

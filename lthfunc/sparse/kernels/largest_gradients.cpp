@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "dense_gradients.h"
 #include "parallel.h"
 #include "survivors.h"
 #include "verify.h"
@@ -13,6 +14,45 @@ namespace {
 
 // Gradients that are held at a time, unless one row has more: they stay in a second-level cache.
 constexpr i64 HELD_GRADIENTS = 1 << 15;
+
+// Rows whose gradients are held at a time.
+i64 held_rows(const largest_gradients_row& op, i64 width) {
+  return std::clamp<i64>(HELD_GRADIENTS / width / ROWS * ROWS, ROWS, (op.rows + ROWS - 1) / ROWS * ROWS);
+}
+
+void add_magnitudes(Largest& largest, float* row, i64 columns) {
+  std::transform(row, row + columns, row, [](float x) { return std::fabs(x); });
+  largest.add(row, columns);
+}
+
+// Of a linear layer.
+void largest_across(const largest_gradients_row& op, Workspace& m) {
+  const i32 *const offsets = m.lists + op.offsets, *const row_grad = m.lists + op.row_grad;
+  const i64 width = (op.columns + STRIP - 1) / STRIP * STRIP, step = held_rows(op, width);
+  std::vector<float> inputs(static_cast<std::size_t>(m.tiles * LANES * width));
+  std::vector<float> held(static_cast<std::size_t>(step * width));
+  parallel_for(0, width / LANES, 8, [&](i64 from, i64 to) {
+    for (i64 strip = from; strip < to; ++strip)
+      for (i64 tile = 0; tile < m.tiles; ++tile) {
+        const vec* const in = m.activations + op.in + tile * op.in_tile;
+        const auto feature = [&](i64 f) { return f < op.columns ? behind(in, offsets[f]) : vec{}; };
+        transpose_strip(feature, strip, inputs.data() + tile * LANES * width, width);
+      }
+  });
+  for (i64 first = 0; first < op.rows; first += step) {
+    const i64 rows = std::min(step, op.rows - first);
+    parallel_for(0, (rows + ROWS - 1) / ROWS, 1, [&](i64 from, i64 to) {
+      for (i64 some = from * ROWS; some < std::min(to * ROWS, rows); some += ROWS) {
+        const float* grad[ROWS];
+        for (i64 r = 0; r < ROWS; ++r)
+          grad[r] = reinterpret_cast<const float*>(m.activations + op.grad +
+                                                   row_grad[std::min(first + some + r, op.rows - 1)]);
+        dense_gradient_rows(inputs.data(), width, grad, op.grad_tile * LANES, m.examples, held.data() + some * width);
+      }
+    });
+    for (i64 row = 0; row < rows; ++row) add_magnitudes(*m.largest, held.data() + row * width, op.columns);
+  }
+}
 
 // The gradients of one row, all of whose weights are on its list.
 weight_gradients_row gradients_of(const largest_gradients_row& op, i64 row) {
@@ -43,6 +83,7 @@ void verify(const largest_gradients_row& op, Verifier& v) {
 
 void largest_gradients(const largest_gradients_row& op, Workspace& m, Part) {
   if (!m.largest) throw std::invalid_argument("lthfunc: largest_gradients is no part of a step");
+  if (op.across && op.groups == 1) return largest_across(op, m);
   const i64 each = std::clamp<i64>(HELD_GRADIENTS / op.columns, 1, op.rows);
   std::vector<float> held(static_cast<std::size_t>(each * op.columns));
   for (i64 first = 0; first < op.rows; first += each) {
@@ -53,11 +94,9 @@ void largest_gradients(const largest_gradients_row& op, Workspace& m, Part) {
       for (i64 row = from; row < to; ++row) {
         mine.gradients = held.data() + row * op.columns;
         weight_gradients(gradients_of(op, first + row), mine, {0, m.tiles, 0, 1});
-        std::transform(mine.gradients, mine.gradients + op.columns, mine.gradients,
-                       [](float x) { return std::fabs(x); });
       }
     });
-    m.largest->add(held.data(), rows * op.columns);
+    for (i64 row = 0; row < rows; ++row) add_magnitudes(*m.largest, held.data() + row * op.columns, op.columns);
   }
 }
 
