@@ -238,7 +238,12 @@ def test_blocks_are_pruned_in_a_run() -> None:
     inputs = [x for x, _ in batches("score", 1)]
     cases: list[tuple[str, dict[str, Any], float, dict[str, Any]]] = [
         ("sparsegpt", {}, DENSITY, {"pruning": lf.sparsegpt_pruning()}),
-        ("wanda", {"block_budgets": "owl"}, DENSITY, {"pruning": lf.wanda_pruning(), "budgets": lf.owl()}),
+        (
+            "wanda",
+            {"block_budgets": "alpha"},
+            DENSITY,
+            {"pruning": lf.wanda_pruning(), "budgets": lf.alpha_pruning()},
+        ),
         ("wanda", {"blocks": ("1",)}, 3 / 30, {"pruning": lf.wanda_pruning(), "blocks": ["1"]}),
         ("wanda", {"structure": "1x1"}, DENSITY, {"pruning": lf.wanda_pruning(lf.blocks(1, 1))}),
     ]
