@@ -89,6 +89,23 @@ def test_files_that_are_no_trees_are_refused_in_one_line(tmp_path: Path, content
         lf.load_tree(path)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_metadata_that_the_file_has_itself_is_refused_before_anything_is_written(tmp_path: Path, packed: bool) -> None:
+    ticket, file = lf.ticket(lf.init(lf.from_module(nn.Linear(4, 2)))), tmp_path / "ticket.safetensors"
+    for name in ("order", "packed/1"):
+        about, words = {"seed": 3, name: "mine"}, rf"^metadata: invalid value '{name}' \(expected another name: "
+        with pytest.raises(UserError, match=words):
+            lf.save_tree(file, ticket.params, about, packed=packed)
+        with pytest.raises(UserError, match=words):
+            lf.save_ticket(file, ticket, about, packed=packed)
+    with pytest.raises(UserError, match=r"^metadata: 'format': invalid value 'mine' \(expected none, or 'lthfunc"):
+        lf.save_ticket(file, ticket, {"format": "mine"}, packed=packed)
+    assert not [*tmp_path.iterdir()]
+    lf.save_ticket(file, ticket, {"seed": 3}, packed=packed)
+    lf.save_ticket(file, *lf.load_ticket(file), packed=packed)
+    assert lf.load_ticket(file)[1]["seed"] == 3
+
+
 def test_a_params_file_is_not_taken_for_a_ticket(tmp_path: Path) -> None:
     lf.save_tree(tmp_path / "p.safetensors", {"params": {"w": torch.ones(1)}})
     with pytest.raises(UserError, match="is not a ticket"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lthfunc.argument_hints import described
 from lthfunc.arguments import public
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.printable import dtype_name
 from lthfunc.trees.atomic_io import write_atomically
 from lthfunc.trees.packed_trees import PackedLeaves, packed_leaves, unpacked
@@ -47,8 +47,9 @@ def save_tree(
     """Write nested dictionaries of tensors to a safetensors file, which appears whole or not at all.
 
     path: of the file. tree: tensors, or dictionaries of them by name, at any depth. metadata: JSON values for the
-    file's header. packed: whether masks are written as bits or places, and leaves that are mostly zero without their
-    zeros; `load_tree` reads it the same, other programs don't. Raises UserError for anything else.
+    file's header, under any names but "order" and "packed/1", which the file has itself. packed: whether masks are
+    written as bits or places, and leaves that are mostly zero without their zeros; `load_tree` reads it the same, other
+    programs don't. Raises UserError for anything else.
 
     >>> lf.save_tree("tree.safetensors", {"layer": {"w": torch.ones(2)}}, {"made by": "me"})
     >>> lf.load_tree("tree.safetensors")
@@ -62,6 +63,9 @@ def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = Non
 
     packed: as `packed_trees` has them.
     """
+    for name in (_ORDER, _PACKED):
+        if name in (metadata or {}):
+            raise invalid("metadata", name, f"another name: the file itself has {_ORDER!r} and {_PACKED!r}")
     flat = {name: leaf.detach().cpu().contiguous() for name, leaf in flatten(tree).items()}
     about, seen = {**(metadata or {}), _ORDER: list(flat)}, set()
     if packed:
@@ -173,7 +177,8 @@ def save_ticket(
 ) -> None:
     """Write a ticket to a safetensors file at `path`; it is read back bit for bit.
 
-    metadata: JSON values for the file's header. packed: as `save_tree` takes it.
+    metadata: JSON values for the file's header, as `save_tree` takes them; a "format" only as `load_ticket` returns it.
+    packed: as `save_tree` takes it. Raises UserError for other metadata.
 
     >>> ticket = lf.ticket(lf.init(lf.from_module(nn.Linear(4, 2))))
     >>> lf.save_ticket("ticket.safetensors", ticket, {"seed": 0})
@@ -185,6 +190,9 @@ def save_ticket(
 
 def ticket_bytes(ticket: Ticket, metadata: Mapping[str, Any] | None = None, *, packed: bool = False) -> bytes:
     """The content of a file that `save_ticket` writes."""
+    kind = (metadata or {}).get("format", _TICKET)
+    if kind != _TICKET:
+        raise invalid("metadata: 'format'", kind, f"none, or {_TICKET!r}")
     return tree_bytes(ticket._asdict(), {"format": _TICKET, **(metadata or {})}, packed=packed)
 
 
