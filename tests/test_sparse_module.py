@@ -17,6 +17,7 @@ from sparse_modules import CLASSES, batch, check, check_gradients, masks_of, pai
 from torch import Tensor, nn
 
 from lthfunc.loops import sparse_module
+from lthfunc.sparse import halves
 from lthfunc.sparse.kernels import build
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -188,3 +189,18 @@ def test_a_loop_trains_as_that_of_the_masked_dense_module(kind: str) -> None:
     wanted = found.dense.state_dict()
     for name, leaf in found.sparse.state_dict().items():
         torch.testing.assert_close(leaf, wanted[name], rtol=2e-3, atol=2e-5, msg=name)
+
+
+def test_a_pass_that_ends_after_python_has_cleared_the_module_gives_its_memory_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the interpreter's last step does it: each name of a module is None by then."""
+    found = pair()
+    outputs = found.sparse(batch(4, seed=0)[0])
+    (call,) = found.sparse._calls.values()
+    (owner,) = [each for parts in call._halves for each in parts.values()]
+    assert owner.workspaces == []
+    for name in [name for name in vars(halves) if not name.startswith("__")]:
+        monkeypatch.setattr(halves, name, None)
+    del outputs  # an error in a finaliser fails the test
+    assert len(owner.workspaces) == 1

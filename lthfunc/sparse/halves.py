@@ -15,8 +15,6 @@ from lthfunc.sparse.regions import RegionProgram
 from lthfunc.sparse.tile_buffers import LANES
 
 _NOTHING = torch.zeros(0)
-#: Workspaces that are kept for later passes.
-_KEPT = 4
 #: Whether the backward pass that runs keeps its graph. Where PyTorch doesn't say, it counts as kept.
 _keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
@@ -37,13 +35,16 @@ class _Workspace:
 class _Lease:
     """A workspace in use; it is given back by `end`, or when nothing refers to it any more."""
 
+    #: Workspaces that are kept for later passes; here, since the last leases end after Python has cleared the module.
+    _KEPT = 4
+
     def __init__(self, owner: Halves) -> None:
         self._owner = owner
         self.workspace: _Workspace | None = owner.workspaces.pop() if owner.workspaces else _Workspace(owner.program)
 
     def end(self) -> None:
         workspace, self.workspace = self.workspace, None
-        if workspace is not None and len(self._owner.workspaces) < _KEPT:
+        if workspace is not None and len(self._owner.workspaces) < self._KEPT:
             self._owner.workspaces.append(workspace)
 
     __del__ = end
