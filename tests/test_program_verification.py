@@ -14,18 +14,20 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_decoding import Gated, made
 from torch import Tensor, nn
 from verified_networks import SHAPE, Attended, Mixed, Plain
 
 import lthfunc as lf
+from lthfunc.models.transformers import CharTransformer
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
 from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.machine_code import MachineCode
 from lthfunc.sparse.partition import Input, partition
@@ -43,8 +45,13 @@ pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(b
 GUARD = 0 if os.environ.get("LTHFUNC_SANITIZE") else 4096
 
 
+#: Tokens of a sequence, and how many there are.
+TOKENS, VOCABULARY = 7, 9
+
+
 class Parts(NamedTuple):
-    """A program as it is handed to the machine."""
+    """A program as it is handed to the machine. tokens: that it reads, 0 for images. moving, places: of a sequence that
+    it reads token by token."""
 
     rows: Tensor
     lists: Tensor
@@ -54,7 +61,9 @@ class Parts(NamedTuple):
     values: int
     trained: int
     batch: int
-    tokens: bool = False
+    tokens: int = 0
+    moving: Tensor = torch.zeros(0, 3, dtype=torch.int64)
+    places: int = 1
 
     def made(self) -> int:
         number: int = torch.ops.lthfunc.make_program(
@@ -79,7 +88,7 @@ def programs() -> tuple[Parts, ...]:
     )  # fmt: skip
     for module, share, batch in cases:
         tokens = isinstance(module, Attended)
-        stored = Stored((7,), torch.int64) if tokens else Stored(SHAPE, torch.float32)
+        stored = Stored((TOKENS,), torch.int64) if tokens else Stored(SHAPE, torch.float32)
         model = lf.from_module(module, tokens=tokens)
         state = lf.init(model, seed=0)
         masks = {name: torch.rand(mask.shape) < 0.9 for name, mask in state.masks.items()}
@@ -91,7 +100,7 @@ def programs() -> tuple[Parts, ...]:
                     captured(model, stored.shape, training=training), state.params, state.buffers, masks, batch=batch,
                     stored=stored, epilogue=epilogue,
                 )  # fmt: skip
-            found.append(parts_of(program.code)._replace(tokens=tokens))
+            found.append(parts_of(program.code)._replace(tokens=TOKENS * tokens))
             found += [parts_of(program.whole_layers().code)] if training and not tokens else []
         if tokens:
             continue
@@ -105,7 +114,20 @@ def programs() -> tuple[Parts, ...]:
                 ).code
             )
         )
-    return tuple(found)
+    return (*found, *decoding_programs())
+
+
+@functools.cache
+def decoding_programs() -> tuple[Parts, ...]:
+    """Programs for one token of a sequence, on kernels of their own and on tiles."""
+    sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 8}
+    nets: tuple[nn.Module, ...] = (
+        CharTransformer((TOKENS,), VOCABULARY, **sizes), Gated(TOKENS, vocabulary=VOCABULARY),
+        nn.Sequential(CharTransformer((TOKENS,), VOCABULARY, **sizes), nn.LogSoftmax(-1)),
+    )  # fmt: skip
+    found = [made(net, TOKENS, 0.5)[0] for net in nets]
+    assert [torch.ops.lthfunc.runs_single(each._number) for each in found] == [True, True, False]
+    return tuple(parts_of(each._code)._replace(tokens=1, moving=each._moving, places=TOKENS) for each in found)
 
 
 def parts_of(code: MachineCode) -> Parts:
@@ -113,21 +135,26 @@ def parts_of(code: MachineCode) -> Parts:
 
 
 def mutated(parts: Parts, rng: random.Random) -> Parts:
-    """One to three numbers changed: of instructions, of lists, or how large the memory is."""
-    rows, lists = parts.rows.clone(), parts.lists.clone()
+    """One to three numbers changed: of instructions, of lists, of columns that move, or how large the memory is."""
+    rows, lists, moving = parts.rows.clone(), parts.lists.clone(), parts.moving.clone()
     sizes: dict[str, Any] = {}
     for _ in range(rng.randint(1, 3)):
         where = rng.random()
         if where < 0.1:
             name = rng.choice(("vectors", "local", "values", "trained", "batch"))
             sizes[name] = rng.choice((0, 1, rng.randint(0, getattr(parts, name)), getattr(parts, name) + 16))
-        elif where < 0.3:
+        elif parts.places > 1 and where < 0.3:
+            sizes["places"] = rng.choice((parts.places, number(rng, parts.places)))
+            moved: list[list[int]] = moving.tolist()
+            one = [number(rng, each) if rng.random() < 0.3 else each for each in rng.choice(moved)]
+            moving = torch.tensor([*moved, one][rng.randrange(2) :])  # one more, perhaps moved twice, or instead
+        elif where < 0.4:
             lists[rng.randrange(len(lists))] = number(rng, int(rng.choice(lists)))
         else:
             row = rng.randrange(len(rows))
             columns = len(COLUMNS[list(OPCODES)[int(parts.rows[row, 0])]])
             rows[row, rng.randrange(4 + columns)] = number(rng, int(rng.choice(rows.flatten())))
-    return parts._replace(rows=rows, lists=lists, **sizes)
+    return parts._replace(rows=rows, lists=lists, moving=moving, **sizes)
 
 
 def number(rng: random.Random, other: int) -> int:
@@ -169,7 +196,11 @@ def outcome(parts: Parts, rng: random.Random) -> str:
     clock, totals = Room(6, 0.9, torch.float64), Room(2, 0.0, torch.float64)
     x = torch.rand(1, share * examples, *SHAPE)
     if parts.tokens:
-        x = torch.randint(0, 9, (1, share * examples, 7), generator=torch.Generator().manual_seed(examples))
+        generator = torch.Generator().manual_seed(examples)
+        x = torch.randint(0, VOCABULARY, (1, share * examples, parts.tokens), generator=generator)
+    draws = torch.tensor([rng.random() for _ in range(rng.randint(1, 19))], dtype=torch.float64)
+    known = rng.choice((0, 0, 0, 1))  # how far tokens may lie beside those that there are
+    sequence = torch.tensor([rng.randint(-known, VOCABULARY - 1 + known) for _ in range(rng.randint(1, TOKENS))])
     y, largest, one = torch.zeros(1, share * examples, dtype=torch.int64), torch.empty(3).long(), x[0, :examples]
     machine, every, update = torch.ops.lthfunc, (program, 0, len(parts.rows)), rng.randint(0, len(parts.rows))
     memory = [held[name] for name in ("activations", "values", "gradients", "partials", "constants")]
@@ -178,6 +209,10 @@ def outcome(parts: Parts, rng: random.Random) -> str:
                             held["outputs"], examples, share, update, 1, 0, 7),
         lambda: machine.run_half(*every, *memory, one, held["outputs"], held["input_gradients"], examples, 7),
         lambda: machine.infer(program, held["activations"], held["values"], held["constants"], one, True),
+        lambda: machine.decode(program, parts.moving, parts.places, held["activations"], held["values"],
+                               held["constants"], sequence),
+        lambda: machine.generate(program, parts.moving, parts.places, held["activations"], held["values"],
+                                 held["constants"], torch.zeros(20, dtype=torch.int64), draws, 1.0, 3),
         lambda: machine.largest_gradients(program, 0, held["activations"], examples, largest[:0], largest),
     )  # fmt: skip
     torch.set_num_threads(threads)
@@ -195,7 +230,7 @@ def outcome(parts: Parts, rng: random.Random) -> str:
     return "ran" if ran else "refused as it ran"
 
 
-def tried(count: int, seed: int) -> Counter[str]:
+def tried(count: int, seed: int, programs: Callable[[], Sequence[Parts]] = programs) -> Counter[str]:
     """What became of so many programs."""
     rng = random.Random(seed)
     return Counter(outcome(mutated(rng.choice(programs()), rng), rng) for _ in range(count))
@@ -211,6 +246,23 @@ def test_what_is_not_a_program_is_refused_or_stays_inside_its_memory() -> None:
     found = tried(600, 0)
     assert found["refused"] > 100
     assert found["ran"] > 50
+
+
+def test_sequences_of_what_is_not_a_program_stay_inside_their_memory() -> None:
+    """Token by token, with columns that move otherwise, in sequences of another length."""
+    found = tried(400, 0, decoding_programs)
+    assert found["refused"] > 50
+    assert found["ran"] > 50
+
+
+def test_a_program_has_no_more_outputs_than_it_stores() -> None:
+    """Otherwise one number could ask for gigabytes, or for what nothing has written."""
+    program = decoding_programs()[0]
+    (at,) = (program.rows[:, 0] == OPCODES["store_outputs"]).nonzero().flatten().tolist()
+    rows = program.rows.clone()
+    rows[at, column_of("store_outputs", "first")] = 1
+    with pytest.raises(ValueError, match="lthfunc: outputs that no instruction stores"):
+        program._replace(rows=rows).made()
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ void load_inputs(const load_inputs_row& op, Workspace& m, Part part) {
 
 void verify(const store_outputs_row& op, Verifier& v) {
   verify_rows("in", op.in, op.in_tile, op.addresses, op.rows, op.first, v);
-  v.program.features = std::max(v.program.features, op.first + op.rows);
+  v.outputs(op.first, op.rows);
 }
 
 void store_outputs(const store_outputs_row& op, Workspace& m, Part part) { store_tiles(op, m, part, m.outputs); }

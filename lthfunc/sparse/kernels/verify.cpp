@@ -122,6 +122,7 @@ void Verifier::check() {
     for (const i64 column : columns.buffers)
       if (row[column] >= vectors() - program.local) program.local_places.push_back({at_, column});
   }
+  if (outputs_until_ > outputs_) throw std::invalid_argument("lthfunc: outputs that no instruction stores");
   program.single = has_single(program);
 }
 
@@ -172,6 +173,12 @@ void Verifier::inputs(i64 count, i64 kind) {
 void Verifier::input_gradients(i64 count) {
   program.input_gradients = std::max(program.input_gradients, count);
   program.gradients_from = std::min(program.gradients_from, at_);
+}
+
+void Verifier::outputs(i64 first, i64 count) {
+  outputs_ += count;
+  outputs_until_ = std::max(outputs_until_, first + count);
+  program.features = std::max(program.features, outputs_until_);
 }
 
 void Verifier::gradients(const char* name, i64 first, i64 count) {

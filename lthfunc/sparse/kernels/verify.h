@@ -60,6 +60,8 @@ class Verifier {
   void gradients(const char* name, i64 first, i64 count);
   void inputs(i64 count, i64 kind);
   void input_gradients(i64 count);
+  // An example's outputs from `first` on.
+  void outputs(i64 first, i64 count);
   void constants(const char* name, i64 first, i64 count = 1) const;
   void kept(const char* name, i64 row);
 
@@ -84,6 +86,7 @@ class Verifier {
   [[noreturn]] void refuse(const std::string& why) const;
 
   i64 at_ = 0;
+  i64 outputs_ = 0, outputs_until_ = 0;  // how many instructions store, and behind the last of them
 };
 
 // A place of `channels` × height × width vectors in each tile, by an instruction's columns.
