@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -66,6 +67,20 @@ def test_the_seed_alone_decides() -> None:
     assert torch.equal(lf.generate(program, prompt, 60, seed=7), first)
     assert torch.equal(lf.generate(lf.decoding_program(model, state, LENGTH), prompt, 25, seed=7), first[:25])
     assert not torch.equal(lf.generate(program, prompt, 60, seed=8), first)
+
+
+def test_threads_that_share_a_program_have_what_each_has_alone() -> None:
+    model = lf.models.char_transformer((64,), VOCABULARY, layers=2, heads=2, width=16)
+    program, prompt = lf.decoding_program(model, lf.init(model), 64), torch.tensor([4])
+
+    def text(seed: int) -> list[int]:
+        drawn = lf.generate(program, prompt, 400, seed=seed)
+        logits: Tensor = program(drawn[:64])
+        return [*drawn.tolist(), int(logits.sum(0).argmax())]
+
+    alone = [text(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(text, range(4))] == alone
 
 
 @pytest.mark.parametrize("value", [3e38, torch.nan])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -249,6 +250,15 @@ def test_a_ticket_of_another_model_is_refused() -> None:
         lf.sparse_program(lf.models.lenet300((1, 5, 5), 3), ticket)
     with pytest.raises(lf.UserError, match=r"ticket and the model lenet5 are of different networks"):
         lf.sparse_program(lf.models.lenet5((1, 28, 28), 3), ticket)
+
+
+def test_threads_that_share_a_program_have_what_each_has_alone() -> None:
+    model = lf.models.lenet300((1, 8, 8), 10)
+    program = lf.sparse_program(model, lf.init(model))
+    inputs = [torch.randn(512, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    alone = [program(x) for x in inputs]
+    with ThreadPoolExecutor(4) as threads:
+        assert lf.same_bits([*threads.map(program, inputs * 6)], alone * 6)
 
 
 def test_an_instruction_names_all_its_columns() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class DecodingProgram:
     """Maps the tokens of a sequence, int64 (n,), to the logits of what follows each, float32 (n, vocabulary).
 
     length: the most tokens of a sequence. vocabulary: how many tokens there are. It keeps its own copy of the weights.
+    Threads may share a program: it reads their sequences one after the other, since it has memory for one.
     """
 
     def __init__(self, model: Model, ticket: Ticket | TrainState, length: int) -> None:
@@ -45,6 +47,7 @@ class DecodingProgram:
         )  # fmt: skip
         workspace = Workspace(program, graph.params, ticket.buffers)
         self.length, self.vocabulary = length, program.outputs[-1]
+        self._lock = threading.Lock()  # PyTorch lets other threads run while an operation does
         self._memory = workspace.activations, workspace.memory, workspace.constants
         self._code, self._number = program.code, program.code.verified
         self._moving = torch.tensor(list(made[0].moving(program.code)), dtype=torch.int64).view(-1, 3)
@@ -55,9 +58,10 @@ class DecodingProgram:
         self._check(tokens)
         if len(tokens) > self.length:
             raise invalid("tokens", f"{len(tokens)} of them", f"up to {self.length}")
-        logits: Tensor = torch.ops.lthfunc.decode(
-            self._number, self._moving, self.length, *self._memory, tokens.contiguous()
-        )
+        with self._lock:
+            logits: Tensor = torch.ops.lthfunc.decode(
+                self._number, self._moving, self.length, *self._memory, tokens.contiguous()
+            )
         return logits
 
     def generate(self, prompt: Tensor, count: int, temperature: float, top_k: int, seed: int) -> Tensor:
@@ -66,9 +70,10 @@ class DecodingProgram:
         tokens = torch.cat([prompt, prompt.new_zeros(count)])
         draws = torch.rand(count, dtype=torch.float64, generator=rng.generator(seed, "generated tokens"))
         try:
-            torch.ops.lthfunc.generate(
-                self._number, self._moving, self.length, *self._memory, tokens, draws, temperature, top_k
-            )
+            with self._lock:
+                torch.ops.lthfunc.generate(
+                    self._number, self._moving, self.length, *self._memory, tokens, draws, temperature, top_k
+                )
         except IndexError as error:
             raise UserError(f"generate: {error}") from None
         return tokens[len(prompt) :]
@@ -105,8 +110,8 @@ def decoding_program(model: Model, ticket: Ticket | TrainState, length: int) -> 
     as that of the windows that it was trained on.
 
     Returns a function of tokens, int64 (n,), from the beginning of a sequence, to logits (n, vocabulary); `generate`
-    continues them. Raises UserError where an operation has no rule, with its line; for a network that mixes tokens
-    otherwise; and where the kernels cannot be built.
+    continues them. Threads may share it: their sequences are read in turn. Raises UserError where an operation has no
+    rule, with its line; for a network that mixes tokens otherwise; and where the kernels cannot be built.
 
     >>> model = lf.models.char_transformer((16,), 65)
     >>> program = lf.decoding_program(model, lf.prune(fraction=0.95)(lf.init(model)), 16)

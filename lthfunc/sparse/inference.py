@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class SparseProgram:
     """Maps inputs (n, ...) to outputs (n, …), float32 on the CPU, in evaluation mode.
 
     It is made ready for a size of batch when that size first comes, in a few milliseconds, and keeps its own copy of
-    the weights.
+    the weights. Threads may share it: it computes their batches one after the other.
     """
 
     def __init__(self, model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> None:
@@ -36,6 +37,7 @@ class SparseProgram:
         self._buffers, self._masks = ticket.buffers, ticket.masks
         self._ready: dict[object, Any] = {}
         self._workspaces: dict[object, Workspace] = {}
+        self._lock = threading.Lock()  # PyTorch lets other threads run while an operation does
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's outputs. x: float32, uint8 where a scale was given, or tokens (int64); on the CPU."""
@@ -44,13 +46,14 @@ class SparseProgram:
         return torch.cat([self._outputs(part) for part in torch.split(x, _CHUNK)])
 
     def _outputs(self, x: Tensor) -> Tensor:
-        ready = self._ready.get((x.shape, x.dtype))
-        if ready is None:
-            ready = self._ready[x.shape, x.dtype] = self._made(x)
-        infer, program, workspace, single = ready
-        outputs: Tensor = infer(
-            program, workspace.activations, workspace.memory, workspace.constants, x.contiguous(), single
-        )
+        with self._lock:
+            ready = self._ready.get((x.shape, x.dtype))
+            if ready is None:
+                ready = self._ready[x.shape, x.dtype] = self._made(x)
+            infer, program, workspace, single = ready
+            outputs: Tensor = infer(
+                program, workspace.activations, workspace.memory, workspace.constants, x.contiguous(), single
+            )
         shape = workspace.program.outputs
         return outputs if len(shape) == 1 else outputs.view(len(x), *shape)
 
