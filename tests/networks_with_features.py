@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.deployment.compaction.compact import compact_training
 
 #: Characters, and positions of a text.
 WORDS, LENGTH = 11, 5
@@ -115,3 +119,14 @@ def noisy(state: lf.TrainState, seed: int = 0) -> lf.TrainState:
         name: leaf.double() if name.endswith(fixed) else changed(leaf, 1.0) for name, leaf in state.buffers.items()
     }
     return state._replace(params=lf.apply_masks(params, state.masks), buffers=buffers)
+
+
+def compacted(
+    model: lf.Model, ticket: Any, shape: tuple[int, ...], *, training: bool = False, **settings: bool
+) -> lf.Compacted:
+    """What `lf.compact` makes, or for training, none of whose arguments changes."""
+    given = ticket, model.training.state_dict(), model.evaluating.state_dict()
+    before = copy.deepcopy(given)
+    small = (compact_training if training else lf.compact)(model, ticket, shape, **settings)
+    assert lf.same_bits(given, before)
+    return small

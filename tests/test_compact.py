@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from networks_with_features import compacted
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -91,7 +92,7 @@ def test_outputs_are_those_of_the_masked_network(arch: str, density: float, sele
         ticket = broken(model, density, seed=3, dtype=dtype)
         x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
         wanted = functional_call(model.evaluating, (ticket.params, ticket.buffers), (x,))
-        small = lf.compact(model, ticket, shape, selecting=selecting)
+        small = compacted(model, ticket, shape, selecting=selecting)
         for got in (
             small.model.evaluating(x),
             functional_call(small.model.evaluating, (small.params, small.buffers), (x,)),

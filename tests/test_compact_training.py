@@ -8,6 +8,7 @@ import optree
 import pytest
 import torch
 from conftest import DroppingNet, NormedNet, with_splits
+from networks_with_features import compacted
 from test_compact import broken, named
 from torch import Tensor, nn
 
@@ -121,7 +122,7 @@ def test_something_is_left_out_and_moves(few_digits: Dataset) -> None:
     """The test above would pass on networks of which nothing can go."""
     model = lf.models.lenet300((1, 8, 8))
     start = dead_start(model, 0.1)
-    small = compact_training(model, start, (1, 8, 8))
+    small = compacted(model, start, (1, 8, 8), training=True)
     assert small.params["fc1.weight"].shape[0] < 300
     positions = left_out(small, start.params, start.masks)
     assert sum(map(len, positions.values())) > 100

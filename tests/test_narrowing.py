@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from networks_with_features import LENGTH, WORDS, Attend, Concatenating, Language, noisy
+from networks_with_features import LENGTH, WORDS, Attend, Concatenating, Language, compacted, noisy
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models.detection.fcos import FCOSHead
@@ -99,7 +99,7 @@ def test_groups_that_went_are_gone(name: str) -> None:
     x = inputs_of(model, shape)
     if name != "convnext":  # in which what a normalisation writes to the residual stream is alive again
         state = revived(state)
-    small = lf.compact(model, state, shape)
+    small = compacted(model, state, shape)
     agree(small, model, state, x)
     assert all(mask.all() for mask in small.masks.values())
     assert lf.count(small.masks).kept == lf.count(state.masks).kept
