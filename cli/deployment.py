@@ -129,7 +129,7 @@ def export(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help=f"{EXPORTS.described}; or package.module:function. \\[required]",
+            help=f"{EXPORTS.described}; or module:function. \\[required]",
             autocompletion=EXPORTS.complete,
             show_default=False,
         ),

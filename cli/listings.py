@@ -63,7 +63,7 @@ def archs(
         "--input, --classes and --dataset count for others. FLOPs: of a forward pass of one example. Training: an "
         f"optimiser at a rate · batch size. Also: {short}, and names with a hyphen (resnet-20).",
         "By name: torchvision:NAME and timm:NAME.",
-        "Your own: --arch package.module:function or path/to/file.py:name; it is given what its signature accepts of "
+        "Your own: --arch module:function or path/to/file.py:name; it is given what its signature accepts of "
         "shape or input_shape, and classes or num_classes, and --arch-option NAME=VALUE, and returns an nn.Module.",
         spare=("parameters", "least"),
     )
@@ -148,7 +148,7 @@ def list_datasets(context: typer.Context) -> None:
         "By kind:",
         *(f"  {name}, {entry.about}" for name, entry in FILE_KINDS.items()),
         "  NAME.safetensors, a file written by lthfunc.data.save_mapped",
-        "Your own: --dataset package.module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE "
+        "Your own: --dataset module:function or path/to/file.py:name; it is given --dataset-option NAME=VALUE "
         "and returns lthfunc.data.from_tensors(...), a data set of PyTorch or a DataLoader.",
     )
 

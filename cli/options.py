@@ -58,7 +58,7 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Use code (file.py:name, package.module:function), pickled weights and services (s3://…, W&B, …) "
+        help="Use code (file.py:name, module:function), pickled weights and services (s3://…, W&B, …) "
         "that a run or a file names. What you type here, and code that you have used before, needs no trust.",
         rich_help_panel=RUN,
     ),

@@ -233,7 +233,7 @@ def _run(
 
 def _free_folder(config: Config, out: str | None) -> Path:
     """The folder that was named, or one after the network, the data set and the time, where a run can be written."""
-    # For a user's network, package.module:function, the function's name; for a path, its last part.
+    # For a user's network, module:function, the function's name; for a path, its last part.
     arch, dataset = (safe_file_name(Path(name.rpartition(":")[2]).name) for name in (config.arch, config.dataset))
     base = RUNS / f"{arch}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = Path(out) if out else base, 2

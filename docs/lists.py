@@ -30,7 +30,7 @@ _GROUPS: dict[str, Callable[[Setting], bool]] = {
         not each.changes_results
     ),
     "These are not reported as differences between runs": lambda each: not each.is_difference,
-    "These may name a function of your own, `package.module:function` or `path/to/file.py:name`": lambda each: each.own,
+    "These may name a function of your own, `module:function` or `path/to/file.py:name`": lambda each: each.own,
     "If these are left open, a run decides them at its start and keeps them": lambda each: each.decided,
     "These belong to a data set, so `lthfunc transfer` starts from their defaults": lambda each: each.follows_data,
 }
@@ -40,7 +40,7 @@ def names() -> str:
     """The page of names, in Markdown."""
     parts = [_NAMES]
     for kind, table in REGISTRIES.items():
-        own = ", `package.module:function` or `path/to/file.py:name`" if table.own else ""
+        own = ", `module:function` or `path/to/file.py:name`" if table.own else ""
         auto = f", `auto` ({table.auto})" if table.auto else ""
         rows = [_name(name, entry.about, entry.source) for name, entry in table.items()]
         parts.append("\n".join([f"## {kind}\n", f"`{table.option}` takes one of these{auto}{own}.\n",

@@ -1,4 +1,4 @@
-"""A user's own functions, named on the command line: ``package.module:function`` or ``path/to/file.py:name``."""
+"""A user's own functions, named on the command line: ``module:function`` or ``path/to/file.py:name``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = r"^(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is a user's own function, package.module:function or path/to/file.py:name."""
+    """Whether a name is a user's own function, module:function or path/to/file.py:name."""
     return re.fullmatch(OWN, name) is not None
 
 
@@ -34,7 +34,7 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     """
     module_name, _, attribute = name.rpartition(":")
     if not module_name or not attribute:
-        raise invalid(option, name, "a listed name, package.module:function or path/to/file.py:name")
+        raise invalid(option, name, "a listed name, module:function or path/to/file.py:name")
     try:
         module = _from_file(module_name) if module_name.endswith(".py") else _imported(module_name)
         function = getattr(module, attribute, None)

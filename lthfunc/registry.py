@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Entry:
     """What is known about a name before its function is imported.
 
-    target: the location of the function, "package.module:function", or ".module:function" within lthfunc.
+    target: the location of the function, "module:function", or ".module:function" within lthfunc.
     about: one line of help. source: the paper.
     takes: the settings that it uses and others of its kind don't.
     pattern: for a family of names, such as top-K: an expression whose named groups are arguments, digits as int and
@@ -48,7 +48,7 @@ class Registry(UserDict[str, E]):
     """A table of the library's names (as a mapping), which also finds functions of installed packages and users.
 
     kind: in the plural; packages add names by entry points of the group ``lthfunc.KIND``. option: the one that accepts
-    the names. own: whether users' functions are accepted as package.module:function. auto: what "auto" stands for, if
+    the names. own: whether users' functions are accepted as module:function. auto: what "auto" stands for, if
     that is a choice. own_takes: whether users' functions may use the settings in `Entry.takes`.
     """
 

@@ -63,8 +63,15 @@ def test_the_help_of_a_command_has_its_options_and_examples_whole(
     for example in BY_NAME[name].examples:
         assert f" $ {example}" in lines
     command: Any = get_command(app)
+    loaded = command.commands[name].loaded
     words = {*re.split(r"[\s,]+", " ".join(lines))}
-    options = {each.opts[0] for each in command.commands[name].loaded.params if not each.hidden}
+    written = " ".join(str(text) for each in loaded.params for text in (each.help, each.show_default, each.metavar))
+    cut = {word.strip("()[],.;") for word in words if word.strip("()[],.;").endswith("…")}
+    assert cut <= {
+        *re.split(r"[\s,()]+", f"{written} {loaded.help} {name}"),
+        *(f"{each.metavar}…" for each in loaded.params),
+    }
+    options = {each.opts[0] for each in loaded.params if not each.hidden}
     assert {each for each in options if each.startswith("-")} <= words
     assert not [line for line in lines if re.search(r"<[a-z\[\]]+>", line)], "names of Python's types"
     usage = next(line for line in lines if line.startswith(" Usage: "))

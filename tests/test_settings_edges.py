@@ -23,7 +23,7 @@ from lthfunc.experiments.resolve import listed, resolved
 from lthfunc.experiments.schema import from_mapping, json_schema
 from lthfunc.plugins import is_own
 
-OWN = "package.module:function"
+OWN = "module:function"
 
 
 # ---- ranges ----

@@ -18,7 +18,7 @@ from lthfunc.experiments.sweeps import Range, config_of, corners, space_of, tria
 from lthfunc.experiments.trust import check_trust, code_in, places_in
 from lthfunc.plugins import is_own
 
-OWN = "package.module:function"
+OWN = "module:function"
 
 
 def test_settings_are_read_from_text_by_their_types() -> None:

@@ -113,7 +113,7 @@ def default_data_dir() -> Path:
 
 
 def canonical(name: str, argument: str = DATASETS.option) -> str:
-    """The catalogue's name; ``package.module:function`` and files stay. Raises UserError, on `argument`, if unknown."""
+    """The catalogue's name; ``module:function`` and files stay. Raises UserError, on `argument`, if unknown."""
     if (kind := next((key for key in FILE_KINDS if key.startswith(f"{name}:")), None)) is not None:
         raise invalid(argument, name, f"{kind}, {FILE_KINDS[kind].about}")
     if ":" in name or name.endswith(SUFFIX) or FILE_KINDS.find(name) is not None:

@@ -41,7 +41,7 @@ def load(
     """A data set by its name: of the catalogue, of files, synthetic, or of a function of your own.
 
     name: of the catalogue (`lthfunc datasets`); ``folder:PATH``, ``npz:FILE``, ``hf:NAME``, ``text:FILE`` or a file of
-    `save_mapped`; ``planted``; or ``package.module:function`` or ``path/to/file.py:name``. data_dir: where its files
+    `save_mapped`; ``planted``; or ``module:function`` or ``path/to/file.py:name``. data_dir: where its files
     are, by default $LTHFUNC_DATA or the user's cache. download: whether to download what is missing. options: arguments
     of the reader or function, as text. skip_broken: whether to leave out images that cannot be read. tokenizer:
     of a text, a folder or file of the packages transformers or tokenizers. observe: called with how many of how many

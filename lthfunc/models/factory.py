@@ -68,7 +68,7 @@ def build(
     """The architecture `name` for inputs of `shape` and so many classes, with Gaussian Glorot initialisation.
 
     `name` is one of the catalogue; ``torchvision:NAME`` or ``timm:NAME``; the name of an installed entry point of the
-    group ``lthfunc.models``; ``package.module:function`` or ``path/to/file.py:name``. Those of the user's own return an
+    group ``lthfunc.models``; ``module:function`` or ``path/to/file.py:name``. Those of the user's own return an
     nn.Module, and are given what their signature accepts of ``shape`` or ``input_shape`` (without the batch) and
     ``classes`` or ``num_classes``; of several inputs, the shapes of all as ``shapes``. options: further arguments, as
     text. inputs: "numbers", or "text", whole numbers that an embedding reads.

@@ -13,7 +13,7 @@ class Data:
     dataset: str = setting(
         "digits",
         "Data set: one of `lthfunc datasets`, folder:PATH, npz:FILE, hf:NAME, text:FILE, planted, a .safetensors "
-        "file, package.module:function or path/to/file.py:name.",
+        "file, module:function or path/to/file.py:name.",
         FIRST, (*TRAINERS, "transfer"), own=True, offers=(*DATASETS, *FILE_KINDS.offers),
     )  # fmt: skip
     dataset_option: dict[str, str] = setting(

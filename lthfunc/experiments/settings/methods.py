@@ -17,7 +17,7 @@ class Methods:
     method: str = setting(
         "imp",
         "Published method of pruning, by a name of `lthfunc methods --list`; it determines other settings, such as "
-        "--score and --rewind. Or package.module:function.",
+        "--score and --rewind. Or module:function.",
         FIRST, ("prune",), "NAME", names=METHODS,
     )  # fmt: skip
     dense: bool | None = setting(
@@ -42,7 +42,7 @@ class Methods:
         PRUNING, ("prune",), names=DROP_SCHEDULES, default="cosine",
     )  # fmt: skip
     growth: str | None = setting(
-        None, f"Score by which weights are grown: {GROWTHS.described}; or package.module:function.",
+        None, f"Score by which weights are grown: {GROWTHS.described}; or module:function.",
         PRUNING, ("prune",), names=GROWTHS, default="the method's",
     )  # fmt: skip
     gradient_weight: Annotated[float, Ge(0)] | None = setting(
@@ -60,7 +60,7 @@ class Methods:
     )  # fmt: skip
     gate_rate: Annotated[float, Gt(0)] | None = setting(
         None, "How many times as fast as weights their gates and thresholds learn.",
-        PRUNING, ("prune",), default="50; 1 for continuous-sparsification",
+        PRUNING, ("prune",), default="50; for continuous-sparsification 1",
     )  # fmt: skip
     shrinkage: Annotated[float, Gt(0)] | None = setting(
         None, "How far group-lasso shrinks each unit while the dense network trains, in root mean squares of an "

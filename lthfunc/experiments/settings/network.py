@@ -11,7 +11,7 @@ class Network:
     """Settings of the network."""
 
     arch: str = setting(
-        "lenet300", "Network: one of `lthfunc archs`, torchvision:NAME, timm:NAME, package.module:function or "
+        "lenet300", "Network: one of `lthfunc archs`, torchvision:NAME, timm:NAME, module:function or "
         "path/to/file.py:name.",
         FIRST, TRAINERS, own=True, offers=(*NETWORKS.offers, *ALIASES, *ZOOS.offers),
     )  # fmt: skip

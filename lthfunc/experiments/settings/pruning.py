@@ -32,7 +32,7 @@ class Pruning:
     )  # fmt: skip
     densities: str | None = setting(
         None, "Fraction of the weights that remain after each round, instead of --rate and --rounds, or at which "
-        "methods are compared; for `prune` also package.module:function, called with --rounds.",
+        "methods are compared; for `prune` also module:function, called with --rounds.",
         PRUNING, ("prune", "methods"), "X,X,…", own=True, instead_of=("rate", "density"),
     )  # fmt: skip
     score_rounds: Count | None = setting(
@@ -43,7 +43,7 @@ class Pruning:
         former_names=("synflow_rounds",),
     )  # fmt: skip
     allocate: str | None = setting(
-        None, f"How many weights each layer keeps: {ALLOCATIONS.described}; or package.module:function.",
+        None, f"How many weights each layer keeps: {ALLOCATIONS.described}; or module:function.",
         PRUNING, _PRUNERS, names=ALLOCATIONS, former_names=("scope",), default="global, or the --method's",
     )  # fmt: skip
     layer_rate: dict[str, Part] = setting(
@@ -54,19 +54,19 @@ class Pruning:
         0, "Minimum number of weights that every layer keeps.", PRUNING, _PRUNERS, former_names=("floor",)
     )
     score: str | None = setting(
-        None, f"Score by which weights are kept: {SCORES.described}; or package.module:function.",
+        None, f"Score by which weights are kept: {SCORES.described}; or module:function.",
         PRUNING, _PRUNERS, after="score_rounds", names=SCORES, default="magnitude, or the --method's",
     )  # fmt: skip
     structure: str = setting(
         "unstructured",
-        f"Which masks (choices of what remains) are allowed: {STRUCTURES.described}; or package.module:function.",
+        f"Which masks (choices of what remains) are allowed: {STRUCTURES.described}; or module:function.",
         PRUNING, _PRUNERS, names=STRUCTURES,
     )  # fmt: skip
     exempt: tuple[str, ...] = setting(
         (), "Layers that need not have the structure, such as 'fc3*'; repeatable.", PRUNING, _PRUNERS, "PATTERN"
     )
     rewind: str | None = setting(
-        None, f"State from which a pruned network is retrained: {REWINDINGS.described}; or package.module:function.",
+        None, f"State from which a pruned network is retrained: {REWINDINGS.described}; or module:function.",
         PRUNING, _PRUNERS, names=REWINDINGS, default="init; lr with --from-trained",
     )  # fmt: skip
     control: tuple[str, ...] = setting(

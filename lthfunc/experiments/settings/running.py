@@ -32,7 +32,7 @@ class Running:
         RUN, (*TRAINERS, "energy", "specialize"), offers=("auto", "cpu", "cuda"), decided=True,
     )  # fmt: skip
     engine: str = setting(
-        "auto", f"How steps are run: {ENGINES.described}; or auto: {ENGINES.auto}; or package.module:function.",
+        "auto", f"How steps are run: {ENGINES.described}; or auto: {ENGINES.auto}; or module:function.",
         RUN, (*TRAINERS, "branch", "transfer"), names=ENGINES, decided=True, follows_data=True,
     )  # fmt: skip
     compact: bool = setting(

@@ -35,7 +35,7 @@ class Training:
         None, "Examples per batch.", TRAINING, (*TRAINERS, "transfer"), default="the network's"
     )
     optimizer: str | None = setting(
-        None, f"Optimiser: {OPTIMIZERS.described}; or package.module:function.",
+        None, f"Optimiser: {OPTIMIZERS.described}; or module:function.",
         TRAINING, (*TRAINERS, "branch"), default="the network's", names=OPTIMIZERS, of_optimizer=True,
     )  # fmt: skip
     lr: Annotated[float, Gt(0)] | None = setting(
@@ -78,7 +78,7 @@ class Training:
         TRAINING, TRAINERS,
     )  # fmt: skip
     schedule: str = setting(
-        "constant", f"Learning rate over a training: {SCHEDULES.described}; or package.module:function.",
+        "constant", f"Learning rate over a training: {SCHEDULES.described}; or module:function.",
         TRAINING, (*TRAINERS, "branch"), names=SCHEDULES,
     )  # fmt: skip
     milestone: tuple[Steps, ...] = setting(
@@ -95,12 +95,12 @@ class Training:
     )
     augment: str | None = setting(
         None, "Random changes of training inputs, in their order, such as flip-crop,mixup: "
-        f"{', '.join(AUGMENTATIONS.offers)}, or package.module:function.",
+        f"{', '.join(AUGMENTATIONS.offers)}, or module:function.",
         TRAINING, TRAINERS, "NAMES", default="flip-crop for cifar10, cifar100 and tinyimagenet, else none",
         follows_data=True, names=AUGMENTATIONS, listed=True, former_values={True: "flip-crop", False: "none"},
     )  # fmt: skip
     loss: str = setting(
-        "auto", f"Loss: {LOSSES.described}, or package.module:function; auto is {LOSSES.auto}.",
+        "auto", f"Loss: {LOSSES.described}, or module:function; auto is {LOSSES.auto}.",
         TRAINING, TRAINERS, names=LOSSES, decided=True,
     )  # fmt: skip
     label_smoothing: Part = setting(
@@ -108,7 +108,7 @@ class Training:
     )
     metric: str = setting(
         "auto",
-        f"Metric reported as accuracy: {METRICS.described}, or package.module:function; auto is {METRICS.auto}.",
+        f"Metric reported as accuracy: {METRICS.described}, or module:function; auto is {METRICS.auto}.",
         TRAINING, TRAINERS, names=METRICS, decided=True,
     )  # fmt: skip
     eval_every: Steps | None = setting(
