@@ -1,14 +1,23 @@
-"""Complex weights, and layers that are called twice."""
+"""Complex weights, layers that are called twice, and masks of vectors."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import lthfunc as lf
+from lthfunc.sparse.cost_model import why_not_sparse
+from lthfunc.sparse.kernels import build
+from lthfunc.training.engines.interface import Work
+from lthfunc.trees.types import Dataset
+
+needs_kernels = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -70,3 +79,26 @@ def test_inputs_of_a_layer_called_twice_and_of_a_shared_weight_are_all_counted()
     reads.append(reads[2] @ w.T)
     rows = torch.cat(reads).double()
     torch.testing.assert_close(lf.input_moments(model, state, [x])["a.weight"], rows.T @ rows / len(rows))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["1.bias", "2.weight"])
+def test_a_masked_vector_trains_or_is_refused_by_its_name(name: str, few_digits: Dataset) -> None:
+    """Of numbers alone, the sparse engine has no survivors."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 10))
+    model = lf.from_module(net, prunable=("1.weight", name))
+    start = lf.init(model, 1)
+    masks = {leaf: torch.arange(mask.numel()).view(mask.shape) % 3 > 0 for leaf, mask in start.masks.items()}
+    start = start._replace(masks=masks, params=lf.apply_masks(start.params, masks))
+    train = partial(lf.train, model, few_digits, optimizer=lf.sgd(0.1), steps=4, batch_size=8)
+    ended = train(engine="eager")(start)
+    assert not ended.params[name][~masks[name]].any()
+    assert not lf.same_bits(ended.params[name], start.params[name])
+    words = rf"--engine: sparse prunes matrices and kernels alone, and {name} has a mask and 1 dimension; use eager"
+    with pytest.raises(lf.UserError, match=words):
+        train(engine="sparse")(start)
+    work = Work(model, lf.cross_entropy, lf.sgd(0.1), None, None, "fp32")
+    assert re.match(words, str(why_not_sparse(work, (1, 8, 8), torch.float32)))
+    outputs = lf.sparse_program(model, start)(few_digits.test.x)
+    wanted = functional_call(model.evaluating, (start.params, start.buffers), (few_digits.test.x,))
+    torch.testing.assert_close(outputs, wanted)

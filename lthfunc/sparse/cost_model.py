@@ -176,7 +176,8 @@ def check_mode(work: Work, stored: Stored, *, training: bool) -> None:
     """Raise UserError where the network cannot run on the sparse engine in one of its modes. Nothing is computed."""
     params: Params = dict(work.model.training.named_parameters())
     buffers = dict(work.model.training.named_buffers())
-    nothing = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in params.items() if leaf.ndim > 1}
+    masked = {*work.model.prunable, *(name for name, leaf in params.items() if leaf.ndim > 1)}
+    nothing = {name: torch.zeros_like(params[name], dtype=torch.bool) for name in params if name in masked}
     graph = captured(work.model, stored.shape, training=training)
     epilogue = Epilogue("cross_entropy" if computes_loss(work) else None, gradients=training)
     program_of(graph, params, buffers, nothing, batch=1, stored=stored, epilogue=epilogue)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.errors import UserError
+from lthfunc.printable import counted
 from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import Captured, line_of, operation_of
 from lthfunc.sparse.constants import constant_of
@@ -60,7 +61,7 @@ def add_leaves(
     b: Builder, leaves: Mapping[Node, Param | Buffer], positions: Mapping[str, Tensor], frozen: Container[str]
 ) -> None:
     """Have room for parameters and buffers. positions: of survivors, in the flattened leaf. frozen: names of parameters
-    without a gradient, which follow all others."""
+    without a gradient, which follow all others. Raises UserError for a mask of what has no rows of survivors."""
     for node, leaf in leaves.items():
         b.shapes[leaf.name] = tuple(node.meta["val"].shape)
         if isinstance(leaf, Buffer) and node.meta["val"].is_floating_point():
@@ -68,6 +69,11 @@ def add_leaves(
     params = [(leaf.name, leaf.name in frozen) for node, leaf in leaves.items()
               if isinstance(leaf, Param) and (node.users or leaf.name not in frozen)]  # fmt: skip
     for name, is_frozen in sorted(params, key=operator.itemgetter(1)):
+        if b.training and name in positions and len(b.shapes[name]) < 2:
+            raise UserError(
+                f"--engine: sparse prunes matrices and kernels alone, and {name} has a mask and "
+                f"{counted(len(b.shapes[name]), 'dimension')}; use eager or compile, or have it not be prunable"
+            )
         b.add_leaf(name, b.shapes[name], positions.get(name), frozen=is_frozen)
 
 
