@@ -111,6 +111,24 @@ def test_what_a_graph_can_hold_is_none_of_it(between: Any) -> None:
         )  # fmt: skip
 
 
+class Padded(nn.Module):
+    """The mean of tokens that are no padding, which is no number where all are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(3, 4))
+        self.table, self.head = nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        seen = (tokens != 0).unsqueeze(-1)
+        out: Tensor = self.head(((self.table(tokens) + self.places) * seen).sum(1) / seen.sum(1))
+        return out
+
+
+def test_gradients_that_are_no_numbers_say_nothing_of_others() -> None:
+    assert captured(lf.from_module(Padded(), tokens=True, warn=False), (3,), training=True).params[0] == "places"
+
+
 OWN = """
 import torch
 from torch import nn

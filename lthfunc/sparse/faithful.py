@@ -7,6 +7,7 @@ few random examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,12 @@ def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: tup
 
 
 def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
-    gradients = [leaf for name, leaf in wanted.items() if not name.startswith("output ")]
-    largest = max((_norm(leaf) for leaf in gradients), default=0.0)
+    norms = [_norm(leaf) for name, leaf in wanted.items() if not name.startswith("output ")]
+    largest = max((norm for norm in norms if not math.isnan(norm)), default=0.0)
     for name, leaf in wanted.items():
         own, is_output = _norm(leaf), name.startswith("output ")
         apart = _norm(found[name] - leaf) if leaf.shape == found[name].shape else float("inf")
-        if apart <= _OF_ITSELF * own + (0.0 if is_output else _OF_LARGEST * largest) or own != own:
+        if apart <= _OF_ITSELF * own + (0.0 if is_output else _OF_LARGEST * largest) or math.isnan(own):
             continue
         if is_output:
             yield (
