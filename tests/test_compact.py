@@ -15,6 +15,7 @@ from torch.func import functional_call
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.models.factory import build
+from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.types import Ticket
 
 
@@ -196,6 +197,28 @@ def test_sizes_that_come_from_the_batch_fit_every_batch() -> None:
         x = torch.randn(examples, 22)
         wanted = functional_call(model.evaluating, (ticket.params, {}), (x,))
         torch.testing.assert_close(small.model.evaluating(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+class Mixing(nn.Module):
+    """Attention whose heads are joined as a view of a contiguous copy, which a trace may find contiguous already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(len(x), -1, 2, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
+        out: Tensor = self.out(y.view(len(x), -1, 8)).mean(1)
+        return out
+
+
+def test_views_fit_whatever_strides_attention_gives() -> None:
+    model, x = lf.from_module(Mixing()), torch.randn(7, 5, 8)
+    state = lf.prune(density=0.4)(lf.init(model))
+    small = lf.compact(model, state, (5, 8))
+    found = apply_evaluating(small.model, small.params, small.buffers, x)
+    torch.testing.assert_close(found, apply_evaluating(model, state.params, state.buffers, x))
 
 
 def test_a_network_of_other_operations_on_another_batch_is_refused_with_the_line() -> None:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lthfunc.training.engines import gemm, im2col as im2col_module, tracing
-from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
+from lthfunc.training.engines import gemm, im2col as im2col_module
+from lthfunc.training.engines.aliases import changed_by, free_views, is_seen_elsewhere, memory_of
 from lthfunc.training.engines.im2col import convolution_backward, im2col
 from lthfunc.training.engines.pooling import _keeps, max_pool, max_pool_backward
 from lthfunc.training.engines.realized import realized
@@ -235,7 +235,7 @@ def test_views_become_copies_but_for_what_is_changed() -> None:
         return y.view(-1)
 
     graph = _graph(function, torch.randn(2, 3), torch.randn(2, 3))
-    tracing._free_views(graph)
+    free_views(graph)
     called = [str(node.target) for node in graph.nodes]
     assert [name for name in called if "view" in name or "reshape" in name] == [
         "aten.view.default", "aten.reshape.default",

@@ -21,7 +21,7 @@ from lthfunc.sparse.capture import (
     operation_of,
 )
 from lthfunc.tracebacks import first_line
-from lthfunc.training.engines.aliases import changed_by, is_seen_elsewhere, memory_of
+from lthfunc.training.engines.aliases import changed_by, free_views, is_seen_elsewhere, memory_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Params
 
@@ -112,6 +112,7 @@ class _Tracing:
                 opaque.add(copy)
             if node not in self._leaves and _has_units(node, twin):
                 with_units |= {copy, self._new[node]}
+        free_views(self._graph)  # attention's strides depend on its shapes, and so on how many units are left
         found = self._captured._replace(graph=self._graph)
         return Traced(found, frozenset(with_units | {self._input}), frozenset(opaque - {self._input}))
 

@@ -1,13 +1,14 @@
-"""Which operations of a graph change a tensor in place, and who else sees it."""
+"""Which operations of a graph change a tensor in place, who else sees it, and which views may be copies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 
 def memory_of(node: Node) -> int:
@@ -38,3 +39,14 @@ def is_seen_elsewhere(node: Node, changed: Node, at: Mapping[Node, int]) -> bool
         and any(at[user] > at[node] for user in each.users)
         for each in at
     )  # fmt: skip
+
+
+def free_views(graph: Graph) -> None:
+    """Views become `reshape`, which copies where a tensor's strides are others than those of the trace.
+
+    Not those of memory that is changed in place, which has to stay one.
+    """
+    changed = {memory_of(each) for node in graph.nodes for each in changed_by(node)}
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.view.default and memory_of(node) not in changed:
+            node.target = torch.ops.aten.reshape.default

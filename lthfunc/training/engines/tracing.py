@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import first_line, user_location
-from lthfunc.training.engines.aliases import changed_by, memory_of
+from lthfunc.training.engines.aliases import free_views
 from lthfunc.training.engines.gemm import addmm, lower_gemms, mm
 from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
@@ -53,7 +52,7 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
         raise UserError(
             f"--engine: {name} cannot be compiled{user_location(error)}: {first_line(error)}; --engine eager runs it"
         ) from error
-    _free_views(graph.graph)
+    free_views(graph.graph)  # Inductor prefers channels last, whatever the trace had
     lower_gemms()
     try:
         return torch._inductor.standalone_compile(
@@ -61,14 +60,3 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
         )
     except Exception as error:
         raise UserError(f"--engine: {name} cannot be compiled: {first_line(error)}; --engine eager runs it") from error
-
-
-def _free_views(graph: Graph) -> None:
-    """Views become `reshape`, which copies where a layout that Inductor prefers, channels last, can't be seen so.
-
-    Not those of memory that is changed in place, which has to stay one.
-    """
-    changed = {memory_of(each) for node in graph.nodes for each in changed_by(node)}
-    for node in graph.nodes:
-        if node.target is _ATEN.view.default and memory_of(node) not in changed:
-            node.target = _ATEN.reshape.default
