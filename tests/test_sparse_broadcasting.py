@@ -65,6 +65,7 @@ BODIES: dict[str, Callable[[Around, Tensor, Tensor], Tensor]] = {
     "buffer": lambda net, x, y: net.scale * x + y,
     "features": lambda net, x, y: x.mean((2, 3)) * torch.sigmoid(y.mean((2, 3))) + net.number,
     "flattened": lambda net, x, y: x.flatten(1) * y.flatten(1) * net.flat,
+    "features of other sides": lambda net, x, y: x.flatten(1) + torch.relu(y.mean((2, 3)).repeat(1, 25)),
     "in place": lambda net, x, y: (x * 1.0).mul_(torch.sigmoid(y)).sub_(y),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -169,6 +170,7 @@ FORMS: dict[str, Callable[[Tokens, Tensor], Tensor]] = {
     "roots": lambda net, x: torch.sqrt(x.square() + 0.5) - (x.square() + 0.3).rsqrt(),
     "repeated": lambda net, x: torch.cat([x, x[:, :1].repeat(1, 3, 1)], 1)
     + net.norm.weight.repeat(len(x), x.shape[1] + 3, 1),
+    "truths counted": lambda net, x: torch.tanh(x) / (x > 0).sum(1, keepdim=True).add(1),
     "a masked mean": lambda net, x: torch.tanh(x) + (x * (x > 0)).sum(1, True) / (x > 0).float().sum(1, True).add(1.0),
 }  # fmt: skip
 
@@ -176,6 +178,22 @@ FORMS: dict[str, Callable[[Tokens, Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", FORMS)
 def test_forms_of_its_parts(kind: str) -> None:
     check(Tokens(FORMS[kind], 4, 12), (5 * 4,), 21, 0.6)
+
+
+def test_a_parameter_that_is_one_number() -> None:
+    """As the strength of a residual branch (Bachlechner et al. 2021), and in a divisor."""
+
+    class Scaled(Tokens):
+        def __init__(self) -> None:
+            super().__init__(Scaled.scaled, 4, 12)
+            self.number = nn.Parameter(torch.tensor(0.7))
+
+        def scaled(self: Any, x: Tensor) -> Tensor:
+            found: Tensor = x + self.number * torch.tanh(x) - (self.number + x) / (1.5 + self.number.square())
+            return found
+
+    check(Scaled(), (5 * 4,), 21, 0.6)
+    check_inference(Scaled(), (5 * 4,))
 
 
 def test_lanes_without_an_example_stay_out() -> None:

@@ -153,6 +153,45 @@ def test_embeddings(vocabulary: int, width: int, length: int, batch: int, densit
     check(net, (length,), batch, density, tokens=vocabulary)
 
 
+class Placed(nn.Module):
+    """Embedded tokens, rows of a table of eight places, and logits by the embedding's weights."""
+
+    def __init__(self, places: Tensor, logits: Callable[[Tensor, Tensor], Tensor], padding: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("numbers", places)
+        self.embed, self.places, self.logits = nn.Embedding(9, 6), nn.Embedding(8, 6, padding), logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(torch.tanh(self.embed(x) + self.places(self.numbers)), self.embed.weight)
+
+
+@pytest.mark.parametrize(
+    ("places", "logits"),
+    [
+        (torch.arange(5), lambda x, w: x @ w.T),
+        (torch.arange(2, 7)[None], lambda x, w: torch.matmul(x, w.t())),
+        (torch.arange(5).view(1, 5), lambda x, w: x @ w.transpose(0, 1)),
+        (torch.arange(1, 6), lambda x, w: x @ w.mT),
+        (torch.tensor([3]), lambda x, w: x @ w.permute(1, 0)),
+    ],
+    ids=["T", "t", "transpose", "mT", "permute"],
+)
+def test_tables_of_places_and_products_with_tied_weights(places: Tensor, logits: Callable[..., Tensor]) -> None:
+    check(Placed(places, logits), (5,), 20, 0.4, tokens=9)
+    check_inference(Placed(places, logits), (5,), tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("places", "padding"),
+    [(torch.tensor([1, 0, 2, 3, 4]), None), (torch.zeros(5, dtype=torch.int64), None), (torch.arange(5), 2)],
+    ids=["in another order", "one row", "of padding"],
+)
+def test_other_rows_that_are_known_are_refused(places: Tensor, padding: int | None) -> None:
+    words = "no rule for embedding of constants but those of rows in their order"
+    with pytest.raises(lf.UserError, match=rf"{words}.* \(line"):
+        check(Placed(places, F.linear, padding), (5,), tokens=9)
+
+
 def test_tokens_beyond_the_vocabulary_are_refused() -> None:
     with pytest.raises(Exception, match=r"token \d is none of 5"):
         check(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3)), (3,), tokens=10, seed=1)

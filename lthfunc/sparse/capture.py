@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.faithful import Call, why_unfaithful
+from lthfunc.sparse.linear_layers import name_linear_layers
 from lthfunc.tracebacks import first_line, user_line, user_location
 from lthfunc.training.engines.aliases import changed_by
 from lthfunc.trees.model import Model, example_input
@@ -127,6 +128,8 @@ def captured_call(
     if training and found["replaced"]:
         why = f": it puts another tensor in the place of the buffer {found['replaced'][0]}, instead of changing it"
         raise CannotTraceError(name, why)
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    name_linear_layers(traced.graph, set(placeholders[: len(params) + len(buffers)]))
     _drop_dead(traced.graph)
     constants = {
         str(node.target): getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr"

@@ -95,7 +95,7 @@ def laid_out(b: Builder, left: Any, right: Any) -> tuple[Any, Any]:
     """Both operands laid out alike, where one is neither an image nor flattened: as images that are broadcast, or else
     as values of one shape."""
     plain = [not (isinstance(each, View) and each.arranged is not None) for each in (left, right)]
-    if all(plain) or isinstance(right, (int, float)):
+    if isinstance(right, (int, float)) or (all(plain) and not _flattened_otherwise(left, right)):
         return left, right
     if isinstance(left, View) and isinstance(right, View) and any(plain):
         image, other = (left, right) if plain[0] else (right, left)
@@ -103,6 +103,13 @@ def laid_out(b: Builder, left: Any, right: Any) -> tuple[Any, Any]:
         if found is not None:
             return (image, found) if plain[0] else (found, image)
     return aligned(b, as_view(b, left), as_view(b, right))
+
+
+def _flattened_otherwise(left: Any, right: Any) -> bool:
+    """Whether both are as many features, flattened from values of other sides."""
+    if not (isinstance(left, View) and isinstance(right, View) and left.flat and right.flat):
+        return False
+    return left.shape == right.shape and _size(left) != _size(right)
 
 
 def broadcast_image(b: Builder, view: View) -> View | None:

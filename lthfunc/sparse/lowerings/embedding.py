@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lthfunc.sparse.axes import Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
 from lthfunc.sparse.lowerings.dense import DenseWeights
+from lthfunc.sparse.lowerings.dimensions import sliced
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, lowers
+from lthfunc.sparse.lowerings.parameters import as_view, folded
 from lthfunc.sparse.lowerings.placing import as_tokens, covers
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
 from lthfunc.sparse.views import arranged_view
@@ -22,7 +25,9 @@ _MOST_TOKENS = 2**24
 @lowers(aten.embedding.default, arranged=True)
 def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """embedding(weight, tokens, padding_idx)."""
-    weight, tokens, padding = args[0], args[1], int(argument(args, 2, -1))
+    weight, tokens, padding = args[0], folded(b, args[1]), int(argument(args, 2, -1))
+    if isinstance(weight, Param) and isinstance(tokens, Tensor):
+        return _rows(b, weight, tokens, padding)
     if not isinstance(weight, Param) or not isinstance(tokens, View) or tokens.value.dtype != torch.int64:
         raise Unsupported("of anything but a parameter and tokens")
     vocabulary, channels = b.weights[weight.name].shape
@@ -79,6 +84,17 @@ def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     b.operations.append(Operation([tokens.value], out, emit))
     last = merged([Axis(Side.CHANNEL, channels)])
     return arranged_view(out, tokens.arrangement._replace(dimensions=(*tokens.arrangement.dimensions, last)))
+
+
+def _rows(b: Builder, weight: Param, numbers: Tensor, padding: int) -> View:
+    """Rows of a table that are known, such as those of places: a part of the table, which examples share."""
+    places, (rows, channels) = numbers.flatten(), b.shapes[weight.name]
+    start, step = int(places[0]), int(places[1] - places[0]) if len(places) > 1 else 1
+    evenly = step > 0 and torch.equal(places, torch.arange(start, start + step * len(places), step))
+    if not evenly or not 0 <= start <= int(places[-1]) < rows or bool((places == padding).any()):
+        raise Unsupported("of constants but those of rows in their order, without that of padding")
+    found = sliced(as_view(b, weight), 0, start, len(places), step)
+    return arranged_view(found.value, found.arrangement.reshaped([*numbers.shape, channels]))
 
 
 def _one_row(b: Builder, tokens: View) -> View:

@@ -47,9 +47,7 @@ def shape_of(b: Builder, leaf: Leaf) -> tuple[int, ...]:
 
 def _leaf(b: Builder, leaf: Leaf) -> View:
     shape = shape_of(b, leaf)
-    if not shape:
-        raise Unsupported("of a parameter or buffer of no dimension")
-    channels, places = shape[-1], math.prod(shape[:-1])
+    channels, places = (shape or (1,))[-1], math.prod(shape[:-1])
 
     def addresses(buffer: TileBuffer, positions: Tensor) -> Tensor:
         return positions % channels * buffer.channel + positions // channels
@@ -57,7 +55,8 @@ def _leaf(b: Builder, leaf: Leaf) -> View:
     out = leaf_value(b, leaf, TileBuffer(channels, 1, places), addresses)
     all_places = Arrangement((merged([Axis(Side.COLUMN, places)]),))
     dimensions = all_places.reshaped(shape[:-1]).dimensions if len(shape) > 1 else ()
-    return arranged_view(out, Arrangement((*dimensions, merged([Axis(Side.CHANNEL, channels)]))))
+    last = (merged([Axis(Side.CHANNEL, channels)]),) if shape else ()
+    return arranged_view(out, Arrangement((*dimensions, *last)))
 
 
 def leaf_value(b: Builder, leaf: Leaf, room: TileBuffer, addresses: Callable[[TileBuffer, Tensor], Tensor]) -> Value:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from lthfunc.sparse.axes import Dimension, Side
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
@@ -53,7 +55,9 @@ def _summed(b: Builder, view: View, dims: Sequence[int], *, keeps: bool) -> View
         view = placed(b, view, sides)
     channels, height, width = view.value.buffer.size
     room = TileBuffer(1, height, width) if over_channels else TileBuffer(channels, 1, 1)
-    out = Value(room, view.value.needs)
+    # Truths are counted, and whole numbers stay what they are.
+    whole_numbers = view.value.dtype in (torch.bool, torch.int64)
+    out = Value(room, view.value.needs, dtype=torch.int64 if whole_numbers else torch.float32)
     over = {"over_channels": channels if over_channels else 1, "over_height": 1,
             "over_width": 1 if over_channels else width}  # fmt: skip
 
