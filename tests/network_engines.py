@@ -19,16 +19,19 @@ from lthfunc.catalog.training import ENGINES
 from lthfunc.deployment.compaction.compact import compact
 from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines import compiled, tracing
 from lthfunc.training.loop import take_steps
 from lthfunc.training.trainer import make_trainer, measure
 from lthfunc.trees.model import apply_evaluating
-from lthfunc.trees.types import Dataset, Split, Ticket, TrainState
+from lthfunc.trees.types import IGNORED_PIXEL, Dataset, Split, Ticket, TrainState
 
 STEPS = 3
 #: By how much of a leaf's change an engine may differ from float64, and of the whole network's; besides what the eager
 #: engine differs by, so many times. Rounding grows with each normalisation; a wrong function is wrong by a large part.
 OF_LEAF, OF_ALL, OF_EAGER = 0.02, 2e-3, 10.0
+#: The target that counts for nothing, where tokens and where pixels have classes.
+IGNORED = {1: -100, 2: IGNORED_PIXEL}
 
 
 @dataclass
@@ -76,7 +79,7 @@ def beginning(network: Network) -> tuple[lf.Model, TrainState, Dataset]:
     Biases are away from zero, where PyTorch begins them after a normalisation: a normalised mean that is zero but for
     rounding would then be a ReLU's argument, and its sign, and so the bias's gradient, would be rounding's.
     """
-    model = lf.from_module(network.module())
+    model = lf.from_module(network.module(), tokens=bool(network.vocabulary), warn=False)
     generator = torch.Generator().manual_seed(network.seed)
 
     def drawn(*shape: int) -> Tensor:
@@ -96,8 +99,16 @@ def beginning(network: Network) -> tuple[lf.Model, TrainState, Dataset]:
             mask[:] = False
         masks[name] = mask
     count = STEPS * network.batch + 1
-    x = torch.randn(count + 10, *network.shape, generator=generator)
-    y = torch.randint(0, network.classes, (count + 10,), generator=generator)
+    if network.vocabulary:
+        x = torch.randint(0, network.vocabulary, (count + 10, *network.shape), generator=generator)
+        x[:, 0] = 1  # no sequence is padding alone
+    else:
+        x = torch.randn(count + 10, *network.shape, generator=generator)
+    y = torch.randint(0, network.classes, (count + 10, *network.targets), generator=generator)
+    if network.targets:
+        unknown = drawn(*y.shape) < 0.2
+        unknown.flatten(1)[:, 0] = False
+        y[unknown] = IGNORED[len(network.targets)]
     train, other = Split(x[:count], y[:count]), Split(x[count:], y[count:])
     data = Dataset("random", train, other, other, network.classes)
     return model, state._replace(params=lf.apply_masks(params, masks), masks=masks), data
@@ -109,11 +120,12 @@ def double(tree: Any) -> Any:
         return tree.double() if tree.is_floating_point() else tree
     if isinstance(tree, dict):
         return {name: double(leaf) for name, leaf in tree.items()}
-    return tree._replace(x=tree.x.double())
+    return tree._replace(x=double(tree.x))
 
 
 def trained(model: lf.Model, state: TrainState, data: Dataset, batch: int, engine: Any) -> Trained:
-    trainer = make_trainer(model, data, optimizer=lf.sgd(0.05, momentum=0.9), batch_size=batch, engine=engine)
+    losses: Any = {"loss": lf.pixel_cross_entropy, "metric": lf.mean_iou} if data.pixels else {}
+    trainer = make_trainer(model, data, optimizer=lf.sgd(0.05, momentum=0.9), batch_size=batch, engine=engine, **losses)
     after, loss = take_steps(trainer, state, seed=0, until=STEPS)
     (quality,) = measure(trainer, [after], data.val)
     return Trained(after, loss, quality)
@@ -200,11 +212,12 @@ USUAL = tuple(ENGINES_HELD)[:-1]
 
 
 def held(network: Network, tally: Tally, among: Sequence[str] = USUAL, *, inferring: bool = True) -> list[str]:
-    """Hold engines to the eager one; the faults found. inferring: in evaluation as well."""
+    """Hold engines to the eager one; the faults found. inferring: in evaluation and on two threads, too."""
     model, start, data = beginning(network)
     wide = data._replace(**{part: double(getattr(data, part)) for part in ("train", "val", "test")})
     doubled = start._replace(params=double(start.params), buffers=double(start.buffers))
-    exact = trained(lf.from_module(network.module().double()), doubled, wide, network.batch, "eager")
+    wide_model = lf.from_module(network.module().double(), tokens=bool(network.vocabulary), warn=False)
+    exact = trained(wide_model, doubled, wide, network.batch, "eager")
     eager = trained(model, start, data, network.batch, "eager")
     faults: list[str] = []
     tally.networks += 1
@@ -216,7 +229,8 @@ def held(network: Network, tally: Tally, among: Sequence[str] = USUAL, *, inferr
         except UserError as error:
             reason = str(error).split(" (line")[0].replace(f"network{network.seed}", "Net")
             tally.refused.setdefault(name, Counter())[reason] += 1
-            if "\n" in str(error) or not str(error).startswith("--"):
+            of_line = f" of network{network.seed}" in str(error) or not name.startswith("sparse")
+            if "\n" in str(error) or not str(error).startswith("--") or not of_line:
                 faults.append(f"{name}: refused as {error}")
         except Exception:
             faults.append(f"{name}: {traceback.format_exc()}")
@@ -226,8 +240,13 @@ def held(network: Network, tally: Tally, among: Sequence[str] = USUAL, *, inferr
         # Running statistics of channels that are left out keep their values.
         trees = ("params",) if name == "compact" else ("params", "buffers")
 
-        def training(engine: Any = engine, trees: tuple[str, ...] = trees) -> Iterator[str]:
+        def training(name: str = name, engine: Any = engine, trees: tuple[str, ...] = trees) -> Iterator[str]:
             found = trained(model, start, data, network.batch, engine)
+            if name == "sparse" and inferring:
+                with using_threads(2):
+                    again = trained(model, start, data, network.batch, engine)
+                if not lf.same_bits(found.state, again.state) or found.loss != again.loss:
+                    yield "two threads give other bits than one"
             faults = list(differences(found, eager, exact, start, trees))
             if faults and not any(
                 not [*differences(found, near, exact, start, trees)]
@@ -245,7 +264,7 @@ def held(network: Network, tally: Tally, among: Sequence[str] = USUAL, *, inferr
     ticket = Ticket(params, buffers, start.masks)
     x = data.train.x[:19]
     near = apply_evaluating(model, ticket.params, ticket.buffers, x)
-    true = apply_evaluating(model, double(ticket.params), double(ticket.buffers), x.double())
+    true = apply_evaluating(model, double(ticket.params), double(ticket.buffers), double(x))
 
     def inference() -> Iterator[str]:
         program = lf.sparse_program(model, ticket)
@@ -256,7 +275,9 @@ def held(network: Network, tally: Tally, among: Sequence[str] = USUAL, *, inferr
         small = compact(model, ticket, network.shape)
         yield from outputs_off(apply_evaluating(small.model, small.params, small.buffers, x), near, true)
 
-    run("sparse inference", inference)
-    run("compact inference", compacted)
+    if "sparse" in among:
+        run("sparse inference", inference)
+    if set(among) - {"sparse"}:
+        run("compact inference", compacted)
     tally.faults += faults
     return faults

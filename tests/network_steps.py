@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+T = TypeVar("T")
 Shape = tuple[int, ...]
 
 #: Activations by the expression of one; "{}" is what it is applied to.
@@ -40,6 +42,11 @@ class Pen:
 
     def maybe(self, share: float) -> bool:
         return self.rng.random() < share
+
+
+def chosen(rng: random.Random, weights: Mapping[T, float]) -> T:
+    """One of these, each as often as its weight says."""
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def conv(pen: Pen, x: str, outs: int | None = None, *, same: bool = False) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from network_engines import Tally, held
+from random_kinds import KINDS
 from random_networks import drawn, main
 
 from lthfunc.sparse.kernels import build
@@ -21,12 +23,15 @@ ALWAYS = 2
 LEAST = {
     "sparse": 0.7, "sparse inference": 0.6, "compact": 0.95, "compact inference": 0.95, "compile, interpreted": 0.95,
 }  # fmt: skip
+#: Networks of each other kind, by as many tests, and the share of them that the sparse engine runs at least.
+OF_KIND, LEAST_OF_KIND = 48, {"tokens": 0.8, "recurrent": 0.8, "pixels": 0.7}
 #: What the sparse engine is beside, in turn; tracing takes longest.
 OTHERS = ("compact", "compile, interpreted")
 #: Compiled by Inductor; they view as rows what it lays out channels last.
 INDUCTOR = (306,)
 
 tally = Tally()
+of_kinds: dict[str, Tally] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +42,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    "part", [part if part < ALWAYS else pytest.param(part, marks=pytest.mark.long) for part in range(PARTS)]
-)
+def parts(always: int) -> list[Any]:
+    """Of which so many always run."""
+    return [part if part < always else pytest.param(part, marks=pytest.mark.long) for part in range(PARTS)]
+
+
+@pytest.mark.parametrize("part", parts(ALWAYS))
 def test_every_engine_computes_what_the_eager_one_does(part: int) -> None:
     """Run more by ``python tests/random_networks.py --networks 5000 --seed 1``."""
     mine = Tally()
@@ -55,6 +63,21 @@ def test_every_engine_computes_what_the_eager_one_does(part: int) -> None:
     tally.add(mine)
     if tally.networks == NETWORKS:
         assert all(tally.share(engine) >= least for engine, least in LEAST.items()), tally
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", parts(1))
+def test_networks_of_other_kinds(kind: str, part: int) -> None:
+    """Tokens, recurrent layers, and what is done to pixels; every third is evaluated and takes two threads as well."""
+    mine = Tally()
+    for number, seed in enumerate(range(part, OF_KIND, PARTS)):
+        network = drawn(seed, kind)
+        faults = held(network, mine, ("sparse",) if number else ("sparse", OTHERS[part % 2]), inferring=not number)
+        assert not faults, "\n".join([*faults, str(network)])
+    of_kind = of_kinds.setdefault(kind, Tally())
+    of_kind.add(mine)
+    if of_kind.networks == OF_KIND:
+        assert of_kind.share("sparse") >= LEAST_OF_KIND[kind], of_kind
 
 
 @pytest.mark.long
