@@ -1,4 +1,4 @@
-"""Whole experiments on a pretended accelerator, beside the same on the CPU: `python accelerated.py GROUP`.
+"""Whole experiments on a pretended accelerator, beside the same on the CPU: `python accelerated.py GROUP …`.
 
 In a process of its own, since PyTorch counts devices once, as it first differentiates. Mixing devices raises there, and
 the host's waits are counted by line.
@@ -264,7 +264,7 @@ def check_waits(machine: Machine) -> None:
     assert waits(machine, lambda on: flowing(on, 3)) == waits(machine, lambda on: flowing(on, 6)) == 3
 
 
-def main(group: str) -> None:
+def main(groups: Sequence[str]) -> None:
     # No compiler knows this device, so programs are the functions they are compiled from; nor has it matrices of other
     # layouts.
     compiled.why_not = lambda device: "none for this device"  # type: ignore[attr-defined]
@@ -272,12 +272,13 @@ def main(group: str) -> None:
     nowhere = formats.Format(lambda layer: "not on this device", formats.ListedLayer)
     formats.LISTED = formats.CSR = formats.BLOCK = formats.SEMI_STRUCTURED = nowhere
     with pretended(accelerator()) as machine:
-        if group == "trainings":
+        if "trainings" in groups:
             check_waits(machine)
-        found = [compared(machine, name, scene) for name, scene in GROUPS[group].items()]
+        scenes = {f"{group}: {name}": scene for group in groups for name, scene in GROUPS[group].items()}
+        found = [compared(machine, name, scene) for name, scene in scenes.items()]
     differences = [each for each in found if each is not None]
     assert not differences, "\n".join(differences)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:] or list(GROUPS))
