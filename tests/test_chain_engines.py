@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import NormedNet, run
-from test_engines import OTHERS, same_numbers, trainer
+from test_engines import EVERY_QUICK, INTERPRETED, same_numbers, trainer
 from test_runs import metrics, same_files
 
 import lthfunc as lf
@@ -38,10 +38,10 @@ def ticket() -> tuple[lf.Model, TrainState]:
     return model, lf.prune(fraction=0.5)(lf.init(model))
 
 
-#: Compiling takes most of the time, so one chain has to do.
 CASES = [
     pytest.param(*name.values, chain, marks=name.marks)
-    for name in OTHERS for chain in CHAINS if name.values != ("compile",) or chain == "machine"
+    for name in (*EVERY_QUICK, INTERPRETED) for chain in CHAINS
+    if name.values != ("eager",) and (name.values != ("compile",) or chain == "machine")
 ]  # fmt: skip
 
 

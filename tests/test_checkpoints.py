@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import DroppingNet, NormedNet
+from network_engines import interpreted
+from test_engines import needs_compiler
 from torch import nn
 
 import lthfunc as lf
@@ -121,9 +123,9 @@ def test_the_dense_training_keeps_the_anchor_that_it_has_found(few_digits: Datas
     assert repr(again.fit.curve) == repr(whole.fit.curve)
 
 
-@pytest.mark.slow
+@needs_compiler
 def test_the_compiled_engine_goes_on_within_a_round(few_digits: Dataset, tmp_path: Path) -> None:
-    plan = plan_of(few_digits, "dropping", "compile", "adam")
+    plan = plan_of(few_digits, "dropping", interpreted, "adam")
     task = pruned(plan)
     (whole,) = train_together(plan, [task])
     for step in (7, 23):

@@ -211,7 +211,7 @@ def test_a_compiled_product_is_called_without_a_detour() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_step_equals_the_eager_one_by_either_librarys_products(
     few_digits: Dataset, monkeypatch: pytest.MonkeyPatch, *, wide: bool
 ) -> None:

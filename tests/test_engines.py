@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DroppingNet, NormedNet
+from network_engines import interpreted
 from torch import nn
 
 import lthfunc as lf
@@ -25,14 +26,18 @@ from lthfunc.trees.types import Dataset, Scale, TrainState
 
 needs_compiler = pytest.mark.skipif(toolchain.why_not("cpu") is not None, reason=f"{toolchain.why_not('cpu')}")
 #: The engines that `make_trainer` takes by another thing than their name.
-MAKERS = {"sparse": lf.sparse_engine, "sparse/compile": lf.sparse_or("compile")}
+MAKERS = {
+    "sparse": lf.sparse_engine, "sparse/compile": lf.sparse_or("compile"), "compile, interpreted": interpreted,
+}  # fmt: skip
 EVERY = [
     pytest.param(name, marks=() if name == "eager" else (needs_compiler, pytest.mark.slow))
     for name in ENGINES
     if "/" not in name
 ]
 OTHERS = [param for param in EVERY if param.values != ("eager",)]
-#: Where a program of Inductor's is only one more of its kind: ten seconds to compile.
+#: The compiled engine without Inductor, which takes ten seconds for a program: all of it that is this library's.
+INTERPRETED = pytest.param("compile, interpreted", marks=needs_compiler)
+#: Where a program of Inductor's is only one more of its kind.
 EVERY_QUICK = [
     pytest.param(*param.values, marks=(*param.marks, pytest.mark.long) if param.values == ("compile",) else param.marks)
     for param in EVERY
@@ -110,10 +115,10 @@ def test_training_in_parts_has_the_bits_of_training_in_one(few_digits: Dataset, 
     assert lf.same_bits(part, kept), "a state handed out is nobody else's memory"
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*EVERY_QUICK, INTERPRETED])
 def test_states_side_by_side_equal_each_alone(few_digits: Dataset, name: str) -> None:
     """One vmapped program over a ticket, its dense network and another seed, each with its own batches."""
-    if name == "compile" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
+    if "compile" in name and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14):
         pytest.skip(f"torch {torch.__version__} compiles several networks in one program wrongly, and is refused")
     model = lf.from_module(NormedNet())
     states = [lf.init(model, 0), lf.prune(fraction=0.5)(lf.init(model, 0)), lf.init(model, 1)]

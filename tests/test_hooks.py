@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from network_engines import interpreted
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +20,7 @@ from lthfunc.training.engines.toolchain import why_not
 DRAW = torch.Generator().manual_seed(0)
 X, Y = torch.randn(20, 6, generator=DRAW), torch.arange(20) % 3
 DATA = lf.Dataset("d", lf.Split(X, Y), lf.Split(X, Y), lf.Split(X, Y), 3)
-ENGINES = ["eager"] + (["compile"] if why_not("cpu") is None else [])
+ENGINES: list[Any] = ["eager", *([interpreted] if why_not("cpu") is None else [])]
 
 
 class Net(nn.Module):

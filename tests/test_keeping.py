@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from network_engines import interpreted
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -69,7 +70,7 @@ def a_constant(net: Any, h: Tensor) -> Tensor:
 
 
 KEEPING = [attribute, late_attribute, in_a_dictionary, in_a_list, a_constant]
-ENGINES: list[Any] = ["eager", *(["compile", lf.sparse_engine] if why_not("cpu") is None else [])]
+ENGINES: list[Any] = ["eager", *([interpreted, lf.sparse_engine] if why_not("cpu") is None else [])]
 
 
 def check_as_before(module: nn.Module) -> None:

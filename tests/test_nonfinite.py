@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from network_engines import interpreted
 from sparse_programs import computed_densely
 from torch import Tensor, nn
 
@@ -18,10 +19,12 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
+from lthfunc.training.engines.toolchain import why_not
 from lthfunc.trees.model import apply_evaluating, apply_training
 from lthfunc.trees.types import Dataset, Split
 
 sparse = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+compiles = pytest.mark.skipif(why_not("cpu") is not None, reason=str(why_not("cpu")))
 
 ODD = (float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 3.0, -3.0, 6.0, 1.0, -1.0, 7.0, 200.0, -200.0)
 
@@ -145,7 +148,11 @@ def test_layers_of_odd_numbers_are_pytorchs(pool: bool, dense: bool) -> None:
         check(Dense(pool=pool), 19)
 
 
-ENGINES = ["eager", pytest.param(lf.sparse_engine, marks=sparse, id="sparse"), "compile"]
+ENGINES = [
+    "eager",
+    pytest.param(lf.sparse_engine, marks=sparse, id="sparse"),
+    pytest.param(interpreted, marks=compiles, id="compile"),
+]
 
 
 def odd_digits(digits: Dataset) -> Dataset:
