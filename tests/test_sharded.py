@@ -52,7 +52,7 @@ def trees(draw: st.DrawFn) -> tuple[Tree, Tree]:
     return scores, masks
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(trees(), st.floats(0, 0.999), st.integers(1, 5), st.booleans())
 def test_masks_of_parts_are_the_parts_of_the_masks(
     tree: tuple[Tree, Tree], fraction: float, ranks: int, everywhere: bool
