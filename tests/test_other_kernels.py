@@ -34,7 +34,7 @@ def run(arguments: list[str], **env: str) -> None:
 
 @pytest.mark.parametrize("tests", [
     ("layers.py", "updates.py", "tokens.py::test_transformers", "recurrent.py::test_both_directions_of_two_layers",
-     "normalisation.py::test_residual_blocks"),
+     "normalisation.py::test_residual_blocks", "frozen.py::test_gradients_of_what_is_trained[1-groups]"),
     pytest.param(("edges.py", "transposed.py", "resampling.py"), marks=pytest.mark.long),
 ], ids=["layers", "more"])  # fmt: skip
 def test_avx2(tests: tuple[str, ...]) -> None:

@@ -12,8 +12,11 @@ constexpr int ROWS = 6, COLUMNS = 4;
 #else
 constexpr int ROWS = 2, COLUMNS = 2;
 #endif
+// Inputs that a block computes, of which strips are whole numbers.
+constexpr i64 BLOCK = COLUMNS * LANES;
+static_assert(STRIP % BLOCK == 0);
 
-// ROWS rows of the gradient, at COLUMNS · 16 inputs.
+// ROWS rows of the gradient, at BLOCK inputs.
 LTHFUNC_INLINE void gradient_block(const float* x, i64 width, const float* const (&grad)[ROWS], i64 grad_tile,
                                    i64 examples, float* const (&out)[ROWS]) {
   vec sum[ROWS][COLUMNS] = {};
@@ -41,7 +44,7 @@ LTHFUNC_INLINE void gradient_block(const float* x, i64 width, const float* const
 // The same at all inputs, `width` (whole strips) an example: `out` is as wide.
 inline void dense_gradient_rows(const float* x, i64 width, const float* const (&grad)[ROWS], i64 grad_tile,
                                 i64 examples, float* out) {
-  for (i64 c = 0; c < width; c += STRIP) {
+  for (i64 c = 0; c < width; c += BLOCK) {
     float* rows[ROWS];
     for (int r = 0; r < ROWS; ++r) rows[r] = out + r * width + c;
     gradient_block(x + c, width, grad, grad_tile, examples, rows);
