@@ -188,7 +188,9 @@ class _Partitioning:
         """(what operations with a lowering give, the others in words): by trying, with no weight left."""
         b = Builder(1, self._gradients, fixed=self._fixed, size_free=size_free(lambda: self._twins()))
         self._constants.clear()
-        nothing = dict.fromkeys(self._captured.params, torch.zeros(0, dtype=torch.int64))
+        leaves = zip(self._captured.placeholders, self._captured.params, strict=False)
+        matrices = [name for node, name in leaves if node.meta["val"].ndim > 1]
+        nothing = dict.fromkeys(matrices, torch.zeros(0, dtype=torch.int64))
         add_leaves(b, self._leaves, nothing, self._frozen)
         known: dict[Node, Any] = dict(self._leaves)
         found: dict[Node, Any] = {}
