@@ -48,7 +48,7 @@ def shortened(command: str) -> list[str]:
         words = _with(words, **{"--steps": str(least)})
     if name == "prune" or (name == "sweep" and "--rounds" not in words):
         words = _with(words, **{"--rounds": "1"})
-    if name in ("sweep", "methods", "connectivity") and "--replicates" in words:
+    if name in ("prune", "sweep", "methods", "connectivity") and "--replicates" in words:
         words = _with(words, **{"--replicates": "1"})
     if name == "methods" and "--method" not in words and "--list" not in words:  # test_methods.py has all of them
         words = [*words, "--method", "dense", "--method", "snip"]
