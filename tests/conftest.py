@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for others' would spin
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if sys.dont_write_bytecode:  # without it, each of some 60 processes that tests start would compile torch, in 7 s
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 # Inductor tries each instruction set of the processor once per cache, which takes 20 s of compiling.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
