@@ -77,7 +77,8 @@ def both(
     program = program_of(
         graph, params, buffers, masks, batch=batch, stored=Stored(shape, x.dtype), epilogue=Epilogue(),
     )  # fmt: skip
-    y = torch.randint(0, program.outputs[-1], (batch, *program.outputs[:-1]), generator=generator)
+    (*places, classes), *_ = program.outputs
+    y = torch.randint(0, classes, (batch, *places), generator=generator)
     if y.ndim > 1:
         y = torch.where(torch.rand(y.shape, generator=generator) < 0.2, -100, y)
         y.flatten()[0] = 1

@@ -152,7 +152,7 @@ def test_dropout_of_attention_keeps_the_mean_and_its_gradient() -> None:
     outputs = []
     for step in range(2):
         workspace.run(x, y, 1, step, 7, (0, program.forward))
-        outputs.append(workspace.outputs.clone())
+        outputs.append(workspace.handed_out(20)[0].clone())
         workspace.outputs.fill_(1.0)
         workspace.run(x, y, 1, step, 7, (program.forward, workspace.end))
         # Each value's gradient is the sum of the weights that its key has: in all, that of the outputs.

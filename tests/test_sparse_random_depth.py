@@ -46,14 +46,14 @@ def test_whole_examples_are_left_out() -> None:
     kept: list[Tensor] = []
     for step in (0, 1, 0):
         workspace.run(x[None], y[None], 1, step, 7, (0, program.forward))
-        outputs = workspace.outputs.clone()
+        outputs = workspace.handed_out(BATCH)[0].clone()
         kept.append(outputs.abs().sum(1) > 0)
         torch.testing.assert_close(outputs, branch * kept[-1][:, None] / (1 - SHARE), rtol=1e-5, atol=1e-6)
     assert float(kept[0].float().mean()) == pytest.approx(1 - SHARE, abs=0.08)
     assert torch.equal(kept[0], kept[2])
     assert not torch.equal(kept[0], kept[1])
     gradient = torch.randn(BATCH, 12, generator=draw)
-    workspace.outputs.copy_(gradient)
+    workspace.handed_out(BATCH)[0].copy_(gradient)
     workspace.run(x[None], y[None], 1, 0, 7, (program.forward, program.backward))
     passed = (gradient.double() * kept[0][:, None] / (1 - SHARE)).view(BATCH, 3, 4)
     expected = torch.einsum("nop,nip->oi", passed, x.double().flatten(2))
@@ -105,4 +105,4 @@ def test_a_share_that_is_left_out_is_a_half_and_none_is_refused(share: float | N
     workspace = made()
     x, y = torch.ones(1, BATCH, *SHAPE), torch.zeros(1, BATCH, dtype=torch.int64)
     workspace.run(x, y, 1, 0, 7, (0, workspace.program.forward))
-    assert float((workspace.outputs.abs().sum(1) > 0).float().mean()) == pytest.approx(0.5, abs=0.08)
+    assert float((workspace.handed_out(BATCH)[0].abs().sum(1) > 0).float().mean()) == pytest.approx(0.5, abs=0.08)

@@ -213,14 +213,14 @@ def test_dropout_between_layers_keeps_the_mean_and_its_gradient() -> None:
     kept: list[Tensor] = []
     for step in (0, 1, 0):
         workspace.run(x[None], y[None], 1, step, 7, (0, program.forward))
-        outputs = workspace.outputs.clone().view(batch, *shape)
+        outputs = workspace.handed_out(batch)[0].clone().view(batch, *shape)
         kept.append((outputs > 0).double() / (1 - share))
         torch.testing.assert_close(outputs.double(), x.double() * kept[-1], rtol=1e-5, atol=1e-6)
     assert float((kept[0] > 0).double().mean()) == pytest.approx(1 - share, abs=0.03)
     assert torch.equal(kept[0], kept[2])
     assert not torch.equal(kept[0], kept[1])
     gradient = torch.randn(batch, *shape, generator=draw)
-    workspace.outputs.copy_(gradient.flatten(1))
+    workspace.handed_out(batch)[0].copy_(gradient.flatten(1))
     workspace.run(x[None], y[None], 1, 0, 7, (program.forward, program.backward))
     found = workspace.dense(workspace.gradients)
     first = torch.einsum("nto,nti->oi", gradient.double() * kept[0], x.double())

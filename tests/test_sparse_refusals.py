@@ -85,7 +85,7 @@ FORMS: dict[str, Forms] = {
         lambda it, n: [(it,)],
     "add add_ sub sub_ mul mul_ div div_": lambda it, n: [(it, n["x"]), (n["x"], it), (it, it), (it, 2.0)],
     "rsub": lambda it, n: [(it, 1.0)],
-    "square square_ sqrt sqrt_ rsqrt rsqrt_ reciprocal reciprocal_ exp exp_": lambda it, n: [(it,)],
+    "square square_ sqrt sqrt_ rsqrt rsqrt_ reciprocal reciprocal_ exp exp_ trunc trunc_": lambda it, n: [(it,)],
     "pow": lambda it, n: [(it, 2), (it, 3.0), (it, -0.5), (it, 0.3)],
     "mean sum": lambda it, n: [(it, [0]), (it, [-1]), (it, [-1], True), (it, [1, 2])],
     "stack": lambda it, n: [([it, n["x"]], 1), ([n["x"], it], -1), ([it, it],)],

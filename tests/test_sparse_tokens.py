@@ -80,7 +80,7 @@ def test_gelu_and_its_slope_are_float64s_but_for_rounding() -> None:
     workspace = Workspace(program, params, buffers)
     x, y = torch.zeros(1, 1, 4001), torch.zeros(1, 1, dtype=torch.int64)
     workspace.run(x, y, within=(0, program.forward))
-    outputs = workspace.outputs[0].clone()
+    outputs = workspace.handed_out(1)[0][0].clone()
     workspace.outputs.fill_(1.0)
     workspace.run(x, y, within=(program.forward, workspace.end))
     exact = places.double().requires_grad_()

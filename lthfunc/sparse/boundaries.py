@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, STORED
-from lthfunc.sparse.lowerings.placing import addresses_of, covers, filled
+from lthfunc.sparse.lowerings.placing import addresses_of, covers, filled, placed
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
 
@@ -79,6 +80,17 @@ def can_be_handed_out(found: object) -> bool:
         return False
     batch, *others = ([axis.side for axis in each] for each in found.arrangement.dimensions)
     return batch == [Side.EXAMPLE] and not any(Side.EXAMPLE in each for each in others)
+
+
+def apart(b: Builder, views: Sequence[View]) -> list[View]:
+    """Views to hand out, each all of one value: copies where they are parts of one, or seen in several orders."""
+    flat = [view._replace(flat=True) if view.arranged is None else view for view in views]
+    orders = {view.value: {other.arrangement for other in flat if other.value is view.value} for view in flat}
+    return [
+        view if covers(view) and len(orders[view.value]) == 1
+        else placed(b, view, [Side.EXAMPLE, *[Side.CHANNEL] * len(view.shape)])
+        for view in flat
+    ]  # fmt: skip
 
 
 def store(b: Builder, view: View, value: Value, first: int = 0) -> None:

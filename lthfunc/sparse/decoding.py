@@ -46,7 +46,7 @@ class DecodingProgram:
             epilogue=Epilogue(None, gradients=False), builder=builder,
         )  # fmt: skip
         workspace = Workspace(program, graph.params, ticket.buffers)
-        self.length, self.vocabulary = length, program.outputs[-1]
+        self.length, self.vocabulary = length, program.outputs[0][-1]
         self._lock = threading.Lock()  # PyTorch lets other threads run while an operation does
         self._memory = workspace.activations, workspace.memory, workspace.constants
         self._code, self._number = program.code, program.code.verified

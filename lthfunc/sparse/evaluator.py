@@ -47,7 +47,7 @@ class Evaluator(threading.local):
             if self._counts:
                 loss, hits = workspace.totals
                 return {"loss": loss, "accuracy": hits / y.numel()}
-            outputs = workspace.outputs[: len(x)]
+            outputs = workspace.program.rebuilt(workspace.handed_out(len(x)))
             return {"loss": self._loss(outputs, y, x), "accuracy": work.metric(outputs, y)}
 
         (quality,) = evaluate(metrics_of, split, device_of(network.params), chunk)

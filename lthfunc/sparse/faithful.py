@@ -90,7 +90,7 @@ def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> I
     largest = max((norm for norm in norms if not math.isnan(norm)), default=0.0)
     for name, leaf in wanted.items():
         own, is_output = _norm(leaf), name.startswith("output ")
-        apart = _norm(found[name] - leaf) if leaf.shape == found[name].shape else float("inf")
+        apart = _norm(_wide(found[name]) - _wide(leaf)) if leaf.shape == found[name].shape else float("inf")
         if apart <= _OF_ITSELF * own + (0.0 if is_output else _OF_LARGEST * largest) or math.isnan(own):
             continue
         if is_output:
@@ -105,7 +105,11 @@ def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> I
 
 
 def _norm(leaf: Tensor) -> float:
-    return float(leaf.detach().to(torch.complex128 if leaf.is_complex() else torch.float64).norm())
+    return float(_wide(leaf).norm())
+
+
+def _wide(leaf: Tensor) -> Tensor:
+    return leaf.detach().to(torch.complex128 if leaf.is_complex() else torch.float64)
 
 
 def _shaken(leaf: Tensor, draw: torch.Generator) -> Tensor:

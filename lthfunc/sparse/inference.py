@@ -14,9 +14,10 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
-from lthfunc.sparse.workspace import Workspace
+from lthfunc.sparse.workspace import Workspace, side_by_side
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.outputs import outputs_of
 from lthfunc.trees.types import Scale, Ticket, TrainState
 
 #: Examples computed at a time.
@@ -24,7 +25,7 @@ _CHUNK = 512
 
 
 class SparseProgram:
-    """Maps inputs (n, ...) to outputs (n, …), float32 on the CPU, in evaluation mode.
+    """Maps inputs (n, ...) to what the network gives, outputs (n, …), float32 on the CPU, in evaluation mode.
 
     It is made ready for a size of batch when that size first comes, in a few milliseconds, and keeps its own copy of
     the weights. Threads may share it: it computes their batches one after the other.
@@ -39,13 +40,17 @@ class SparseProgram:
         self._workspaces: dict[object, Workspace] = {}
         self._lock = threading.Lock()  # PyTorch lets other threads run while an operation does
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The network's outputs. x: float32, uint8 where a scale was given, or tokens (int64); on the CPU."""
+    def __call__(self, x: Tensor) -> Any:
+        """What the network gives. x: float32, uint8 where a scale was given, or tokens (int64); on the CPU."""
         if len(x) <= _CHUNK:
             return self._outputs(x)
-        return torch.cat([self._outputs(part) for part in torch.split(x, _CHUNK)])
+        given = [self._outputs(part) for part in torch.split(x, _CHUNK)]
+        if isinstance(given[0], Tensor):
+            return torch.cat(given)
+        apart = [outputs_of(each) for each in given]
+        return apart[0].rebuilt([torch.cat(parts) for parts in zip(*(each.tensors for each in apart), strict=True)])
 
-    def _outputs(self, x: Tensor) -> Tensor:
+    def _outputs(self, x: Tensor) -> Any:
         with self._lock:
             ready = self._ready.get((x.shape, x.dtype))
             if ready is None:
@@ -54,8 +59,9 @@ class SparseProgram:
             outputs: Tensor = infer(
                 program, workspace.activations, workspace.memory, workspace.constants, x.contiguous(), single
             )
-        shape = workspace.program.outputs
-        return outputs if len(shape) == 1 else outputs.view(len(x), *shape)
+        if workspace.program.gives_rows:
+            return outputs
+        return workspace.program.rebuilt(side_by_side(outputs.view(-1), len(x), workspace.program.outputs))
 
     def _made(self, x: Tensor) -> Any:
         """What a call for a batch of this size needs. One memory serves all batches of as many tiles, and one another
@@ -83,6 +89,8 @@ class SparseProgram:
 @public
 def sparse_program(model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> SparseProgram:
     """The ticket's network on its surviving weights alone: a callable from inputs to outputs, on a CPU.
+
+    Several outputs come as the network has them: in a tuple, a dictionary or a class of its own.
 
     scale: how stored inputs are scaled (``data.scale``); without one, inputs are taken as they are.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.axes import Side, size_of
 from lthfunc.sparse.batch_sizes import pairs_of, size_free
-from lthfunc.sparse.boundaries import KINDS, load_gradient, loaded, loaded_sequence, store
+from lthfunc.sparse.boundaries import KINDS, loaded, loaded_sequence
 from lthfunc.sparse.builder import Builder, Leaf, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.constants import has_values
-from lthfunc.sparse.fusion import fuse
+from lthfunc.sparse.ends import ONE, Ends, add_ends, ends_of
 from lthfunc.sparse.interpretation import (
     add_leaves,
     counts_steps,
@@ -28,13 +26,11 @@ from lthfunc.sparse.interpretation import (
     lowered,
     moved_statistics,
     no_rule,
+    results_of,
 )
-from lthfunc.sparse.kernels.instructions import WHOLE
 from lthfunc.sparse.lowerings.interface import Unsupported
-from lthfunc.sparse.lowerings.placing import covers, filled, first_of, sum_of_steps
 from lthfunc.sparse.machine_code import MachineCode, finished, finished_beside
 from lthfunc.sparse.shared_weights import emit_operations
-from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by
 from lthfunc.trees.types import Buffers, Masks, Params, Scale
@@ -78,8 +74,9 @@ class Program(NamedTuple):
     constants; -1 without any. leaves: where each parameter lies among the values; frozen: buffers that follow them.
     positions: for each masked leaf, where its survivors lie in the flattened dense one. counters: buffers that count
     steps. statistics: buffers among the constants. moved: those of them that steps change. folded: the values of
-    buffers that instructions were made of. outputs: the shape of the network's, without the batch. whole_layers: gives
-    them, made once; without those that share weights and kinds that have no such instruction.
+    buffers that instructions were made of. outputs: the shapes of what is handed out, without the batch; rebuilt: what
+    the network gives, from as many tensors. whole_layers: gives them, made once; without those that share weights and
+    kinds that have no such instruction.
     """
 
     code: MachineCode
@@ -96,8 +93,14 @@ class Program(NamedTuple):
     statistics: dict[str, int]
     moved: tuple[str, ...]
     folded: dict[str, Tensor]
-    outputs: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+    rebuilt: Callable[[Sequence[Any]], Any]
     whole_layers: Callable[[], WholeLayers]
+
+    @property
+    def gives_rows(self) -> bool:
+        """Whether the network gives one tensor (examples, features), as the memory has it that is handed out."""
+        return self.rebuilt is ONE and len(self.outputs[0]) == 1
 
     def fits(self, buffers: Mapping[str, Tensor]) -> bool:
         """Whether it computes a network with these buffers."""
@@ -165,23 +168,16 @@ def lower(
     statistics = len(b.constants)
     counters: list[str] = []
     given = {**leaves, **dict.fromkeys(inputs_of(graph), _load(b, stored))}
-    output = _interpreted(b, graph, given, counters)
-    if not graph.outputs.single or not isinstance(output, View) or not _is_taken(output, epilogue):
-        raise UserError(
-            f"--engine: sparse takes networks with outputs (batch, features); those of {graph.name} are others, which "
-            "only a loss of them takes"
-        )
-    output = output._replace(value=fuse(b.operations, [output.value])[0])
-    b.outputs.add(output.value)
+    ends = ends_of(b, graph, _interpreted(b, graph, given, counters), loss=epilogue.loss is not None)
     emit_operations(b)
-    forward, backward, update, averages = _finish(b, output, epilogue, statistics)
+    forward, backward, update, averages = _finish(b, ends, epilogue, statistics)
     trained = {leaf: at for leaf, at in b.leaves.items() if leaf not in b.frozen}
     code, found = finished(b), {leaf: b.positions[leaf] for leaf in trained if leaf in b.weights}
     return Lowered(b, Program(
         code, forward, backward, update, averages, epilogue.gradients, batch, trained,
         tuple(leaf for leaf in b.leaves if leaf in b.frozen), found, tuple(counters), dict(b.statistics),
-        moved_statistics(graph.graph.nodes, given), dict(b.folded), output.shape,
-        functools.cache(functools.partial(_whole_layers, b, code)),
+        moved_statistics(graph.graph.nodes, given), dict(b.folded), tuple(view.shape for view in ends.views),
+        ends.rebuilt, functools.cache(functools.partial(_whole_layers, b, code)),
     ))  # fmt: skip
 
 
@@ -189,13 +185,6 @@ def _whole_layers(b: Builder, code: MachineCode) -> WholeLayers:
     alone = {name: each for name, each in b.whole_layers.items() if len(b.claims[name]) == 1}
     beside = finished_beside(b, [late for _, late in alone.values()], code)
     return WholeLayers(beside, {name: number for name, (number, _) in alone.items()})
-
-
-def _is_taken(view: View, epilogue: Epilogue) -> bool:
-    """Whether the first dimension is the batch alone; with a loss, the last one the classes of examples or tokens."""
-    batch, *others = ([axis.side for axis in each] for each in view.arrangement.dimensions)
-    plain = batch == [Side.EXAMPLE] and not any(Side.EXAMPLE in each for each in others)
-    return plain and (epilogue.loss is None or len(others) in (1, 2))
 
 
 def _load(b: Builder, stored: Stored) -> View:
@@ -218,13 +207,14 @@ def _load(b: Builder, stored: Stored) -> View:
     return loaded(b, shape, dtype, gains=gains)
 
 
-def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str]) -> Any:
+def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counters: list[str]) -> list[Any]:
+    """The values that the network gives."""
     name = captured.name
     known: dict[Node, Any] = dict(given)
     at = {node: number for number, node in enumerate(captured.graph.nodes)}
     for node in at:
         if node.op == "output":
-            return known[node.args[0][0]] if isinstance(node.args[0], (list, tuple)) else known[node.args[0]]
+            return [known[each] for each in results_of(captured)]
         if node.op == "get_attr":
             known[node] = captured.constants[str(node.target)].clone()
         if node.op != "call_function":
@@ -244,46 +234,12 @@ def _interpreted(b: Builder, captured: Captured, given: dict[Node, Any], counter
     raise AssertionError("a graph ends with its output")
 
 
-def _finish(b: Builder, output: View, epilogue: Epilogue, statistics: int) -> tuple[int, int, int, int]:
+def _finish(b: Builder, ends: Ends, epilogue: Epilogue, statistics: int) -> tuple[int, int, int, int]:
     """Add what follows the network. Returns `forward`, `backward`, `update` and `averages` of the program."""
-    value = output.value
-    b.read(value)
-    if epilogue.loss is None:
-        store(b, output, value)
-    forward = len(b.instructions)
-    if epilogue.loss is not None:
-        _add_loss(b, output, epilogue)
-    elif epilogue.gradients:
-        load_gradient(b, output, value)
+    forward = add_ends(b, ends, gradients=epilogue.gradients)
     if epilogue.gradients:
         for gradient in reversed(b.backward):
             gradient()
     backward = len(b.instructions)
     found = add_update(b, epilogue.update, statistics)
     return forward, backward, backward + found.each_part, found.averages
-
-
-def _add_loss(b: Builder, output: View, epilogue: Epilogue) -> None:
-    value, (*places, classes) = output.value, output.arrangement.dimensions[1:]
-    target = b.target(value) if epilogue.gradients else None
-    if target is not None and not covers(output):
-        target = filled(b, target)
-    grad = None if target is None else target.buffer
-
-    def addresses(buffer: TileBuffer) -> int:
-        first = first_of(output.arrangement, buffer) - buffer.first
-        each = [axis for dimension in places for axis in dimension]
-        return b.table(torch.cat([first + sum_of_steps(classes, buffer), sum_of_steps(each, buffer)]))
-
-    def late() -> Any:
-        listed = addresses(value.buffer)
-        return "cross_entropy", WHOLE, 1, {
-            "in": value.buffer.first, "in_tile": value.buffer.tile, "addresses": listed, "classes": size_of(classes),
-            "places": math.prod(map(size_of, places)), "grad": -1 if grad is None else grad.first,
-            "grad_tile": 0 if grad is None else grad.tile,
-            "gradients": listed if grad is None else addresses(grad),
-        }  # fmt: skip
-
-    b.emit(late)
-    if target is not None and target.gate is not None:
-        b.rectify(target, target.gate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -15,8 +15,9 @@ from lthfunc.training.language import next_token
 from lthfunc.training.loss_context import LossContext, features_of, takes_context, with_its_context
 from lthfunc.training.losses import cross_entropy
 from lthfunc.trees.augmenting import changes_targets
-from lthfunc.trees.model import apply_evaluating, init
+from lthfunc.trees.model import apply_training, init
 from lthfunc.trees.ops import scaled
+from lthfunc.trees.outputs import outputs_of
 from lthfunc.trees.types import Masks, Split
 
 
@@ -59,20 +60,30 @@ class OutputsLoss:
         self._scale = work.scale
         self._changed = work.augment is not None
 
-    def __call__(self, outputs: Tensor, targets: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, outputs: Any, targets: Tensor, x: Tensor) -> Tensor:
         """The loss of an evaluation. x: inputs as they are stored."""
         return self._given(outputs, targets, lambda: LossContext(scaled(x, self._scale), _NO_PARAMS, False))
 
     def gradient(
-        self, outputs: Tensor, targets: Tensor, x: Tensor, masks: Masks, step: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(the gradient by the outputs, the loss) of a step. x: inputs as the machine takes them."""
+        self,
+        outputs: list[Tensor],
+        rebuilt: Callable[[Sequence[Tensor]], Any],
+        targets: Tensor,
+        x: Tensor,
+        masks: Masks,
+        step: Tensor,
+    ) -> tuple[list[Tensor], Tensor]:
+        """(the gradient by each output, the loss) of a step. rebuilt: what the network gives, from its outputs. x:
+        inputs as the machine takes them."""
 
         def context() -> LossContext:
             inputs = x if self._changed else scaled(x, self._scale)  # augmented ones come scaled
             return LossContext(inputs, _NO_PARAMS, True, masks, step)
 
-        found: tuple[Tensor, Tensor] = grad_and_value(lambda each: self._given(each, targets, context))(outputs)
+        def of(tensors: list[Tensor]) -> Tensor:
+            return self._given(rebuilt(tensors), targets, context)
+
+        found: tuple[list[Tensor], Tensor] = grad_and_value(of)(outputs)
         return found
 
 
@@ -85,8 +96,9 @@ def why_not_loss(work: Work, split: Split) -> str | None:
     try:
         check_features(work)
         with torch.no_grad():
-            outputs = apply_evaluating(work.model, state.params, state.buffers, scaled(x, work.scale))
-            OutputsLoss(work._replace(augment=None)).gradient(outputs, y, x, state.masks, state.step)
+            given, _ = apply_training(work.model, state.params, state.buffers, scaled(x, work.scale))
+            outputs, loss = outputs_of(given), OutputsLoss(work._replace(augment=None))
+            loss.gradient(outputs.tensors, outputs.rebuilt, y, x, state.masks, state.step)
     except UserError as error:
         return str(error)
     return None

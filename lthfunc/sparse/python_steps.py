@@ -91,9 +91,10 @@ class PythonSteps:
             workspace.run(x[None], y[None], 1, number, self._draw, (0, program.backward))
             return
         workspace.run(x[None], y[None], 1, number, self._draw, (0, program.forward))
-        outputs = workspace.outputs[: len(x)]
+        outputs = workspace.handed_out(len(x))
         masks, step = self._state.masks, torch.tensor(number // self._parts)
-        gradient, loss = self._loss.gradient(outputs.clone(), y, x, masks, step)
+        gradients, loss = self._loss.gradient(clone(outputs), program.rebuilt, y, x, masks, step)
         workspace.totals[0] += loss
-        outputs.copy_(gradient)
+        for place, gradient in zip(outputs, gradients, strict=True):
+            place.copy_(gradient)
         workspace.run(x[None], y[None], 1, number, self._draw, (program.forward, program.backward))

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lthfunc.sparse.axes import Side
 from lthfunc.sparse.batch_sizes import size_free
-from lthfunc.sparse.boundaries import handed_in, load_gradient, store, store_input_gradient
+from lthfunc.sparse.boundaries import apart, handed_in, load_gradient, store, store_input_gradient
 from lthfunc.sparse.builder import Builder, Leaf, Value, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.constants import has_values
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import add_leaves, fixed_buffers, leaves_of, lowered, moved_statistics
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
-from lthfunc.sparse.lowerings.placing import covers, placed
 from lthfunc.sparse.machine_code import MachineCode, finished
 from lthfunc.sparse.partition import Part, Partition, Twins
 from lthfunc.sparse.shared_weights import emit_operations
@@ -86,7 +84,7 @@ def region_program(
     for node in sorted((*partition.constants, *part.nodes), key=at.__getitem__):
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: known[each])
         known[node] = lowered(b, node, args, kwargs, at)
-    given, shapes = _apart(b, [known[node] for node in part.gives]), [known[node].shape for node in part.gives]
+    given, shapes = apart(b, [known[node] for node in part.gives]), [known[node].shape for node in part.gives]
     values = fuse(b.operations, [view.value for view in given])
     given = [view.of(value) for view, value in zip(given, values, strict=True)]
     outputs = list(dict.fromkeys(given))
@@ -108,17 +106,6 @@ def _draws(code: MachineCode) -> bool:
     """Whether any instruction drops something."""
     columns = {OPCODES[name]: column_of(name, "threshold") for name, each in COLUMNS.items() if "threshold" in each}
     return any(int(row[columns[int(row[0])]]) > 0 for row in code.rows if int(row[0]) in columns)
-
-
-def _apart(b: Builder, views: list[View]) -> list[View]:
-    """Values that the part gives, each all of one: copies where they are parts of one, or seen in several orders."""
-    flat = [view._replace(flat=True) if view.arranged is None else view for view in views]
-    orders = {view.value: {other.arrangement for other in flat if other.value is view.value} for view in flat}
-    return [
-        view if covers(view) and len(orders[view.value]) == 1
-        else placed(b, view, [Side.EXAMPLE, *[Side.CHANNEL] * len(view.shape)])
-        for view in flat
-    ]  # fmt: skip
 
 
 def _halves(b: Builder, outputs: list[View], inputs: list[Value]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class Workspace:
         self.constants = code.constants.clone()
         self.load(params, buffers)
         self._make_room()
-        self.outputs = torch.zeros(program.batch, *program.outputs)
+        self.outputs = torch.zeros(program.batch * sum(map(math.prod, program.outputs)))
         self.totals = torch.zeros(2, dtype=torch.float64)
         #: What an optimiser keeps from step to step: rows of a number for each value. Its clock (6,) is powers of
         #: Adam's betas and of an average's decay, and these three.
@@ -154,6 +156,10 @@ class Workspace:
             after[name] = after[name] + steps
         return after
 
+    def handed_out(self, examples: int) -> list[Tensor]:
+        """The network's outputs of a batch of so many examples, as views: (examples, …) of each."""
+        return side_by_side(self.outputs, examples, self.program.outputs)
+
     def run(
         self,
         x: Tensor,
@@ -171,6 +177,13 @@ class Workspace:
             self.kept, self.clock, self.totals, self.schedule, x, y, self.outputs, x.shape[1] // parts, parts,
             self.program.update, steps, step, seed,
         )  # fmt: skip
+
+
+def side_by_side(memory: Tensor, examples: int, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Views of a memory as tensors (examples, *shape), one after the other."""
+    sizes = [examples * math.prod(shape) for shape in shapes]
+    parts = memory[: sum(sizes)].split(sizes)
+    return [part.view(examples, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def pack_moments(workspace: Workspace, params: Params, tree: Any) -> Any:

@@ -52,6 +52,7 @@ LTHFUNC_INLINE vec gradient_of(i64 kind, vec grad, vec x, float number) {
     case pointwise_rsqrt: return grad * -0.5f / (root(x) * x);
     case pointwise_reciprocal: return -grad / (x * x);
     case pointwise_exp: return grad * exponential(x);
+    case pointwise_trunc:
     case pointwise_eq:
     case pointwise_ne:
     case pointwise_lt:
@@ -80,6 +81,12 @@ LTHFUNC_INLINE vec truth(Truths holds) {
   return where(holds, broadcast(1.0f), vec{});
 }
 
+// Without what follows the point. Numbers from 2^23 on have nothing there, nor have infinities and NaN.
+LTHFUNC_INLINE vec toward_zero(vec x) {
+  const ivec small = (x > broadcast(-8388608.0f)) & (x < broadcast(8388608.0f));
+  return where(small, converted(truncated(where(small, x, vec{}))), x);
+}
+
 LTHFUNC_INLINE vec inlined_value(i64 kind, vec x, float number) {
   switch (kind) {
     case pointwise_relu: return rectified(x);
@@ -100,6 +107,7 @@ LTHFUNC_INLINE vec inlined_value(i64 kind, vec x, float number) {
     case pointwise_rsqrt: return 1.0f / root(x);
     case pointwise_reciprocal: return 1.0f / x;
     case pointwise_exp: return exponential(x);
+    case pointwise_trunc: return toward_zero(x);
     case pointwise_eq: return truth(x == broadcast(number));
     case pointwise_ne: return 1.0f - truth(x == broadcast(number));
     case pointwise_lt: return truth(x < broadcast(number));

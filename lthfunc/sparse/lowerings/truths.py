@@ -78,7 +78,7 @@ def where(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 @lowers(aten.to.dtype, aten._to_copy.default, aten.type_as.default, arranged=True)
 def converted(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """x.float() of truths and whole numbers, and whatever leaves numbers what they are."""
+    """x.float() of truths and whole numbers, x.long() of anything, and whatever leaves numbers what they are."""
     view = as_view(b, args[0])
     given = argument(args, 1, kwargs.get("dtype"))
     dtype = given.value.dtype if isinstance(given, View) else getattr(given, "dtype", given)
@@ -86,9 +86,10 @@ def converted(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return view
     if dtype == torch.bool:
         return pointwise(b, view, "ne", 0.0)
-    if dtype != torch.float32:
+    if dtype not in (torch.float32, torch.int64):
         raise Unsupported(f"to {dtype}")
-    found = pointwise(b, view, "scale", 1.0)
+    cuts = dtype == torch.int64 and view.value.dtype == torch.float32
+    found = pointwise(b, view, "trunc" if cuts else "scale", 0.0 if cuts else 1.0)
     found.value.dtype = dtype
     return found
 
