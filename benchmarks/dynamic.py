@@ -7,8 +7,8 @@ engine, and plain PyTorch loops with masks: dense products, and for RigL the den
 timing is a training of so many steps from its beginning, in turns; as in `lthfunc prune --method rigl`, masks change in
 its first three quarters, here after every hundredth step.
 ``--scale`` trains a network of 10⁹ weights instead (dynamic_scale.py).
-The lower bound is the surviving FLOPs at the peak rate. Two peers are missing: what PyPI has of Nerva are its dense
-implementations, without the C++ library of sparse ones, and SparseProp has fixed masks (`lthfunc benchmark sparse`).
+The lower bound is the surviving FLOPs at the peak rate. Nerva, where its Python module is installed, trains the MLPs
+by SET with momentum (nerva_peer.py). SparseProp has fixed masks (`lthfunc benchmark sparse`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Batch, TrainState
 
-from . import dynamic_scale, peers
+from . import dynamic_scale, nerva_peer, peers
 from .floors import PEAK, peak_rate, products
 from .networks import Case, cases, images
 from .records import Options, Record, checked_densities, chosen, header, record, script, speedup, write
@@ -44,7 +44,7 @@ from .records import Options, Record, checked_densities, chosen, header, record,
 Training = Callable[[int], Any]
 #: Of records.
 SET, RIGL, FIXED, DENSE = "lthfunc, sparse, SET", "lthfunc, sparse, RigL", "lthfunc, sparse, fixed", "lthfunc, compile"
-PLAIN_SET, PLAIN_RIGL = "PyTorch, masks, SET", "PyTorch, masks, RigL"
+PLAIN_SET, PLAIN_RIGL, NERVA_SET = "PyTorch, masks, SET", "PyTorch, masks, RigL", "Nerva, momentum, SET"
 DENSE_ENGINE = "compile"
 NETWORKS = ("lenet300", "lenet5", "conv4", "resnet20", "mlp")
 DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
@@ -111,6 +111,11 @@ def _fewest(every: int) -> int:
     return int((every + 0.5) / _CHANGING) + 1
 
 
+def _end(steps: int) -> int:
+    """The step of a training from which its masks stay."""
+    return round(_CHANGING * steps)
+
+
 def _case(name: str) -> Case:
     if name != "mlp":
         return cases()[name]
@@ -125,7 +130,7 @@ def _measured(
     case: Case, densities: Sequence[float], steps: int, every: int, repeats: int, about: dict[str, Any]
 ) -> list[Record]:
     states = {density: _ticket(case, density, ALLOCATIONS[about["allocate"]]) for density in densities}
-    variants = _variants(case, states, every)
+    variants = _variants(case, states, every, about["threads"])
     rates: dict[tuple[str, float], list[float]] = {key: [] for key in variants}
     for key, train in variants.items():
         _telling(case.name, key, "first steps")
@@ -139,7 +144,7 @@ def _measured(
     for density, state in states.items():
         left = lf.cost(case.model, state.params, state.masks, case.shape)
         records.append(record([peak * left.flops / left.effective_flops], variant=PEAK, density=density, **about))
-    _tell(case.name, rates)
+    _tell(case, rates)
     return records
 
 
@@ -147,8 +152,10 @@ def _telling(network: str, variant: tuple[str, float], what: str) -> None:
     print(f"{network}, {variant[0]} at {variant[1]:g}: {what}", file=sys.stderr, flush=True)
 
 
-def _tell(network: str, rates: dict[tuple[str, float], list[float]]) -> None:
-    print(network)
+def _tell(case: Case, rates: dict[tuple[str, float], list[float]]) -> None:
+    print(case.name)
+    if case.name in nerva_peer.NETWORKS and not nerva_peer.is_installed():
+        print(nerva_peer.HOW)
     for (name, density), found in rates.items():
         line = f"{density:>6g}  {name:<24}{statistics.median(found):10.1f} steps/s"
         line += f"{speedup(found, rates[DENSE, 1.0]):8.2f} × dense"
@@ -157,7 +164,9 @@ def _tell(network: str, rates: dict[tuple[str, float], list[float]]) -> None:
         print(line)
 
 
-def _variants(case: Case, states: Mapping[float, TrainState], every: int) -> dict[tuple[str, float], Training]:
+def _variants(
+    case: Case, states: Mapping[float, TrainState], every: int, threads: int
+) -> dict[tuple[str, float], Training]:
     """Plain loops take the same time at every density, and are measured at one."""
     data = images(case, "cpu")
     found: dict[tuple[str, float], Training] = {(DENSE, 1.0): _fit(case, data, DENSE_ENGINE, lf.init(case.model))}
@@ -166,6 +175,9 @@ def _variants(case: Case, states: Mapping[float, TrainState], every: int) -> dic
         found[FIXED, density] = _fit(case, data, lf.sparse_engine, state)
         found[SET, density] = _fit(case, data, lf.sparse_engine, state, "random", every)
         found[RIGL, density] = _fit(case, data, lf.sparse_engine, state, "gradient", every)
+        if case.name in nerva_peer.NETWORKS and nerva_peer.is_installed():
+            share = partial(lf.cosine_drop_fraction, _DROP)
+            found[NERVA_SET, density] = nerva_peer.training(state, ready, every, _end, share, threads)
     density, state = next(iter(states.items()))
     for name, by_gradient in ((PLAIN_SET, False), (PLAIN_RIGL, True)):
         found[name, density] = partial(_plain, case, state, ready, by_gradient, every)
@@ -185,7 +197,7 @@ def _fit(
     def train(steps: int) -> None:
         updates = None
         if growth is not None:
-            end = round(_CHANGING * steps)
+            end = _end(steps)
             share = partial(lf.cosine_drop_fraction, _DROP, end=end)
             updates = exchanges(trainer, tuple(range(every, end, every)), growth_of(growth), share)
         lf.fit(trainer, state, seed=0, until=steps, eval_every=steps, updates=updates)
@@ -198,7 +210,7 @@ def _plain(case: Case, state: TrainState, ready: Sequence[Batch], by_gradient: b
     module = peers.loaded(case.model, state)
     weights = [(leaf, state.masks[name].clone()) for name, leaf in module.named_parameters() if name in state.masks]
     optimizer = torch.optim.Adam(module.parameters(), peers.LR, fused=True)
-    end = round(_CHANGING * steps)
+    end = _end(steps)
     for step in range(1, steps + 1):
         x, y = ready[step % len(ready)]
         optimizer.zero_grad()
