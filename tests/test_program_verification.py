@@ -101,7 +101,7 @@ def programs() -> tuple[Parts, ...]:
                     stored=stored, epilogue=epilogue,
                 )  # fmt: skip
             found.append(parts_of(program.code)._replace(tokens=TOKENS * tokens))
-            found += [parts_of(program.whole_layers().code)] if training and not tokens else []
+            found += [parts_of(program.whole_layers().code)._replace(tokens=TOKENS * tokens)] if training else []
         if tokens:
             continue
         graph = captured(model, SHAPE, training=True)

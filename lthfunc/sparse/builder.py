@@ -99,9 +99,9 @@ class Builder(Writer):
     that are values themselves. outputs: the network's, which are handed out. spare: memory that was read for the last
     time. once: gradients are taken once of what a step computed, so that values may be overwritten as soon as nothing
     reads them. fixed: buffers that nothing changes; folded: those of them whose values the program is made of.
-    size_free: tells of an operation whether none of its numbers depends on the size of the batch. whole_layers: of
-    weights, an instruction for all their gradients, and the program's before which it may run. local: whether values
-    may lie in memory of one tile at a time; otherwise the program may run in parts.
+    size_free: tells of an operation whether none of its numbers depends on the size of the batch. whole_layers: the
+    names of weights, and for each an instruction that takes all their gradients, and the program's before which it may
+    run. local: whether values may lie in memory of one tile at a time; otherwise the program may run in parts.
 
     How many weights survive decides what is added; where they lie, late functions alone ask (`Lowered`).
     """
@@ -125,7 +125,7 @@ class Builder(Writer):
     folded: dict[str, Tensor] = field(default_factory=dict)
     size_free: Callable[[Node], bool] = field(default=lambda node: False)
     spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
-    whole_layers: dict[str, tuple[int, Late]] = field(default_factory=dict)
+    whole_layers: list[tuple[str, int, Late]] = field(default_factory=list)
     local: bool = True
 
     @property
@@ -161,6 +161,11 @@ class Builder(Writer):
     def emit(self, late: Late) -> None:
         """Add an instruction."""
         self.instructions.append(late)
+
+    def whole_layer(self, name: str, late: Late) -> None:
+        """Have an instruction beside the program that takes the gradients of all of a layer's weights, as far as one
+        operation gives them. It may run before the instruction that is added next."""
+        self.whole_layers.append((name, len(self.instructions), late))
 
     def emit_first(self, late: Late) -> None:
         """Add an instruction that depends on no other, before all others."""

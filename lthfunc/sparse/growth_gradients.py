@@ -21,8 +21,8 @@ from lthfunc.trees.types import Batch, Buffers, Params
 
 
 class GrowthGradients(threading.local):
-    """Takes them layer by layer on the network's own program or, where layers of other kinds are masked, all at once on
-    that of the dense network, which is made once and serves all masks. Each thread has its own.
+    """Takes them layer by layer on the network's own program or, of a batch larger than a step's, all at once on that
+    of the dense network, which is made once and serves all masks. Each thread has its own.
 
     Their bits don't depend on the number of threads, and differ from PyTorch's by rounding.
     """
@@ -38,8 +38,7 @@ class GrowthGradients(threading.local):
 
         def grow(taken: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mapping[str, Tensor]:
             batch, program = growth.batch(), network.program
-            fits = computes_loss(self._work) and len(batch[0]) <= program.batch
-            if fits and taken.keys() <= program.whole_layers().before.keys():
+            if computes_loss(self._work) and len(batch[0]) <= program.batch:
                 running = network.aside(self._program_in_parts(network, stored))
                 found: Mapping[str, Tensor] | None = places_of_largest(running, self._read(batch), draw, taken, counts)
             else:

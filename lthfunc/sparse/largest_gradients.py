@@ -2,11 +2,13 @@
 
 A network's own program runs up to where a layer's gradients are taken. An instruction beside it (`WholeLayers`) then
 takes those of all the layer's weights, some rows at a time, and keeps the largest. So no layer's gradient is ever there
-as a whole, and the next layer's follows in the same memory.
+as a whole, and the next layer's follows in the same memory. Only the gradient of weights that several operations share
+is, since it is there when the last of them has added its own.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -28,18 +30,24 @@ def places_of_largest(
     """Where the largest magnitudes of a layer's gradients lie, rising; None where one is NaN.
 
     running: of a network, `aside`, with a program that runs in parts. batch: as the data set stores it, no larger than
-    the program's. draw: (step, seed), by which random layers draw. taken: places that are left out, rising, of layers
-    that `whole_layers` has. counts: how many to find.
+    the program's. draw: (step, seed), by which random layers draw. taken: places that are left out, rising. counts:
+    how many to find.
     """
-    (x, y), (step, seed), layers = batch, draw, running.program.whole_layers()
-    found, at = dict[str, Tensor](), 0
-    for number, (name, before) in enumerate(layers.before.items()):
+    (x, y), (step, seed), layers, machine = batch, draw, running.program.whole_layers(), torch.ops.lthfunc
+    found, at = {name: torch.empty(count, dtype=torch.int64) for name, count in counts.items()}, 0
+    each = Counter(name for name, _ in layers.steps)
+    sums = {name: torch.zeros(layers.sizes[name]) for name in taken if each[name] != 1}
+    for number, (name, before) in enumerate(layers.steps):
         if name not in taken:
             continue
         running.run(x[None], y[None], 1, step, growth_draw(seed), within=(at, before))
-        found[name], at = torch.empty(counts[name], dtype=torch.int64), before
-        if not torch.ops.lthfunc.largest_gradients.default(
-            layers.code.verified, number, running.activations, len(x), taken[name], found[name]
-        ):
+        at, memory = before, (layers.code.verified, number, running.activations, len(x))
+        if name in sums:
+            machine.add_layer_gradients.default(*memory, sums[name])
+        elif not machine.largest_gradients.default(*memory, taken[name], found[name]):
             return None
+    for name, gradient in sums.items():
+        if gradient.isnan().any():
+            return None
+        machine.largest.default(gradient.abs_(), taken[name], found[name])
     return found

@@ -59,6 +59,8 @@ _OF_A_ROW: dict[str, tuple[str, ...]] = {
     "group_normalise_gradient": ("height", "width", "channels"),
     "number_gradients": ("ny", "nx"),
     "largest_gradients": ("columns", "ny", "nx"),
+    "largest_embedding_gradients": ("channels",),
+    "largest_number_gradients": (),
     "combine_gradient": ("height", "width", "over_channels", "over_height", "over_width"),
 }
 

@@ -69,7 +69,7 @@ def train_packed(
     updates: masks that change on the way; their `exchange` has to name what picks weights without a number for each,
     `random_growth` or `gradient_growth`: there is no dense network to be scored. Raises UserError for an operation
     without a lowering, an optimiser that Python would have to compute, a module that could not be compared with its
-    graph, and layers that `gradient_growth` does not take; DivergedError where a loss, weight or gradient is not finite
+    graph, and growth by more examples than a step's; DivergedError where a loss, weight or gradient is not finite
     at an update of masks, or a loss or weight at the end.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
@@ -208,8 +208,6 @@ class _PackedNetwork:
             (x, y), program = growth.batch(), running.program
             if len(x) > self._batch:
                 raise invalid("updates", f"a growth by {len(x)} examples", f"at most {self._batch}, the batch_size")
-            for name in taken.keys() - program.whole_layers().before.keys():
-                raise UserError(f"updates: gradient_growth takes linear and convolution layers, which {name} is not of")
             if program.code.local:
                 program = self._lower(program.positions, IN_PARTS).program
             found = places_of_largest(running.aside(program), (x, y), (now.step, now.seed), taken, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,13 +58,16 @@ class Epilogue(NamedTuple):
 
 
 class WholeLayers(NamedTuple):
-    """Instructions that take the gradients of all weights of a layer and keep the largest, on a program's memory.
+    """Instructions that take the gradients of all weights of a layer, on a program's memory.
 
-    before: the layers' names, in the order of instructions, and the program's instruction before which each may run.
+    steps: the name of each one's layer, and the program's instruction before which it may run, in their order. sizes:
+    how many weights layers have, some of which have no gradient, and others one that is the sum of several
+    instructions'.
     """
 
     code: MachineCode
-    before: dict[str, int]
+    steps: tuple[tuple[str, int], ...]
+    sizes: dict[str, int]
 
 
 class Program(NamedTuple):
@@ -75,8 +79,7 @@ class Program(NamedTuple):
     positions: for each masked leaf, where its survivors lie in the flattened dense one. counters: buffers that count
     steps. statistics: buffers among the constants. moved: those of them that steps change. folded: the values of
     buffers that instructions were made of. outputs: the shapes of what is handed out, without the batch; rebuilt: what
-    the network gives, from as many tensors. whole_layers: gives them, made once; without those that share weights and
-    kinds that have no such instruction.
+    the network gives, from as many tensors. whole_layers: gives them, made once.
     """
 
     code: MachineCode
@@ -182,9 +185,9 @@ def lower(
 
 
 def _whole_layers(b: Builder, code: MachineCode) -> WholeLayers:
-    alone = {name: each for name, each in b.whole_layers.items() if len(b.claims[name]) == 1}
-    beside = finished_beside(b, [late for _, late in alone.values()], code)
-    return WholeLayers(beside, {name: number for name, (number, _) in alone.items()})
+    beside = finished_beside(b, [late for *_, late in b.whole_layers], code)
+    sizes = {name: math.prod(weights.shape) for name, weights in b.weights.items()}
+    return WholeLayers(beside, tuple((name, before) for name, before, _ in b.whole_layers), sizes)
 
 
 def _load(b: Builder, stored: Stored) -> View:

@@ -1,24 +1,10 @@
 // Rows of a table by the numbers of tokens, which are floats in tiles, and the gradient of the table.
 #include <algorithm>
-#include <sstream>
-#include <stdexcept>
 
 #include "single.h"
+#include "tokens.h"
 
 namespace lthfunc {
-namespace {
-
-// The row of a token.
-template <typename Row>
-i64 row_of(const Row& op, float token) {
-  if (token >= 0.0f && token < static_cast<float>(op.vocabulary)) return static_cast<i64>(token);
-  std::ostringstream message;
-  message << "token " << token << " is none of " << op.vocabulary;
-  throw std::out_of_range(message.str());
-}
-
-}  // namespace
-
 // tokens: a vector a place. The table: rows of `channels` floats, `value_row` apart, at a vector of the activations
 // (spread) or among the values. out: (channels, places) of each tile.
 void verify(const embed_row& op, Verifier& v) {
@@ -40,7 +26,7 @@ void embed(const embed_row& op, Workspace& m, Part part) {
       const vec tokens = m.activations[op.tokens + tile * op.tokens_tile + place];
       const float* from[LANES];
       for (i64 lane = 0; lane < LANES; ++lane)
-        from[lane] = table + (lane < examples ? row_of(op, tokens[lane]) : 0) * op.value_row;
+        from[lane] = table + (lane < examples ? row_of(tokens[lane], op.vocabulary) : 0) * op.value_row;
       vec* const out = m.activations + op.out + tile * op.out_tile + place;
       for (i64 channel = 0; channel < op.channels; channel += LANES) {
         const i64 count = std::min<i64>(LANES, op.channels - channel);
@@ -57,7 +43,7 @@ void embed_single(const embed_row& op, Workspace& m) {
   const float *const tokens = place(m, op.tokens), *const table = m.values + op.values;
   float* const out = place(m, op.out);
   for (i64 p = 0; p < op.places; ++p) {
-    const float* const from = table + row_of(op, tokens[p]) * op.value_row;
+    const float* const from = table + row_of(tokens[p], op.vocabulary) * op.value_row;
     for (i64 channel = 0; channel < op.channels; ++channel) out[channel * op.out_channel + p] = from[channel];
   }
 }
@@ -88,7 +74,7 @@ void embedding_gradient(const embedding_gradient_row& op, Workspace& m, Part par
         for (i64 k = 0; k < LANES; ++k) block[k] = k < count ? grad[k * op.grad_channel] : vec{};
         transpose(block);
         for (i64 lane = 0; lane < examples; ++lane) {
-          const i64 token = row_of(op, tokens[lane]);
+          const i64 token = row_of(tokens[lane], op.vocabulary);
           if (token != op.padding) room[token * op.words] += block[lane];
         }
       }

@@ -62,6 +62,7 @@ struct Workspace {
   i64 part, parts;           // of a step's batch
   std::uint32_t seed, step;  // what dropout draws depends on
   Largest* largest;          // keeps the largest gradients of a layer
+  float* sums;               // or what those of the layer are added to
 };
 
 // A range of tiles and a range of rows: whichever an instruction is split by; the other is whole.

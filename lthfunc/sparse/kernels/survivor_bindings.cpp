@@ -44,26 +44,46 @@ void move_numbers(const Tensor& numbers, const Tensor& sources, const Tensor& mo
     for (i64 k = 0; k < count; ++k) to[row * count + k] = at[k] < 0 ? 0.0f : from[row * had + at[k]];
 }
 
-// By one instruction of a program, on the activations of another one's step. False where a gradient is NaN.
+// An instruction beside a program that takes the gradients of all of a layer's weights.
+struct LayerGradients {
+  std::shared_ptr<const Program> program;
+  i64 instruction, size;
+
+  LayerGradients(i64 number, i64 which) : program(program_of(number)), instruction(which), size(0) {
+    if (which >= 0 && which < program->count()) size = layer_size(program->row(which));
+    require(size > 0, "no such instruction");
+  }
+
+  // On the activations of another program's step. largest: keeps them; sums: to which they are added; one of both.
+  void take(const Tensor& activations, i64 examples, Largest* largest, float* sums) const {
+    require(examples > 0 && examples <= program->batch, "takes 1 to ", program->batch, " examples");
+    Workspace workspace{};
+    workspace.activations = vectors("activations", activations, program->vectors);
+    workspace.lists = program->lists.data();
+    workspace.examples = examples;
+    workspace.tiles = tiles_of(examples);
+    workspace.largest = largest;
+    workspace.sums = sums;
+    run_step(*program, instruction, instruction + 1, workspace, has_threads());
+  }
+};
+
+// False where a gradient is NaN.
 bool find_largest_gradients(i64 number, i64 instruction, const Tensor& activations, i64 examples, const Tensor& taken,
                             const Tensor& found) {
-  const std::shared_ptr<const Program> program = program_of(number);
-  require(instruction >= 0 && instruction < program->count() &&
-              head(program->row(instruction)).opcode == op_largest_gradients,
-          "no such instruction");
-  require(examples > 0 && examples <= program->batch, "takes 1 to ", program->batch, " examples");
-  const auto& op = *reinterpret_cast<const largest_gradients_row*>(program->row(instruction));
-  Largest largest(op.rows * op.columns, data<i64>("taken", taken, 0), taken.numel(), found.numel());
-  Workspace workspace{};
-  workspace.activations = vectors("activations", activations, program->vectors);
-  workspace.lists = program->lists.data();
-  workspace.examples = examples;
-  workspace.tiles = tiles_of(examples);
-  workspace.largest = &largest;
-  run_step(*program, instruction, instruction + 1, workspace, has_threads());
+  const LayerGradients layer(number, instruction);
+  Largest largest(layer.size, data<i64>("taken", taken, 0), taken.numel(), found.numel());
+  layer.take(activations, examples, &largest, nullptr);
   if (!largest.are_numbers()) return false;
   std::copy_n(largest.places(), found.numel(), data<i64>("found", found, 0));
   return true;
+}
+
+// To those of other operations of the same layer.
+void add_layer_gradients(i64 number, i64 instruction, const Tensor& activations, i64 examples, const Tensor& sums) {
+  const LayerGradients layer(number, instruction);
+  require(sums.numel() == layer.size, "takes a sum for each weight");
+  layer.take(activations, examples, nullptr, data<float>("sums", sums, layer.size));
 }
 
 void make_matrix_lists(const Tensor& places, i64 rows, i64 columns, bool transposed, const Tensor& addresses, i64 block,
@@ -91,6 +111,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lthfunc, library) {
   library.def(
       "largest_gradients(int program, int instruction, Tensor activations, int examples, Tensor taken, "
       "Tensor(a!) found) -> bool");
+  library.def(
+      "add_layer_gradients(int program, int instruction, Tensor activations, int examples, Tensor(a!) sums) -> ()");
   library.def("move_numbers(Tensor numbers, Tensor sources, Tensor(a!) moved) -> ()");
   library.def(
       "matrix_lists(Tensor places, int rows, int columns, bool transposed, Tensor addresses, int block, "
@@ -102,6 +124,7 @@ STABLE_TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
   library.impl("drop_smallest", TORCH_BOX(&lthfunc::drop_smallest));
   library.impl("merge_places", TORCH_BOX(&lthfunc::merge_places));
   library.impl("largest_gradients", TORCH_BOX(&lthfunc::find_largest_gradients));
+  library.impl("add_layer_gradients", TORCH_BOX(&lthfunc::add_layer_gradients));
   library.impl("move_numbers", TORCH_BOX(&lthfunc::move_numbers));
   library.impl("matrix_lists", TORCH_BOX(&lthfunc::make_matrix_lists));
 }

@@ -32,6 +32,9 @@ class Largest {
   bool numbers_ = true;
 };
 
+// How many weights a layer has, of whose gradients a row of a program keeps the largest; 0 for any other instruction.
+i64 layer_size(const i64* row);
+
 // Of `count` survivors' values the `kept` of the largest magnitude: their places, and their numbers, counted from
 // `first`.
 void drop(const float* values, const i64* places, i64 count, i64 first, i64 kept, i64* remaining, i64* numbers);

@@ -87,6 +87,8 @@ bool can_split(i64 opcode, i64 split) {
     case op_average: return split == split_by_rows;
     case op_cross_entropy:
     case op_largest_gradients:
+    case op_largest_embedding_gradients:
+    case op_largest_number_gradients:
     case op_average_constants: return split == split_whole;
     default: return split == split_by_tiles;
   }

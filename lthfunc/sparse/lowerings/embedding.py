@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.sparse.axes import Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, WHOLE
 from lthfunc.sparse.lowerings.dense import DenseWeights
 from lthfunc.sparse.lowerings.dimensions import sliced
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, claim, lowers
@@ -62,9 +62,17 @@ def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             grad = b.gradient_of(out)
             words = -(-channels // LANES)
             room = b.allocate(-(-vocabulary * words // b.tiles))
+
+            def of_grad() -> dict[str, int]:
+                return {
+                    "grad": grad.first, "grad_tile": grad.tile, "grad_channel": grad.channel, "padding": padding,
+                }  # fmt: skip
+
+            b.whole_layer(weight.name, lambda: ("largest_embedding_gradients", WHOLE, vocabulary, {
+                **{name: number for name, number in shared().items() if name != "vocabulary"}, **of_grad(),
+            }))  # fmt: skip
             b.emit(lambda: ("embedding_gradient", BY_ROWS, words, {
-                **shared(), "grad": grad.first, "grad_tile": grad.tile, "grad_channel": grad.channel,
-                "room": room.first, "words": words, "padding": padding,
+                **shared(), **of_grad(), "room": room.first, "words": words,
             }))  # fmt: skip
 
             def gathered() -> Any:

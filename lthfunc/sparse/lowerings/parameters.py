@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, WHOLE
 from lthfunc.sparse.lowerings.interface import Buffer, Param, Unsupported, claim
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
@@ -82,6 +82,11 @@ def leaf_value(b: Builder, leaf: Leaf, room: TileBuffer, addresses: Callable[[Ti
 
         def gradient() -> None:
             grad = b.gradient_of(out)
+            if name is not None:
+                every = torch.arange(math.prod(shape_of(b, leaf)))
+                b.whole_layer(name, lambda: ("largest_number_gradients", WHOLE, len(every), {
+                    "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(addresses(grad, every)),
+                }))  # fmt: skip
             b.emit(lambda: ("number_gradients", BY_ROWS, count, {
                 "grad": grad.first, "grad_tile": grad.tile, "addresses": b.table(addresses(grad, positions())), "ny": 1,
                 "grad_y": 0, "nx": 1, "grad_x": 0, "gradients": first, "accumulate": 0,

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS, WHOLE
+from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import Param, claim, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
+from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.patterns import Blocks, Entries, Lists, lists_of
-from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
 #: From weights, by where they lie in the flattened leaf, to what a product's rows read.
 EntriesOf = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
@@ -218,16 +219,17 @@ class ProductLowering:
         else:
             firsts = torch.arange(self.groups) * (outs // self.groups) * ins
             reads = self.forward.entries((firsts[:, None] + torch.arange(ins)).flatten())[0].inputs
-        return "largest_gradients", WHOLE, outs, {
+        places = {
             **region_in.columns("in"), **moved(region_out, grad).columns("grad"), "ny": region_out.ny,
-            "nx": region_out.nx, "starts": self.b.table(torch.tensor([0, ins])),
-            "offsets": self.b.table(reads * VECTOR_BYTES), "columns": ins, "groups": self.groups,
-            "row_grad": self.b.table(region_out.rows()), "across": self.across,
+            "nx": region_out.nx,
         }  # fmt: skip
+        return gradients_of_rows(
+            self.b, places, reads, region_out.rows(), columns=ins, groups=self.groups, across=self.across
+        )
 
     def _weight_gradients(self, grad: TileBuffer) -> None:
         region_in, region_out, *_ = self.forward
-        self.b.whole_layers[self.weight] = len(self.b.instructions), lambda: self._whole_layer(grad)
+        self.b.whole_layer(self.weight, lambda: self._whole_layer(grad))
         if self.across and self.gradients_dense:
             self.dense.gradients(self.x.buffer, grad, lambda: self.row_out, self._bias_gradient)
             return

@@ -21,6 +21,7 @@ from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.pointwise import dropout
 from lthfunc.sparse.lowerings.product import sums_columns
 from lthfunc.sparse.lowerings.tokens import tokens_linear
+from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.lowerings.zeros import Zeros
 from lthfunc.sparse.patterns import Lists, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
@@ -179,6 +180,7 @@ class _Unrolled:
             if before is not None:
                 b.emit(functools.partial(self._products_gradient, step, before, back, grad))
         if self._steps > 1 and self._weight not in b.frozen:
+            b.whole_layer(self._weight, lambda: self._whole_layer(back))
             b.emit(lambda: self._weight_gradients(back))
         if (first := gradient_at(b, self._bias)) >= 0:
             b.emit(lambda: ("number_gradients", BY_ROWS, self._rows, {
@@ -232,18 +234,31 @@ class _Unrolled:
         )  # fmt: skip
         return "products", BY_ROWS, self._units, columns | self._lists_of(back, transposed=True)
 
-    def _weight_gradients(self, back: TileBuffer) -> Any:
-        """Over all steps but the first, as over places of an image."""
-        states, reads = self._out.buffer, self._lists_of(self._out.buffer, transposed=False)
+    def _steps_before(self, back: TileBuffer) -> dict[str, int]:
+        """Columns of states and of the gates' gradients after them, over all steps but the first, as over places of an
+        image."""
+        states = self._out.buffer
         first = min(step for step, before in self._order if before is not None)
         before = min(before for _, before in self._order if before is not None)
-        return "weight_gradients", SUMS, self._rows, {
+        return {
             "in": self._state_at(states, before), "in_tile": states.tile, "in_y": 0, "in_x": 1,
             "grad": back.first + first, "grad_tile": back.tile, "grad_y": 0, "grad_x": 1, "ny": 1,
-            "nx": self._steps - 1, "starts": reads["starts"], "blocks": reads["blocks"], "offsets": reads["offsets"],
-            "row_grad": self._channels("of gradients", back), "gradients": self._b.leaves[self._weight].first,
-            "bias": -1, "across": 0,
+            "nx": self._steps - 1,
         }  # fmt: skip
+
+    def _weight_gradients(self, back: TileBuffer) -> Any:
+        reads = self._lists_of(self._out.buffer, transposed=False)
+        return "weight_gradients", SUMS, self._rows, {
+            **self._steps_before(back), "starts": reads["starts"], "blocks": reads["blocks"],
+            "offsets": reads["offsets"], "row_grad": self._channels("of gradients", back),
+            "gradients": self._b.leaves[self._weight].first, "bias": -1, "across": 0,
+        }  # fmt: skip
+
+    def _whole_layer(self, back: TileBuffer) -> Any:
+        return gradients_of_rows(
+            self._b, self._steps_before(back), torch.arange(self._units) * self._out.buffer.channel,
+            torch.arange(self._rows) * back.channel, columns=self._units,
+        )  # fmt: skip
 
     def _places(self, step: int, before: int | None) -> dict[str, int]:
         gates, states = self._gates.buffer, self._out.buffer

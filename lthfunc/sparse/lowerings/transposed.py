@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
+
+import torch
 
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, SUMS
@@ -22,6 +25,7 @@ from lthfunc.sparse.lowerings.interface import (
 from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.product import Product, sums_columns
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, plain
+from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.patterns import lists_of
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
@@ -110,7 +114,19 @@ class _Transposed:
 
     def _weight_gradients(self, x: TileBuffer, grad: TileBuffer) -> None:
         """Of the product that reads the gradient as an image: what it gives stands where its gradient would."""
-        b = self._b
+        b, lists = self._b, self._lists
+
+        def whole() -> Any:
+            columns = lists.ins * math.prod(lists.kernel)
+            firsts = torch.arange(lists.groups) * (lists.outs // lists.groups) * columns
+            product = lists.of_image(grad, x)
+            entries, _ = product.entries((firsts[:, None] + torch.arange(columns)).flatten())
+            return gradients_of_rows(
+                b, {**product.region_in.columns("in"), **plain(x).columns("grad"), "ny": x.height, "nx": x.width},
+                entries.inputs, plain(x).rows(), columns=columns, groups=lists.groups,
+            )  # fmt: skip
+
+        b.whole_layer(self._weight, whole)
 
         def late() -> Any:
             product = self._lists.of_image(grad, x)
