@@ -47,7 +47,9 @@ class Block(nn.Module):
 
 
 #: Networks of every kind of connection; test_architectures.py goes through the rest.
-ARCHS = ("lenet300", "lenet5", "conv2", "conv4", "conv6", "resnet20", "resnet18")
+ARCHS = (
+    "lenet300", "lenet5", "conv2", "conv4", "conv6", "resnet20", pytest.param("resnet18", marks=pytest.mark.long),
+)  # fmt: skip
 
 
 def broken(model: lf.Model, density: float, seed: int, *, dtype: torch.dtype = torch.float64) -> Ticket:
