@@ -13,11 +13,11 @@ import torch
 from lthfunc.errors import UserError
 from lthfunc.sparse.axes import size_of
 from lthfunc.sparse.boundaries import apart, can_be_handed_out, load_gradient, store
-from lthfunc.sparse.builder import Builder, Value, View
+from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.fusion import fuse
 from lthfunc.sparse.interpretation import results_of
-from lthfunc.sparse.kernels.instructions import BY_TILES, WHOLE
+from lthfunc.sparse.kernels.instructions import WHOLE
 from lthfunc.sparse.lowerings.placing import covers, filled, first_of, sum_of_steps
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.trees.outputs import own_loss, prediction
@@ -91,7 +91,7 @@ def add_ends(b: Builder, ends: Ends, *, gradients: bool) -> int:
         _add_loss(b, ends.compared, gradients=gradients)
         for value in values:
             if gradients and value.needs and value is not ends.compared.value:
-                _add_zeros(b, value)
+                filled(b, b.target(value))
         return forward
     firsts = list(itertools.accumulate((math.prod(view.shape) for view in ends.views), initial=0))
     handed = list(zip(ends.views, firsts, strict=False))
@@ -102,12 +102,6 @@ def add_ends(b: Builder, ends: Ends, *, gradients: bool) -> int:
         if gradients and view.value.needs:
             load_gradient(b, view, view.value, first)
     return forward
-
-
-def _add_zeros(b: Builder, value: Value) -> None:
-    """The gradient of what the loss does not read."""
-    into = b.target(value).buffer
-    b.emit(lambda: ("fill", BY_TILES, into.channels, {**into.columns("out"), **into.sides, "number": -1}))
 
 
 def _add_loss(b: Builder, output: View, *, gradients: bool) -> None:

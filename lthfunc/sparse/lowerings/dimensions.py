@@ -25,13 +25,13 @@ def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     view = as_view(b, args[0])
     sizes = view.arrangement.sizes
     start, end = (argument(args, number, default) % len(sizes) for number, default in ((1, 0), (2, -1)))
-    return _strides(view, lambda each: each.reshaped([*sizes[:start], -1, *sizes[end + 1 :]]))
+    return strided(view, lambda each: each.reshaped([*sizes[:start], -1, *sizes[end + 1 :]]))
 
 
 @lowers(aten.view.default, aten.reshape.default, aten._unsafe_view.default, arranged=True)
 def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """view and reshape."""
-    return _strides(as_view(b, args[0]), lambda each: each.reshaped(args[1]))
+    return strided(as_view(b, args[0]), lambda each: each.reshaped(args[1]))
 
 
 @lowers(aten.unflatten.int, arranged=True)
@@ -43,7 +43,7 @@ def unflatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     given = list(args[2])
     if -1 in given:  # only one size may be open, and it may be this one
         given = list(Arrangement((view.arrangement.dimensions[dim],)).reshaped(given).sizes)
-    return _strides(view, lambda each: each.reshaped([*sizes[:dim], *given, *sizes[dim + 1 :]]))
+    return strided(view, lambda each: each.reshaped([*sizes[:dim], *given, *sizes[dim + 1 :]]))
 
 
 @lowers(aten.transpose.int, aten.swapaxes.default, aten.t.default, aten.mT.default, arranged=True)
@@ -55,13 +55,13 @@ def transpose(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return view  # as t gives it
     first, second = argument(args, 1, -2), argument(args, 2, -1)
     order[first], order[second] = order[second], order[first]
-    return _strides(view, lambda each: each.permuted(order))
+    return strided(view, lambda each: each.permuted(order))
 
 
 @lowers(aten.permute.default, arranged=True)
 def permute(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """permute(order)."""
-    return _strides(as_view(b, args[0]), lambda each: each.permuted(args[1]))
+    return strided(as_view(b, args[0]), lambda each: each.permuted(args[1]))
 
 
 @lowers(aten.movedim.int, arranged=True)
@@ -71,7 +71,7 @@ def movedim(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     order = list(range(len(view.arrangement.dimensions)))
     source, target = args[1] % len(order), args[2] % len(order)
     order.insert(target, order.pop(source))
-    return _strides(view, lambda each: each.permuted(order))
+    return strided(view, lambda each: each.permuted(order))
 
 
 @lowers(aten.unsqueeze.default, arranged=True)
@@ -79,7 +79,7 @@ def unsqueeze(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """unsqueeze(dim)."""
     view = as_view(b, args[0])
     dim = args[1] % (len(view.arrangement.dimensions) + 1)
-    return _strides(view, lambda each: each.with_one(dim))
+    return strided(view, lambda each: each.with_one(dim))
 
 
 @lowers(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, arranged=True)
@@ -90,7 +90,7 @@ def squeeze(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     given = argument(args, 1, range(len(sizes)))
     dims = {dim % len(sizes) for dim in ([given] if isinstance(given, int) else given)}
     kept = [size for dim, size in enumerate(sizes) if dim not in dims or size != 1]
-    return _strides(view, lambda each: each.reshaped(kept))
+    return strided(view, lambda each: each.reshaped(kept))
 
 
 @lowers(aten.select.int, arranged=True)
@@ -98,13 +98,13 @@ def select(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """select(dim, index)."""
     view = as_view(b, args[0])
     dim, size = _dimension(view, args[1])
-    return _strides(view, lambda each: each.part(dim, args[2] % size, 1).without(dim))
+    return strided(view, lambda each: each.part(dim, args[2] % size, 1).without(dim))
 
 
 @lowers(aten.expand.default, arranged=True)
 def expand(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """expand(sizes)."""
-    return _strides(as_view(b, args[0]), lambda each: each.repeated(args[1], TRACED_BATCH))
+    return strided(as_view(b, args[0]), lambda each: each.repeated(args[1], TRACED_BATCH))
 
 
 @lowers(aten.repeat_interleave.self_int, arranged=True)
@@ -115,7 +115,7 @@ def repeat_interleave(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> Vi
         raise Unsupported("of all dimensions as one")
     dims = list(view.arrangement.dimensions)
     dims[dim] = (*dims[dim], Axis(Side.REPEATED, times))
-    return _strides(view, lambda each: each._replace(dimensions=tuple(dims)))
+    return strided(view, lambda each: each._replace(dimensions=tuple(dims)))
 
 
 @lowers(aten.repeat.default, arranged=True)
@@ -129,7 +129,7 @@ def repeat(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         if times != 1:
             batch = dim == 0 and times == TRACED_BATCH and not has_batch
             dims[dim] = (Axis(Side.EXAMPLE if batch else Side.REPEATED, times), *dims[dim])
-    return _strides(view, lambda each: each._replace(dimensions=tuple(dims)))
+    return strided(view, lambda each: each._replace(dimensions=tuple(dims)))
 
 
 @lowers(aten.chunk.default, arranged=True)
@@ -153,15 +153,16 @@ def unbind(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> list[View]:
     """unbind(dim)."""
     view = as_view(b, args[0])
     dim, size = _dimension(view, argument(args, 1, 0))
-    return [_strides(view, lambda each, at=at: each.part(dim, at, 1).without(dim)) for at in range(size)]  # type: ignore[misc]
+    return [strided(view, lambda each, at=at: each.part(dim, at, 1).without(dim)) for at in range(size)]  # type: ignore[misc]
 
 
 def sliced(view: View, dim: int, start: int, count: int, step: int) -> View:
     """Every step-th place of a dimension from `start` on, `count` of them."""
-    return _strides(view, lambda each: each.part(dim, start, count, step))
+    return strided(view, lambda each: each.part(dim, start, count, step))
 
 
-def _strides(view: View, change: Callable[[Arrangement], Arrangement]) -> View:
+def strided(view: View, change: Callable[[Arrangement], Arrangement]) -> View:
+    """The same value in another arrangement. Raises Unsupported where that cannot be expressed by strides."""
     try:
         return arranged_view(view.value, change(view.arrangement))
     except NotStridesError as error:

@@ -17,6 +17,7 @@ from lthfunc.sparse.axes import Arrangement, Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, RECURRENT, SUMS
 from lthfunc.sparse.lowerings.interface import Lowering, Param, Unsupported, aten, claim, gradient_at, lowers, value_at
+from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.pointwise import dropout
 from lthfunc.sparse.lowerings.product import sums_columns
@@ -183,10 +184,7 @@ class _Unrolled:
             b.whole_layer(self._weight, lambda: self._whole_layer(back))
             b.emit(lambda: self._weight_gradients(back))
         if (first := gradient_at(b, self._bias)) >= 0:
-            b.emit(lambda: ("number_gradients", BY_ROWS, self._rows, {
-                "grad": back.first, "grad_tile": back.tile, "addresses": self._channels("of gradients", back),
-                "ny": 1, "grad_y": 0, "nx": self._steps, "grad_x": 1, "gradients": first, "accumulate": 0,
-            }))  # fmt: skip
+            bias_gradients(b, first, back)
 
     def _channels(self, name: str, buffer: TileBuffer, count: int | None = None) -> int:
         """A list of where some channels of a buffer lie."""

@@ -2,83 +2,45 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import Any
 
-from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.axes import Side
+from lthfunc.sparse.builder import Builder, View
+from lthfunc.sparse.lowerings.dimensions import strided
 from lthfunc.sparse.lowerings.interface import Unsupported, aten, lowers
-from lthfunc.sparse.tile_buffers import TileBuffer
+from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.placing import placed
 
 
-@lowers(aten.pixel_shuffle.default)
+@lowers(aten.pixel_shuffle.default, arranged=True)
 def pixel_shuffle(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """(channels · r², height, width) to (channels, height · r, width · r)."""
-    channels, height, width = _image(args[0])
-    factor = int(args[1])
-    out = TileBuffer(channels // factor**2, height * factor, width * factor)
-    return _shuffled(b, args[0], out, factor, spread=True)
+    view, factor = as_view(b, args[0]), int(args[1])
+    examples, channels, height, width = _sizes(view)
+    apart = (examples, channels // factor**2, factor, factor, height, width)
+    sides = Side.EXAMPLE, Side.CHANNEL, Side.ROW, Side.ROW, Side.COLUMN, Side.COLUMN
+    found = _shuffled(b, view, apart, (0, 1, 4, 2, 5, 3), sides)
+    return strided(found, lambda each: each.reshaped([examples, apart[1], height * factor, width * factor]))
 
 
-@lowers(aten.pixel_unshuffle.default)
+@lowers(aten.pixel_unshuffle.default, arranged=True)
 def pixel_unshuffle(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """(channels, height · r, width · r) to (channels · r², height, width)."""
-    channels, height, width = _image(args[0])
-    factor = int(args[1])
-    out = TileBuffer(channels * factor**2, height // factor, width // factor)
-    return _shuffled(b, args[0], out, factor, spread=False)
+    view, factor = as_view(b, args[0]), int(args[1])
+    examples, channels, height, width = _sizes(view)
+    apart = (examples, channels, height // factor, factor, width // factor, factor)
+    sides = Side.EXAMPLE, Side.CHANNEL, Side.CHANNEL, Side.CHANNEL, Side.ROW, Side.COLUMN
+    found = _shuffled(b, view, apart, (0, 1, 3, 5, 2, 4), sides)
+    return strided(found, lambda each: each.reshaped([examples, channels * factor**2, apart[2], apart[4]]))
 
 
-def _image(view: View) -> tuple[int, int, int]:
-    if view.flat:
-        raise Unsupported("on flattened values")
-    return view.value.buffer.size
+def _sizes(view: View) -> tuple[int, ...]:
+    if len(view.arrangement.sizes) != 4:
+        raise Unsupported("of other dimensions than (batch, channels, height, width)")
+    return view.arrangement.sizes
 
 
-def _shuffled(b: Builder, view: View, buffer: TileBuffer, factor: int, *, spread: bool) -> View:
-    """Copies between every factor²-th channel and every factor-th row and column. spread: from channels to places."""
-    out = Value(buffer, view.value.needs)
-
-    def channels_of(prefix: str, side: TileBuffer, number: int) -> dict[str, int]:
-        return {
-            prefix: side.first + number * side.channel, f"{prefix}_tile": side.tile,
-            f"{prefix}_channel": factor**2 * side.channel, f"{prefix}_row": side.row, f"{prefix}_column": 1,
-        }  # fmt: skip
-
-    def places_of(prefix: str, side: TileBuffer, number: int) -> dict[str, int]:
-        return {
-            prefix: side.first + number // factor * side.row + number % factor, f"{prefix}_tile": side.tile,
-            f"{prefix}_channel": side.channel, f"{prefix}_row": factor * side.row, f"{prefix}_column": factor,
-        }  # fmt: skip
-
-    def copies(read: TileBuffer, into: TileBuffer, accumulate: int, *, spread: bool) -> None:
-        one, other = (channels_of, places_of) if spread else (places_of, channels_of)
-        small = read if spread else into
-
-        def one_copy(number: int) -> Any:
-            return "copy", BY_TILES, small.channels // factor**2, {
-                **one("in", read, number), **other("out", into, number), **small.sides,
-                "accumulate": accumulate, "gate": -1,
-            }  # fmt: skip
-
-        for number in range(factor**2):
-            b.emit(functools.partial(one_copy, number))
-
-    def emit(operation: Operation) -> None:
-        (x,) = operation.inputs
-        b.hold(out.buffer)
-        copies(x.buffer, out.buffer, 0, spread=spread)
-
-        def gradient() -> None:
-            if not x.needs:
-                return
-            grad, target = b.gradient_of(out), b.target(x)
-            copies(grad, target.buffer, int(target.accumulate), spread=not spread)
-            if target.gate is not None:
-                b.rectify(target, target.gate)
-            b.release(out)
-
-        b.backward.append(gradient)
-
-    b.operations.append(Operation([view.value], out, emit))
-    return View(out)
+def _shuffled(b: Builder, view: View, apart: Sequence[int], order: Sequence[int], sides: Sequence[Side]) -> View:
+    """A copy of dimensions that are taken apart and put in another order."""
+    return placed(b, strided(view, lambda each: each.reshaped(apart).permuted(order)), sides)
