@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.experiments.functions import growth_of
+from lthfunc.experiments.methods import during_training
 from lthfunc.experiments.methods.during_training import exchanges
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.growth_gradients import GrowthGradients
@@ -68,13 +69,19 @@ def test_gradients_of_pruned_weights_are_those_of_float64(examples: int) -> None
     assert lf.same_bits(again, fresh)
 
 
-def test_weights_grow_where_the_machines_gradients_are_largest() -> None:
-    """One update by hand: the same batch, drop and choice as in the training."""
-    trainer, start, step, share = a_trainer(), ticket(0, STEADY), 3, 0.4
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weights_grow_where_the_machines_gradients_are_largest(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One update by hand: the same batch, drop and choice as in the training. A loss may be Python's."""
+    given: dict[str, Any] = {"loss": lf.label_smoothed_cross_entropy(smoothing)} if smoothing else {}
+    trainer, start, step, share = a_trainer(**given), ticket(0, STEADY), 3, 0.4
+    monkeypatch.setattr(during_training, "growth_scores", lambda *given: pytest.fail("PyTorch took the gradients"))
     before = lf.take_steps(trainer, start, seed=0, until=step)[0]
     ((x, y),) = lf.sample_batches(images(), 8, 1, key(0, "growth", step))
     wide = {name: leaf.clone().requires_grad_() for name, leaf in before.params.items()}
-    F.cross_entropy(apply_training(STEADY, wide, before.buffers, x)[0], y).backward()
+    outputs = apply_training(STEADY, wide, before.buffers, x)[0]
+    F.cross_entropy(outputs, y, label_smoothing=smoothing).backward()
     expected = {}
     for name, mask in before.masks.items():
         gradient = wide[name].grad

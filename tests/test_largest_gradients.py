@@ -190,7 +190,7 @@ def test_engines_that_take_no_gradients_of_pruned_weights_say_so() -> None:
     )  # fmt: skip
     state = lf.prune(density=0.5)(lf.init(MODEL))
     with pytest.raises(UserError, match=r"gradient_growth: .* no engine .*\(expected the sparse engine, cross"):
-        lf.fit(trainer, state, seed=0, until=6, eval_every=6, updates=rigl())
+        lf.fit(trainer, state, seed=0, until=6, eval_every=6, updates=rigl(9))
 
 
 def test_numbers_are_moved_from_where_their_sources_say() -> None:

@@ -207,7 +207,8 @@ class _Loop:
         else:
             growth, drop_fraction = decided
             if isinstance(growth, GradientGrowth):
-                grow = self._gradients.growing(self._workspace, growth, self._stored, (self._step, self._seed))
+                draw = self._step, self._seed
+                grow = self._gradients.growing(self._workspace, growth, self._stored, draw, self._state.masks)
             else:
                 grow = by_growth(growth, {name: mask.numel() for name, mask in self._state.masks.items()})
             found = exchanged(self._workspace, self._state.masks, grow, drop_fraction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -11,13 +12,13 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.exchange import Growing, by_scores
 from lthfunc.sparse.largest_gradients import growth_draw, places_of_largest
 from lthfunc.sparse.program import IN_PARTS, Epilogue, Lowered, Program, Stored, lower, program_of
-from lthfunc.sparse.python_losses import computes_loss
+from lthfunc.sparse.python_losses import OutputsLoss, computes_loss
 from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.results import GradientGrowth
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.types import Batch, Buffers, Params
+from lthfunc.trees.types import Batch, Buffers, Masks, Params
 
 
 class GrowthGradients(threading.local):
@@ -28,19 +29,25 @@ class GrowthGradients(threading.local):
     """
 
     def __init__(self, work: Work) -> None:
-        self._work = work
+        self._work, self._loss = work, OutputsLoss(work)
         self._made: tuple[Stored, int, Workspace] | None = None
         self._in_parts: tuple[tuple[Stored, int], Lowered] | None = None
 
-    def growing(self, network: Workspace, growth: GradientGrowth, stored: Stored, draw: tuple[int, int]) -> Growing:
+    def growing(
+        self, network: Workspace, growth: GradientGrowth, stored: Stored, draw: tuple[int, int], masks: Masks
+    ) -> Growing:
         """What grows of a network. stored: how its program reads inputs. draw: (step, seed), by which random layers
-        draw."""
+        draw. masks: of the network as it is."""
+
+        def loss(running: Workspace, batch: Batch) -> None:
+            self._loss.hand_in(running, batch, masks, draw[0])
 
         def grow(taken: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mapping[str, Tensor]:
-            batch, program = growth.batch(), network.program
-            if computes_loss(self._work) and len(batch[0]) <= program.batch:
-                running = network.aside(self._program_in_parts(network, stored))
-                found: Mapping[str, Tensor] | None = places_of_largest(running, self._read(batch), draw, taken, counts)
+            batch = growth.batch()
+            if len(batch[0]) <= network.program.batch:
+                running, batch = network.aside(self._program_in_parts(network, stored)), self._read(batch)
+                pythons = None if computes_loss(self._work) else partial(loss, batch=batch)
+                found: Mapping[str, Tensor] | None = places_of_largest(running, batch, draw, taken, counts, pythons)
             else:
                 magnitudes = self.magnitudes(network, taken, batch, stored, draw)
                 found = None if magnitudes is None else by_scores(magnitudes)(taken, counts)
@@ -66,7 +73,8 @@ class GrowthGradients(threading.local):
             or not made[1].move_to(program.positions)
         ):
             graph = captured(self._work.model, stored.shape, training=True)
-            epilogue = Epilogue(update=machine_numbers(self._work.optimizer) or ())
+            loss = "cross_entropy" if computes_loss(self._work) else None
+            epilogue = Epilogue(loss, update=machine_numbers(self._work.optimizer) or ())
             made = self._in_parts = given, lower(
                 graph, *self._leaves(network), {}, batch=program.batch, stored=stored, epilogue=epilogue,
                 positions=program.positions, builder=IN_PARTS,

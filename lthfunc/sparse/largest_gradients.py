@@ -9,7 +9,7 @@ is, since it is there when the last of them has added its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -25,22 +25,31 @@ def growth_draw(seed: int) -> int:
 
 
 def places_of_largest(
-    running: Workspace, batch: Batch, draw: tuple[int, int], taken: Mapping[str, Tensor], counts: Mapping[str, int]
-) -> dict[str, Tensor] | None:
+    running: Workspace, batch: Batch, draw: tuple[int, int], taken: Mapping[str, Tensor], counts: Mapping[str, int],
+    loss: Callable[[Workspace], object] | None = None,
+) -> dict[str, Tensor] | None:  # fmt: skip
     """Where the largest magnitudes of a layer's gradients lie, rising; None where one is NaN.
 
     running: of a network, `aside`, with a program that runs in parts. batch: as the data set stores it, no larger than
     the program's. draw: (step, seed), by which random layers draw. taken: places that are left out, rising. counts:
-    how many to find.
+    how many to find. loss: hands the gradient of the outputs in, where the program has no loss of its own.
     """
     (x, y), (step, seed), layers, machine = batch, draw, running.program.whole_layers(), torch.ops.lthfunc
-    found, at = {name: torch.empty(count, dtype=torch.int64) for name, count in counts.items()}, 0
+    found = {name: torch.empty(count, dtype=torch.int64) for name, count in counts.items()}
+
+    def run(first: int, last: int) -> None:
+        running.run(x[None], y[None], 1, step, growth_draw(seed), within=(first, last))
+
+    at = 0 if loss is None else running.program.forward
+    if loss is not None:
+        run(0, at)
+        loss(running)
     each = Counter(name for name, _ in layers.steps)
     sums = {name: torch.zeros(layers.sizes[name]) for name in taken if each[name] != 1}
     for number, (name, before) in enumerate(layers.steps):
         if name not in taken:
             continue
-        running.run(x[None], y[None], 1, step, growth_draw(seed), within=(at, before))
+        run(at, before)
         at, memory = before, (layers.code.verified, number, running.activations, len(x))
         if name in sums:
             machine.add_layer_gradients.default(*memory, sums[name])

@@ -10,15 +10,16 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from lthfunc.errors import UserError
+from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.language import next_token
 from lthfunc.training.loss_context import LossContext, features_of, takes_context, with_its_context
 from lthfunc.training.losses import cross_entropy
 from lthfunc.trees.augmenting import changes_targets
 from lthfunc.trees.model import apply_training, init
-from lthfunc.trees.ops import scaled
+from lthfunc.trees.ops import clone, scaled
 from lthfunc.trees.outputs import outputs_of
-from lthfunc.trees.types import Masks, Split
+from lthfunc.trees.types import Batch, Masks, Split
 
 
 def computes_loss(work: Work) -> bool:
@@ -85,6 +86,16 @@ class OutputsLoss:
 
         found: tuple[list[Tensor], Tensor] = grad_and_value(of)(outputs)
         return found
+
+    def hand_in(self, workspace: Workspace, batch: Batch, masks: Masks, step: int) -> Tensor:
+        """Hand a program the gradient by the outputs that it has handed out. Returns the loss. batch: x and targets, as
+        of `gradient`."""
+        x, y = batch
+        outputs = workspace.handed_out(len(x))
+        gradients, loss = self.gradient(clone(outputs), workspace.program.rebuilt, y, x, masks, torch.tensor(step))
+        for place, gradient in zip(outputs, gradients, strict=True):
+            place.copy_(gradient)
+        return loss
 
 
 def why_not_loss(work: Work, split: Split) -> str | None:

@@ -17,7 +17,7 @@ from lthfunc.trees.types import Batch, Dataset
 def gradient_growth(data: Dataset, batch_size: int, seed: int, *counters: int | str) -> GradientGrowth:
     """Grow the pruned weights of the largest gradients on a batch, as RigL does (Evci et al. 2020, alg. 1).
 
-    What `MaskUpdates.exchange` gives where the sparse engine trains with cross entropy, as in `train_packed`: it takes
+    What `MaskUpdates.exchange` gives where the sparse engine trains, as in `train_packed`, whatever the loss: it takes
     the gradients itself, some rows of a layer at a time, and keeps none for every pruned weight. data: the data set.
     batch_size: examples of the batch; at most those of a training step. seed, counters: decide which these are, as
     ``now.seed, now.step`` do. Returns the growth; applying it raises UserError in trainings without such an engine.
@@ -45,6 +45,6 @@ def growth_by(data: Dataset, batch_size: int, seed: int, *counters: int | str) -
 
 def _no_scores() -> NoReturn:
     raise UserError(
-        "gradient_growth: this training has no engine that takes pruned weights' gradients "
-        "(expected the sparse engine, cross entropy, and gradients that are finite)"
+        "gradient_growth: this training has no engine that takes pruned weights' gradients (expected the sparse "
+        "engine, cross entropy or a batch no larger than a step's, and gradients that are finite)"
     )
