@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import os
 import random
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from guarded_memory import Room
 from test_decoding import Gated, made
 from torch import Tensor, nn
 from verified_networks import SHAPE, Attended, Mixed, Plain
@@ -40,10 +40,6 @@ from lthfunc.training.clipping import ClipNormNumbers, ClipValueNumbers
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
-
-#: Numbers around each memory that nothing may change. The sanitizer sees more where memory ends with its numbers.
-GUARD = 0 if os.environ.get("LTHFUNC_SANITIZE") else 4096
-
 
 #: Tokens of a sequence, and how many there are.
 TOKENS, VOCABULARY = 7, 9
@@ -107,13 +103,8 @@ def programs() -> tuple[Parts, ...]:
         graph = captured(model, SHAPE, training=True)
         whole = partition(graph, (Input(batched=True, needs=True),), dict, state.buffers, gradients=True)
         kept = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
-        found.append(
-            parts_of(
-                region_program(
-                    graph, whole.parts[0], whole, kept, state.buffers, dict, batch=batch, gradients=True
-                ).code
-            )
-        )
+        region = region_program(graph, whole.parts[0], whole, kept, state.buffers, dict, batch=batch, gradients=True)
+        found.append(parts_of(region.code))
     return (*found, *decoding_programs())
 
 
@@ -163,17 +154,11 @@ def number(rng: random.Random, other: int) -> int:
     return rng.choice((small, small, other, other + 1, other - 1, 64 * small, rng.choice((-(2**31), 2**31 - 1))))
 
 
-class Room:
-    """Memory of exactly so many numbers, and what lies around it."""
-
-    def __init__(self, count: int, value: float = 0.5, dtype: torch.dtype = torch.float32) -> None:
-        self._whole = torch.full((count + 2 * GUARD,), 77.0, dtype=dtype)
-        self.inside = self._whole[GUARD : GUARD + count]
-        self.inside.fill_(value)
-
-    def is_whole(self) -> bool:
-        """Whether nothing was written beside it."""
-        return bool((torch.cat([self._whole[:GUARD], self._whole[GUARD + len(self.inside) :]]) == 77.0).all())
+def layer_size(parts: Parts) -> int:
+    """How many weights' gradients the first instruction takes, if it takes a whole layer's; not beyond a million."""
+    name, rows = list(OPCODES)[int(parts.rows[0, 0])], int(parts.rows[0, 2])
+    column = {"largest_gradients": "columns", "largest_embedding_gradients": "channels"}.get(name)
+    return max(0, min(10**6, rows * (int(parts.rows[0, column_of(name, column)]) if column else 1)))
 
 
 def outcome(parts: Parts, rng: random.Random) -> str:
@@ -190,6 +175,7 @@ def outcome(parts: Parts, rng: random.Random) -> str:
         ("activations", LANES * parts.vectors), ("values", values), ("gradients", trained),
         ("partials", trained * tiles), ("constants", len(parts.constants)), ("kept", 4 * trained),
         ("outputs", 3 * examples), ("input_gradients", math.prod(SHAPE) * examples),
+        ("sums", layer_size(parts)),
     )}  # fmt: skip
     rooms["constants"].inside.copy_(parts.constants)
     held = {name: room.inside for name, room in rooms.items()}
@@ -214,6 +200,7 @@ def outcome(parts: Parts, rng: random.Random) -> str:
         lambda: machine.generate(program, parts.moving, parts.places, held["activations"], held["values"],
                                  held["constants"], torch.zeros(20, dtype=torch.int64), draws, 1.0, 3),
         lambda: machine.largest_gradients(program, 0, held["activations"], examples, largest[:0], largest),
+        lambda: machine.add_layer_gradients(program, 0, held["activations"], examples, held["sums"]),
     )  # fmt: skip
     torch.set_num_threads(threads)
     ran = 0
