@@ -29,6 +29,7 @@ from lthfunc.training.engines.im2col import convolution_backward
 from lthfunc.training.engines.pooling import max_pool, max_pool_backward
 from lthfunc.training.engines.tracing import compiled
 from lthfunc.training.loop import take_steps
+from lthfunc.training.trainer import measure
 from lthfunc.trees.types import Dataset
 
 DENSE = [name for name in ENGINES if not name.startswith("sparse")]
@@ -51,6 +52,17 @@ def test_a_whole_run_compiles_one_step_and_one_evaluation(
     for seed in (0, 1):
         assert len(list(iterative(plan, seed))) == 1 + 2 * 4
     assert sorted(made) == ["flat", "in_place"]
+
+
+@needs_compiler
+def test_an_evaluation_in_chunks_is_the_eager_one(digits: Dataset) -> None:
+    model = lf.from_module(NormedNet())
+    state, split = lf.init(model), digits.train  # more than a chunk, and some left over
+    found, eager = (
+        measure(trainer(model, digits, name), [state], split)[0] for name in ("compile, interpreted", "eager")
+    )
+    assert tuple(found) == pytest.approx(tuple(eager), rel=1e-5)
+    assert found[0] != pytest.approx(found[1], rel=0.1), "loss and accuracy are told apart"
 
 
 @needs_compiler
