@@ -111,6 +111,13 @@ def test_what_a_graph_can_hold_is_none_of_it(between: Any) -> None:
         )  # fmt: skip
 
 
+def test_a_generator_of_ones_own_is_refused_with_its_line() -> None:
+    model = model_with(lambda h: h * torch.rand(h.shape, generator=torch.Generator().manual_seed(0)))
+    words = r"Net: rand takes a Generator, which is no tensor \(line \d+ of .*test_faithful_graphs.py"
+    with pytest.raises(UserError, match=f"^--engine: sparse cannot trace {words}"):
+        captured(model, (1, 8, 8), training=True)
+
+
 class Padded(nn.Module):
     """The mean of tokens that are no padding, which is no number where all are."""
 

@@ -135,8 +135,13 @@ def captured_call(
         str(node.target): getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr"
     }
     for node in traced.graph.nodes:
-        if node.op == "get_attr" and isinstance(constants[str(node.target)], FakeTensor):
-            user = next(iter(node.users), node)
+        if node.op != "get_attr":
+            continue
+        constant, user = constants[str(node.target)], next(iter(node.users), node)
+        if not isinstance(constant, Tensor):
+            why = f": {operation_of(user)} takes a {type(constant).__name__}, which is no tensor{line_of(user)}"
+            raise CannotTraceError(name, why)
+        if isinstance(constant, FakeTensor):
             why = f": {operation_of(user)} works on a tensor that the graph does not know, as .data is{line_of(user)}"
             raise CannotTraceError(name, why)
     graph = Captured(traced.graph, tuple(params), tuple(buffers), name, found["outputs"], constants)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lthfunc.sparse.axes import Arrangement, Axis, NotStridesError, Side
+from lthfunc.sparse.axes import Arrangement, Axis, NotStridesError, Side, merged
 from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
@@ -114,7 +114,7 @@ def repeat_interleave(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> Vi
     if dim is None:
         raise Unsupported("of all dimensions as one")
     dims = list(view.arrangement.dimensions)
-    dims[dim] = (*dims[dim], Axis(Side.REPEATED, times))
+    dims[dim] = merged((*dims[dim], Axis(Side.REPEATED, times)))
     return strided(view, lambda each: each._replace(dimensions=tuple(dims)))
 
 

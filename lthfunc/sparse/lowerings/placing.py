@@ -246,7 +246,7 @@ def _copied(b: Builder, x: Value, view: View, out: Value, part: Arrangement, loo
         _emit(b, x.buffer, source, out.buffer, part, outer, inner)
 
     def gradient() -> None:
-        if not x.needs:
+        if not (x.needs and out.needs):
             return
         grad, target = b.gradient_of(out), b.target(x)
         target = filled(b, target) if not is_whole else target

@@ -189,8 +189,11 @@ def copied(b: Builder, source: Value, value: Value) -> None:
 
 def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep | None = None) -> View:
     """A function of each number of a value, by its name among the machine's. number: its setting."""
-    view = whole(b, as_view(b, given))
-    out = Value(TileBuffer(*view.value.buffer.size), view.value.needs and kind not in (*COMPARISONS, "trunc"))
+    seen, has_slope = as_view(b, given), kind not in (*COMPARISONS, "trunc")
+    view = whole(b, seen)
+    if not has_slope and view.value is not seen.value:
+        view.value.needs = False  # a copy for this alone, which gives no gradient
+    out = Value(TileBuffer(*view.value.buffer.size), view.value.needs and has_slope)
     whole_numbers = view.value.dtype == torch.int64 and kind in ("scale", "shift") and number == int(number)
     out.dtype = torch.bool if kind in COMPARISONS else torch.int64 if whole_numbers else torch.float32
     channels = out.buffer.channels
