@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
-from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
 from lthfunc.sparse.pages import zeros
 from lthfunc.sparse.program import Epilogue, Program, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
@@ -165,6 +166,40 @@ def test_gradients_are_written_where_values_were_read_for_the_last_time() -> Non
     behind = [row for row in columns(made, "products") if row["norm"] >= 0]
     assert len(behind) == 5
     assert sum(row["out"] in normalised for row in behind) == 2  # of the values inside the blocks
+
+
+def in_strips(made: Program, strip: int, where: torch.Tensor) -> Program:
+    """The program with some products, told by a mask of instructions, in strips of so many rows."""
+    rows = made.code.rows.clone()
+    rows[where, column_of("products", "strip")] = strip
+    return made._replace(code=dataclasses.replace(made.code, rows=rows))
+
+
+def test_strips_of_any_length_have_the_same_bits() -> None:
+    """A list's sums are the same for a strip as for its rows one by one, and so is their order for a normalisation."""
+    module, batch = residual(), 40
+    made, _ = program(module, batch)
+    taken = (made.code.rows[:, 0] == OPCODES["products"]) & (made.code.rows[:, column_of("products", "strip")] > 1)
+    assert int(taken.sum()) == 6 + 5  # all convolutions, and gradients of all inputs but the image
+    model = lf.from_module(module)
+    params, buffers = model.init(0)
+    x, y = torch.randn(1, batch, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.zeros(1, batch).long()
+    found = []
+    for each in (made, *(in_strips(made, strip, taken) for strip in (1, 3, 100))):
+        workspace = Workspace(each, lf.apply_masks(params, random_masks(model, 0.4, 0)), buffers)
+        workspace.run(x, y)
+        found.append(workspace.gradients)
+    assert float(found[0].abs().max()) > 0
+    assert all(torch.equal(gradients, found[0]) for gradients in found[1:])
+
+
+def test_strips_of_no_rows_and_of_several_blocks_are_refused() -> None:
+    made, _ = program(residual(), 40)
+    products = made.code.rows[:, 0] == OPCODES["products"]
+    across = products & (made.code.rows[:, column_of("products", "across")] > 0)
+    for strip, where in ((0, products), (-1, products), (2, across)):
+        with pytest.raises(ValueError, match="strip: 1, or more for lists of one block"):
+            _ = in_strips(made, strip, where).code.verified
 
 
 @pytest.mark.parametrize("count", [3, 3 << 20])

@@ -61,6 +61,12 @@ inline Norm norm_of(const products_row& op, const Workspace& m, i64 tile, i64 y,
           op.norm < 0 ? nullptr : m.activations + op.norm + tile * op.norm_tile + y * op.norm_row + x};
 }
 
+LTHFUNC_INLINE Norm shifted(Norm norm, const products_row& op, i64 y, i64 x) {
+  norm.first = norm.first && y == 0 && x == 0;
+  if (norm.value) norm.value += y * op.norm_row + x;
+  return norm;
+}
+
 // What becomes of a row's sums before they are written, and where batch normalisation wants them added up.
 template <int Sums>
 LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Workspace& m, const Region& region,

@@ -14,6 +14,17 @@ struct Region {
   i64 in_step, out_step;
 };
 
+// The same stretch, some rows and places on.
+template <typename Row>
+LTHFUNC_INLINE Region shifted(Region region, const Row& op, i64 y, i64 x) {
+  const i64 out = y * op.out_y + x * region.out_step;
+  region.in += y * op.in_y + x * region.in_step;
+  region.out += out;
+  if (region.gate) region.gate += out;
+  if (region.added) region.added += y * op.b_row + x;
+  return region;
+}
+
 // What becomes of a row's sums before they are written.
 template <int Sums, typename Row>
 LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, const Region& region, i64 row,

@@ -2,9 +2,7 @@
 //
 // A few outputs of one row stay in registers while the row's list runs: each weight is one broadcast and as many
 // multiply-adds with memory operands. No lane depends on the mask, so no pattern of survivors is slower than another.
-#include <algorithm>
-
-#include "batch_sums.h"
+#include "windowed_products.h"
 
 namespace lthfunc {
 namespace {
@@ -23,18 +21,22 @@ LTHFUNC_INLINE void run_list(vec (&sum)[Sums], const vec* in, i64 step, const i3
   }
 }
 
-// run_list for the sums from Left on, but for the last Right.
-template <int Left, int Right, int Sums>
-LTHFUNC_INLINE void run_window(vec (&sum)[Sums], const vec* in, const i32* offset, const i32* which, const float* value,
-                               i64 count) {
-  if constexpr (Left + Right < Sums) {
-    for (i64 k = 0; k < count; ++k) {
-      const i64 bytes = offset[k];
-      const vec weight = broadcast(value[which[k]]);
-      LTHFUNC_UNROLL
-      for (int s = Left; s < Sums - Right; ++s) sum[s] += weight * behind(in, bytes + s * BYTES);
-    }
-  }
+// Stretches that a row's list runs for, one after the other: rows of positions, and stretches in each.
+struct Strip {
+  i64 down, right;
+};
+
+// Has the places that a row writes, and those that it reads beside them, fetched from memory meanwhile: they are a few
+// neighbours in each of many channels, which no processor foresees.
+template <int Sums>
+LTHFUNC_INLINE void fetch(const products_row& op, const Region& region, const Norm& norm, i64 row, i64 row_out) {
+  const auto each = [](const vec* at, i64 step, auto write) {
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) __builtin_prefetch(at + s * step, decltype(write)::value);
+  };
+  each(region.out + row_out, region.out_step, std::true_type{});
+  if (region.gate) each(region.gate + row_out, region.out_step, std::false_type{});
+  if (norm.value) each(norm.value + row * op.norm_channel, 1, std::false_type{});
 }
 
 // Neighbouring blocks of a row's list, and where in its course they stand: fresh sums begin at the bias, finished ones
@@ -74,71 +76,33 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
   }
 }
 
-// Kernel columns in turn, each with what it lacks of a stretch at its left and at its right end; and the kernel rows
-// that lie inside the image.
-struct Window {
-  const i32* columns;
-  i64 first, size;  // of the stretch
-  i64 part;         // of the channels
-  i64 from, to;     // kernel rows
-
-  i64 left(i64 column) const { return std::max<i64>(columns[2 * column] - first, 0); }
-  i64 right(i64 column) const { return std::max<i64>(first + size - columns[2 * column + 1], 0); }
-};
-
-// One list for the sums inside its window. A window's number is left · (MAX_MISSING + 1) + right.
-template <int Sums>
-LTHFUNC_INLINE void run_windowed(i64 window, vec (&sum)[Sums], const vec* in, const i32* offset, const i32* which,
-                                 const float* value, i64 count) {
-#define LTHFUNC_WINDOW(left, right) \
-  case left*(MAX_MISSING + 1) + right: return run_window<left, right>(sum, in, offset, which, value, count)
-  switch (window) {
-    LTHFUNC_WINDOW(0, 0);
-    LTHFUNC_WINDOW(0, 1);
-    LTHFUNC_WINDOW(0, 2);
-    LTHFUNC_WINDOW(0, 3);
-    LTHFUNC_WINDOW(0, 4);
-    LTHFUNC_WINDOW(1, 0);
-    LTHFUNC_WINDOW(1, 1);
-    LTHFUNC_WINDOW(1, 2);
-    LTHFUNC_WINDOW(1, 3);
-    LTHFUNC_WINDOW(2, 0);
-    LTHFUNC_WINDOW(2, 1);
-    LTHFUNC_WINDOW(2, 2);
-    LTHFUNC_WINDOW(3, 0);
-    LTHFUNC_WINDOW(3, 1);
-    LTHFUNC_WINDOW(4, 0);
-    default: __builtin_trap();  // no program that is verified has another one
-  }
-#undef LTHFUNC_WINDOW
-}
-
-// All rows of one stretch, whose sums stay in registers while one kernel column after the other adds to those of them
-// that lie inside the image for it.
-template <int Sums>
-void windowed_stretch(const products_row& op, const Workspace& m, Region region, const Norm& norm, Window window,
-                      i64 from, i64 to) {
+// All rows of one strip of outputs, by lists of one block.
+template <int Sums, bool Indexed>
+void in_strip(const products_row& op, const Workspace& m, const Region& first, const Norm& first_norm, Strip strip,
+              i64 from, i64 to) {
+  const i32* const starts = m.lists + op.starts;
   const i32* const row_out = m.lists + op.row_out;
   const float* const values = m.values + op.values;
-  const i64 in_part = op.kernel_x * op.kernel_y, parts = op.blocks / in_part;
-  const i32* const starts = m.lists + op.starts + window.part * in_part;
-  const bool fresh = window.part == 0 && !op.accumulate;
   for (i64 row = from; row < to; ++row) {
-    vec* const out = region.out + row_out[row];
-    vec sum[Sums];
+    const i64 begin = starts[row], count = starts[row + 1] - begin;
     const vec bias = broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + row]);
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = fresh ? bias : out[s * region.out_step];
-    for (i64 column = 0; column < op.kernel_x; ++column) {
-      const i32* const at = starts + row * op.blocks + column * op.kernel_y;
-      const i64 begin = at[window.from], count = at[window.to] - begin;
-      if (count == 0) continue;
-      run_windowed(window.left(column) * (MAX_MISSING + 1) + window.right(column), sum, region.in,
-                   m.lists + op.offsets + begin, m.lists + op.which + begin, values, count);
-    }
-    if (window.part == parts - 1) finish(sum, op, m, region, norm, row, row_out[row]);
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
+    for (i64 y = 0; y < strip.down; ++y)
+      for (i64 x = 0; x < strip.right; ++x) {
+        const i64 last = y + 1 == strip.down, next = last ? 0 : y + 1;
+        if (row + last < to)
+          fetch<Sums>(op, shifted(first, op, next, x * Sums), shifted(first_norm, op, next, x * Sums), row + last,
+                      row_out[row + last]);
+        const Region region = shifted(first, op, y, x * Sums);
+        vec* const out = region.out + row_out[row];
+        vec sum[Sums];
+        LTHFUNC_UNROLL
+        for (int s = 0; s < Sums; ++s) sum[s] = op.accumulate ? out[s * region.out_step] : bias;
+        run_list<Sums, true, Indexed>(sum, region.in, 1, m.lists + op.offsets + begin, m.lists + op.which + begin,
+                                      Indexed ? values : values + begin, count);
+        finish(sum, op, m, region, shifted(first_norm, op, y, x * Sums), row, row_out[row]);
+        LTHFUNC_UNROLL
+        for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
+      }
   }
 }
 
@@ -222,15 +186,6 @@ Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1>(pairs, unit); }
 
 namespace {
 
-// The kernel for a stretch's number of sums.
-template <int Sums = MAX_SUMS>
-auto windowed_of(i64 sums) {
-  if constexpr (Sums > 1) {
-    if (sums < Sums) return windowed_of<Sums - 1>(sums);
-  }
-  return windowed_stretch<Sums>;
-}
-
 void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 count, Part part) {
   const bool unit = op.in_x == 1;
   // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
@@ -244,19 +199,19 @@ void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 coun
   });
 }
 
-// Without the entries that would read outside the image. `limits`: the positions (from, to) inside it for all kernel
-// columns, then those for all kernel rows.
-void windowed(const products_row& op, const Workspace& m, i64 tile, i64 y, Part part) {
-  const i32* const columns = m.lists + op.limits;
-  const i32* const rows = columns + 2 * op.kernel_x;
-  i64 from = 0, to = op.kernel_y;
-  while (from < to && !(rows[2 * from] <= y && y < rows[2 * from + 1])) ++from;
-  while (to > from && !(rows[2 * to - 2] <= y && y < rows[2 * to - 1])) --to;
-  stretches(op, m, tile, y, op.nx, MAX_SUMS, [&](const Region& region, i64 x, i64 size) {
-    const auto kernel = windowed_of(size);
-    const Norm norm = norm_of(op, m, tile, y, x);
-    for (i64 channels = 0; channels < op.blocks / (op.kernel_x * op.kernel_y); ++channels)
-      kernel(op, m, region, norm, {columns, x, size, channels, from, to}, part.row, part.rows);
+template <int Sums = MAX_SUMS>
+auto in_strip_of(i64 sums, bool indexed) {
+  if constexpr (Sums > 1) {
+    if (sums < Sums) return in_strip_of<Sums - 1>(sums, indexed);
+  }
+  return indexed ? in_strip<Sums, true> : in_strip<Sums, false>;
+}
+
+// `down` rows of outputs. Stretches of one length are taken in one go.
+void strips(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 down, Part part) {
+  const i64 pieces = (op.nx + MAX_SUMS - 1) / MAX_SUMS, right = op.nx % pieces == 0 ? pieces : 1;
+  stretches(op, m, tile, y, op.nx / right, MAX_SUMS, [&](const Region& region, i64 x, i64 size) {
+    in_strip_of(size, op.which >= 0)(op, m, region, norm_of(op, m, tile, y, x), {down, right}, part.row, part.rows);
   });
 }
 
@@ -272,6 +227,8 @@ void verify(const products_row& op, Verifier& v) {
   if (entries > 0) v.values("values", op.values, {{1, 0}}, which);
   verify_region(op, v, entries, v.offsets("offsets", op.offsets, entries), op.across > 0);
   if (op.sums >= 0) verify_sums(op, v);
+  const bool plain = op.blocks == 1 && op.limits < 0 && op.in_x == 1 && op.nx > 0 && !op.across && !op.pool;
+  v.require(op.strip == 1 || (op.strip > 1 && plain), "strip: 1, or more for lists of one block");
   if (op.limits < 0) return;
   v.require(op.which >= 0 && !op.across && !op.pool && op.in_x == 1, "limits: of a convolution's gradient");
   v.require(op.kernel_y > 0 && op.kernel_x > 0 && op.kernel_y * op.kernel_x <= op.blocks &&
@@ -287,8 +244,10 @@ void verify(const products_row& op, Verifier& v) {
 void products(const products_row& op, Workspace& m, Part part) {
   if (op.across) return whole(op, m, 0, 0, m.tiles, part);
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
-    for (i64 y = 0; y < op.ny; ++y) {
-      if (op.limits < 0)
+    for (i64 y = 0; y < op.ny; y += op.strip) {
+      if (op.strip > 1)
+        strips(op, m, tile, y, std::min(op.strip, op.ny - y), part);
+      else if (op.limits < 0)
         whole(op, m, tile, y, op.nx, part);
       else
         windowed(op, m, tile, y, part);

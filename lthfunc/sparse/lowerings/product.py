@@ -174,6 +174,7 @@ class ProductLowering:
         return "products", BY_ROWS if self.across else BY_TILES, rows, {
             **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns,
+            "strip": region_in.strip(region_out.ny, self.b.weights[self.weight].survivors / max(1, rows), columns),
         }  # fmt: skip
 
     def _lists(self, product: Product, *, in_blocks: bool = True) -> tuple[int, dict[str, int]]:
@@ -190,8 +191,7 @@ class ProductLowering:
             "starts": self.b.table(lists.starts), "offsets": self.b.table(lists.offsets),
             "which": -1 if lists.which is None else self.b.table(lists.which), "blocks": lists.blocks,
             "limits": -1 if limits is None else self.b.table(limits.flatten()),
-            "kernel_y": 0 if blocks is None else blocks.kernel_y,
-            "kernel_x": 0 if blocks is None else blocks.kernel_x,
+            "kernel_y": 0 if blocks is None else blocks.kernel_y, "kernel_x": 0 if blocks is None else blocks.kernel_x,
         }  # fmt: skip
 
     def gradients(self) -> None:

@@ -212,7 +212,7 @@ class _Unrolled:
             "in": at, "in_tile": read.tile, "in_y": 0, "in_x": read.tile, "out": to, "out_tile": into.tile, "out_y": 0,
             "out_x": into.tile, "ny": 1, "nx": 1, "limits": -1, "kernel_y": 0, "kernel_x": 0,
             "values": self._b.leaves[self._weight].first, "bias": -1, "relu": 0, "gate": -1, "across": self._across,
-            "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **sums_columns(None),
+            "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **sums_columns(None), "strip": 1,
             **columns,
         }  # fmt: skip
 
