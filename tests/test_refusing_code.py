@@ -133,8 +133,7 @@ def shared_memory(net: Any, x: Tensor) -> Tensor:
     ("forward", "words"),
     [
         (shared_memory, r"relu in place, of memory that another tensor sees, in Given \(line"),
-        (lambda net, x: net.fc(net.conv(x).flatten(1)) & 1 if False else (net.fc(net.conv(x).flatten(1)), x)[:1],
-         "those of Given are others"),
+        (lambda net, x: (net.fc(net.conv(x).flatten(1)), net.fc.weight), "numbers of each example .* gives others"),
     ],
 )  # fmt: skip
 def test_the_sparse_engine_refuses_what_it_would_get_wrong(forward: Any, words: str) -> None:

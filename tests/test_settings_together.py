@@ -62,7 +62,7 @@ TOGETHER: list[Any] = [
     ({"exempt": ("fc1*",)},
      "--exempt: requires --structure per-output, units, heads, residual, groups, N:M or RxC, not unstr",
      [{"exempt": ()}, {"structure": "units"}, {"structure": "2:4"}]),
-    ({"exempt": ("fc1*",), "structure": OWN}, "--exempt: requires --structure per-output, .*, not package",
+    ({"exempt": ("fc1*",), "structure": OWN}, "--exempt: requires --structure per-output, .*, not module:function",
      [{"exempt": ()}]),
     ({"control": ("reinit", "random-mask", "reinit")}, "--control: invalid value 'reinit, .*each control once",
      [{"control": ("reinit", "random-mask")}, {"control": ()}]),

@@ -98,7 +98,7 @@ class Workspace:
         places = [(self.program.statistics[name], self.sizes[name]) for name in moved]
         statistics = [self.constants[at : at + size] for at, size in places]
         parts = [self.values, self.kept, self.totals, *statistics, *(averages[name] for name in moved if averages)]
-        return bool(torch.stack([(part * 0).sum().double() for part in parts]).sum() == 0)
+        return all(math.isfinite(torch.linalg.vector_norm(part, math.inf)) for part in parts if part.numel())
 
     def _hold(self, values: Tensor, frozen: Tensor) -> None:
         """Have these values in one memory, those that are trained first."""

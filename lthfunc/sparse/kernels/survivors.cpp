@@ -1,5 +1,9 @@
 #include "survivors.h"
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -19,8 +23,31 @@ LTHFUNC_INLINE std::uint32_t rising(float score) {
 // Scores looked at before candidates are counted, so that there is room for all of them.
 constexpr i64 SCORES_AT_ONCE = 4096;
 
-// Scores that are compared at once with the least that may be among the largest: most are below it together.
-constexpr i64 TOGETHER = 8;
+// The score of a number of that order.
+LTHFUNC_INLINE float score_of(std::uint32_t number) {
+  if (number <= rising(-HUGE_VALF)) return -HUGE_VALF;
+  const std::uint32_t bits = number >> 31 ? number ^ 0x80000000u : ~number;
+  float score;
+  std::memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
+// Which of 16 scores are not below the least, as bits; NaN is not.
+LTHFUNC_INLINE unsigned not_below(const float* scores, float least) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores), _mm512_set1_ps(least), _CMP_NLT_UQ);
+#elif defined(__AVX2__)
+  const __m256 bound = _mm256_set1_ps(least);
+  const auto half = [&](const float* from) {
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(from), bound, _CMP_NLT_UQ)));
+  };
+  return half(scores) | half(scores + LANES / 2) << (LANES / 2);
+#else
+  unsigned found = 0;
+  for (int lane = 0; lane < LANES; ++lane) found |= static_cast<unsigned>(!(scores[lane] < least)) << lane;
+  return found;
+#endif
+}
 
 // The least of the `wanted` largest numbers, and how many that equal it are among these: digit by digit, from counts.
 struct Bound {
@@ -49,7 +76,7 @@ Bound bound_of(const std::uint32_t* numbers, i64 count, i64 wanted) {
 }  // namespace
 
 Largest::Largest(i64 size, const i64* taken, i64 takens, i64 count)
-    : taken_(taken), takens_(takens), wanted_(count), most_(std::min(4 * count, size)) {
+    : taken_(taken), takens_(takens), wanted_(count), most_(std::min(2 * count, size)) {
   if (count < 0 || count > size - takens) throw std::invalid_argument("lthfunc: more scores wanted than there are");
   for (i64 k = 0; k < takens; ++k)
     if (taken[k] < 0 || taken[k] >= size || (k && taken[k] <= taken[k - 1]))
@@ -63,64 +90,28 @@ void Largest::add(const float* scores, i64 count) {
   if (wanted_ == 0) return;
   for (i64 first = 0; first < count; first += SCORES_AT_ONCE) {
     add_some(scores + first, std::min(SCORES_AT_ONCE, count - first));
-    if (found_ > most_) trim();
+    if (found_ > most_) keep();
   }
 }
 
 void Largest::add_some(const float* scores, i64 count) {
-  std::uint32_t* const keys = keys_.data();
-  i64* const places = places_.data();
-  const std::uint32_t least = least_;
-  i64 total = found_;
-  bool numbers = true;
-  const auto add_all = [&](i64 k, i64 end) {
-    for (; k < end; ++k) {
-      const std::uint32_t key = rising(scores[k]);
-      keys[total] = key;
-      places[total] = seen_ + k;
-      total += key >= least;
-    }
-  };
-  i64 k = 0;
-  for (; k + TOGETHER <= count; k += TOGETHER) {
-    bool some = false;
-    for (i64 j = k; j < k + TOGETHER; ++j) {
-      numbers &= scores[j] == scores[j];
-      some |= rising(scores[j]) >= least;
-    }
-    if (some) add_all(k, k + TOGETHER);
-  }
-  for (i64 j = k; j < count; ++j) numbers &= scores[j] == scores[j];
-  add_all(k, count);
-  numbers_ = numbers_ && numbers;
+  const float least = score_of(least_);
+  i64 first = 0;
+  for (; first + LANES <= count; first += LANES)
+    for (unsigned left = not_below(scores + first, least); left; left &= left - 1)
+      add_one(scores[first + __builtin_ctz(left)], seen_ + first + __builtin_ctz(left));
+  for (; first < count; ++first)
+    if (!(scores[first] < least)) add_one(scores[first], seen_ + first);
   seen_ += count;
-  for (i64 k = found_; k < total; ++k) {
-    while (next_ < takens_ && taken_[next_] < places[k]) ++next_;
-    const bool free = next_ == takens_ || taken_[next_] != places[k];
-    keys[found_] = keys[k];
-    places[found_] = places[k];
-    found_ += free;
-  }
 }
 
-// Drops most of those that cannot be among the largest, by their numbers' first digit alone; else all, exactly.
-void Largest::trim() {
-  constexpr int SHIFT = 32 - 11;
-  i64 counts[1 << 11] = {};
-  for (i64 k = 0; k < found_; ++k) ++counts[keys_[static_cast<std::size_t>(k)] >> SHIFT];
-  std::uint32_t digit = (1u << 11) - 1;
-  i64 stay = counts[digit];
-  while (stay < wanted_) stay += counts[--digit];
-  if (stay > most_ / 2) return keep();
-  least_ = digit << SHIFT;
-  i64 left = 0;
-  for (std::size_t k = 0; k < static_cast<std::size_t>(found_); ++k) {
-    const bool stays = keys_[k] >= least_;
-    keys_[static_cast<std::size_t>(left)] = keys_[k];
-    places_[static_cast<std::size_t>(left)] = places_[k];
-    left += stays;
-  }
-  found_ = left;
+void Largest::add_one(float score, i64 place) {
+  numbers_ = numbers_ && score == score;
+  while (next_ < takens_ && taken_[next_] < place) ++next_;
+  if (next_ < takens_ && taken_[next_] == place) return;
+  keys_[static_cast<std::size_t>(found_)] = rising(score);
+  places_[static_cast<std::size_t>(found_)] = place;
+  ++found_;
 }
 
 void Largest::keep() {
@@ -128,7 +119,9 @@ void Largest::keep() {
   Bound bound = bound_of(keys_.data(), found_, wanted_);
   i64 left = 0;
   for (std::size_t k = 0; k < static_cast<std::size_t>(found_); ++k) {
-    const bool stays = keys_[k] > bound.least || (keys_[k] == bound.least && bound.equal-- > 0);
+    const bool equal = keys_[k] == bound.least;  // no branches: which ones stay is not to be foreseen
+    const bool stays = (keys_[k] > bound.least) | (equal & (bound.equal > 0));
+    bound.equal -= equal;
     keys_[static_cast<std::size_t>(left)] = keys_[k];
     places_[static_cast<std::size_t>(left)] = places_[k];
     left += stays;

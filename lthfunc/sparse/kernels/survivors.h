@@ -19,7 +19,7 @@ class Largest {
 
  private:
   void add_some(const float* scores, i64 count);
-  void trim();
+  void add_one(float score, i64 place);
   void keep();
 
   const i64* taken_;
