@@ -41,13 +41,18 @@ LTHFUNC_INLINE void gradient_block(const float* x, i64 width, const float* const
   }
 }
 
-// The same at all inputs, `width` (whole strips) an example: `out` is as wide.
-inline void dense_gradient_rows(const float* x, i64 width, const float* const (&grad)[ROWS], i64 grad_tile,
-                                i64 examples, float* out) {
+// The rows from `row` on, at all inputs, `width` (whole strips) an example: `out` is as wide. Behind the last of `rows`
+// it is taken again. grads, grad_tile: vectors to the first tile's gradients, in which row_grad tells a row's, and from
+// tile to tile.
+inline void dense_gradient_rows(const float* x, i64 width, const vec* grads, const i32* row_grad, i64 row, i64 rows,
+                                i64 grad_tile, i64 examples, float* out) {
+  const float* grad[ROWS];
+  for (i64 r = 0; r < ROWS; ++r)
+    grad[r] = reinterpret_cast<const float*>(grads + row_grad[std::min(row + r, rows - 1)]);
   for (i64 c = 0; c < width; c += BLOCK) {
-    float* rows[ROWS];
-    for (int r = 0; r < ROWS; ++r) rows[r] = out + r * width + c;
-    gradient_block(x + c, width, grad, grad_tile, examples, rows);
+    float* to[ROWS];
+    for (int r = 0; r < ROWS; ++r) to[r] = out + r * width + c;
+    gradient_block(x + c, width, grad, grad_tile * LANES, examples, to);
   }
 }
 

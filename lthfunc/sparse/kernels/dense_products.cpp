@@ -153,10 +153,8 @@ void dense_weight_gradients(const dense_weight_gradients_row& op, Workspace& m, 
   const i32* const row_grad = m.lists + op.row_grad;
   std::vector<float> whole(static_cast<std::size_t>(ROWS * op.width));
   for (i64 row = part.row; row < part.rows; row += ROWS) {
-    const float* grad[ROWS];
-    for (int r = 0; r < ROWS; ++r)
-      grad[r] = reinterpret_cast<const float*>(m.activations + op.grad + row_grad[std::min(row + r, part.rows - 1)]);
-    dense_gradient_rows(x, op.width, grad, op.grad_tile * LANES, m.examples, whole.data());
+    dense_gradient_rows(x, op.width, m.activations + op.grad, row_grad, row, part.rows, op.grad_tile, m.examples,
+                        whole.data());
     for (i64 r = 0; r < std::min<i64>(ROWS, part.rows - row); ++r) {
       const float* const from = whole.data() + r * op.width;
       float* to = m.gradients + op.gradients + starts[row + r];
@@ -168,7 +166,7 @@ void dense_weight_gradients(const dense_weight_gradients_row& op, Workspace& m, 
       if (op.bias < 0) continue;
       vec total{};
       for (i64 tile = 0; tile < m.tiles; ++tile)
-        total += *reinterpret_cast<const vec*>(grad[r] + tile * op.grad_tile * LANES);
+        total += m.activations[op.grad + row_grad[row + r] + tile * op.grad_tile];
       m.gradients[op.bias + row + r] = sum(total);
     }
   }

@@ -53,13 +53,9 @@ void largest_across(const largest_gradients_row& op, Workspace& m) {
   for (i64 first = 0; first < op.rows; first += step) {
     const i64 rows = std::min(step, op.rows - first);
     parallel_for(0, (rows + ROWS - 1) / ROWS, 1, [&](i64 from, i64 to) {
-      for (i64 some = from * ROWS; some < std::min(to * ROWS, rows); some += ROWS) {
-        const float* grad[ROWS];
-        for (i64 r = 0; r < ROWS; ++r)
-          grad[r] = reinterpret_cast<const float*>(m.activations + op.grad +
-                                                   row_grad[std::min(first + some + r, op.rows - 1)]);
-        dense_gradient_rows(inputs.data(), width, grad, op.grad_tile * LANES, m.examples, held.data() + some * width);
-      }
+      for (i64 some = from * ROWS; some < std::min(to * ROWS, rows); some += ROWS)
+        dense_gradient_rows(inputs.data(), width, m.activations + op.grad, row_grad, first + some, op.rows,
+                            op.grad_tile, m.examples, held.data() + some * width);
     });
     for (i64 row = 0; row < rows; ++row) hand_on(m, (first + row) * op.columns, held.data() + row * width, op.columns);
   }
