@@ -56,6 +56,7 @@ _EVERY, _CHANGING, _DROP = 100, 0.75, 0.3
 _READY = 64
 #: How densities are shared out among layers; the first by default, as `lthfunc prune --method rigl` does.
 ALLOCATIONS: dict[str, Allocate] = {"erk": lf.erk(), "uniform": lf.uniform()}
+_ALLOCATE = next(iter(ALLOCATIONS))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.networks(f"one of {', '.join(NETWORKS)} (all)")
     options.densities("0.2 … 0.01")
     options.add("--steps", type=int, help="of a training (1000 of the LeNets, 300 of others)")
-    options.add("--allocate", default="erk", help=f"density of layers: {' or '.join(ALLOCATIONS)} (erk)")
+    options.add("--allocate", help=f"density of layers: {' or '.join(ALLOCATIONS)} ({_ALLOCATE})")
     options.add("--every", type=int, default=_EVERY, help=f"steps between two updates ({_EVERY})")
     options.threads()
     options.add("--repeats", type=int, default=5, help="timings of each (5)")
@@ -75,18 +76,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(
     *, networks: Sequence[str], densities: Sequence[float] | None, steps: int | None, every: int, threads: int,
-    repeats: int, json: str | None, scale: bool = False, allocate: str = "erk",
+    repeats: int, json: str | None, scale: bool = False, allocate: str | None = None,
 ) -> list[Record]:  # fmt: skip
     """Measure, print, and write JSON where asked to."""
     names = chosen(networks, NETWORKS, NETWORKS, threads)
     for option, number in (("--every", every), ("--repeats", repeats)):
         if number < 1:
             raise invalid(option, number, "a whole number of at least 1")
-    if allocate not in ALLOCATIONS:
-        raise invalid("--allocate", allocate, " or ".join(ALLOCATIONS))
+    if scale and (networks or densities or allocate is not None):
+        raise invalid("--scale", "with --network, --density or --allocate", "a network and a density of its own")
+    allocation = _ALLOCATE if allocate is None else allocate
+    if allocation not in ALLOCATIONS:
+        raise invalid("--allocate", allocation, " or ".join(ALLOCATIONS))
     chosen_densities = checked_densities(densities, DENSITIES)
-    if scale and (networks or densities):
-        raise invalid("--scale", "with --network or --density", "a network and a density of its own")
     lf.keep_freed_memory()
     records = list[Record]()
     with using_threads(threads):
@@ -99,7 +101,7 @@ def run(
             if count < _fewest(every):
                 raise invalid("--steps", count, f"{_fewest(every)} or more, so that masks change")
             about = {"network": name, "batch": case.batch, "device": "cpu", "threads": threads, "precision": "fp32",
-                     "steps": count, "every": every, "allocate": allocate, "unit": "steps/s"}  # fmt: skip
+                     "steps": count, "every": every, "allocate": allocation, "unit": "steps/s"}  # fmt: skip
             records += _measured(case, chosen_densities, count, every, repeats, about)
     if json is not None:
         write(json, header("dynamic", "lthfunc benchmark dynamic", "cpu", threads), records)

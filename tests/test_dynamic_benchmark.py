@@ -55,6 +55,7 @@ def test_training_at_scale_is_measured(tmp_path: Path, monkeypatch: pytest.Monke
     [
         (["--scale", "--steps", "4", "--every", "2"], "--steps: invalid value 4"),
         (["--scale", "--density", "0.1"], "--scale: invalid value"),
+        (["--scale", "--allocate", "uniform"], "--scale: invalid value"),
         (["--network", "nothing"], "--network: unknown name 'nothing'"),
         (["--density", "1.5"], "--density: invalid value 1.5"),
         (["--allocate", "lamp"], "--allocate: invalid value 'lamp' (expected erk or uniform)"),
