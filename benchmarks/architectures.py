@@ -26,7 +26,7 @@ from lthfunc.models import build
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.table import Making
 
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, chosen, header, record, saying, script, write
 
 _REPEATS, _STEPS = 3, 2
 _TEXT, _KINDS = 64, 65
@@ -85,7 +85,9 @@ def _measured(name: str, batch: int, density: float, about: dict[str, Any]) -> l
     learns: Any = {"loss": lf.pixel_cross_entropy, "metric": lf.pixel_accuracy} if pixels else {}
     found: list[Record] = []
     ready: dict[str, Any] = {}
+    say = saying(name)
     for engine, making in _ENGINES.items():
+        say(f"{engine}: first step")
         began = time.perf_counter()
         try:
             trainer = lf.make_trainer(
@@ -100,7 +102,8 @@ def _measured(name: str, batch: int, density: float, about: dict[str, Any]) -> l
             seconds = [time.perf_counter() - began]
             found.append(record(seconds, network=name, variant="compiling", unit="s", **about))
     rates: dict[str, list[float]] = {engine: [] for engine in ready}
-    for _ in range(_REPEATS):
+    for turn in range(_REPEATS):
+        say(f"turn {turn + 1} of {_REPEATS}")
         for engine, trainer in ready.items():
             began = time.perf_counter()
             lf.take_steps(trainer, start, seed=0, until=_STEPS)

@@ -21,7 +21,7 @@ from lthfunc.deployment.timing import in_turn
 from lthfunc.experiments.devices import choose_device
 
 from .networks import Case, cases
-from .records import Options, Record, chosen, cost, header, record, script, write
+from .records import Options, Record, chosen, cost, header, record, saying, script, write
 
 #: Of records.
 PLAIN, ATTACHED = "plain loop", "lf.attach"
@@ -81,7 +81,9 @@ def _in_turn(
             made.step()
 
     rates: dict[str, list[float]] = {PLAIN: [], ATTACHED: []}
-    for _ in range(repeats):
+    say = saying(f"{case.name}, {optimizer}")
+    for turn in range(repeats):
+        say(f"turn {turn + 1} of {repeats}")
         for engine, found in rates.items():
             within = lf.attach(net, made, [(0, lf.prune(density=density))]) if engine == ATTACHED else nullcontext()
             with within:

@@ -32,7 +32,7 @@ from lthfunc.scheduling.queue import Execution
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.trees.ops import data_to_device, leaves
 
-from .records import Options, Record, checked_densities, chosen, header, record, script, write
+from .records import Options, Record, checked_densities, chosen, header, record, saying, script, write
 
 _NETWORKS = ("lenet300", "resnet18")
 _QUICK = ("lenet300",)
@@ -93,7 +93,8 @@ def _measured(
     name: str, engine: str, density: float, every: str, seconds: float, repeats: int, device: str
 ) -> list[Record]:
     plan, task = _case(name, engine, density, device)
-    steps = 3
+    say, steps = saying(name), 3
+    say("how long a step takes")
     for share in (
         0.05,
         1.0,
@@ -103,6 +104,7 @@ def _measured(
     plan = plan._replace(steps=steps, eval_every=steps)
     kept: dict[str, list[Timed]] = {every: [], _NEVER: []}
     for number in range(repeats):
+        say(f"turn {number + 1} of {repeats}, {steps} steps each with and without checkpoints")
         for interval in (every, _NEVER) if number % 2 == 0 else (_NEVER, every):
             kept[interval].append(_timed(plan, task, interval))
     whole = {interval: [each.seconds for each in runs] for interval, runs in kept.items()}

@@ -22,7 +22,7 @@ from typing import Any
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import usable_cores
 
-from .records import Options, Record, environment, header, record, script, write
+from .records import Options, Record, environment, header, record, saying, script, write
 
 _COMMAND = ("prune", "--arch", "lenet300", "--dataset", "mnist", "--rounds", "5")
 _QUICK = ("prune", "--arch", "lenet300", "--dataset", "digits", "--rounds", "1", "--steps", "200")
@@ -54,9 +54,15 @@ def run(*, repeats: int = 3, quick: bool = False, json: str | None = None) -> No
     command = _QUICK if quick else _COMMAND
     variants = ["auto, one core", "auto, one thread, two seeds"] if quick else list(_VARIANTS)
     repeats = 1 if quick else repeats
+    say = saying(" ".join(command))
     for name in () if quick else ("auto", "compile"):
+        say(f"{name}: once, to warm up")
         _run(command, name)
-    taken = [(name, _run(command, name)) for _ in range(repeats) for name in variants]
+    taken = []
+    for turn in range(repeats):
+        for name in variants:
+            say(f"{name}: {turn + 1} of {repeats}")
+            taken.append((name, _run(command, name)))
     records = []
     for name in variants:
         for unit in taken[variants.index(name)][1]:

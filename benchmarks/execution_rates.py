@@ -17,7 +17,7 @@ from .execution_programs import Variant, dense_programs, peers_of, programs_of
 from .execution_tickets import Masked
 from .floors import BYTES, PEAK, reading_rate
 from .networks import Case
-from .records import Record, record
+from .records import Record, record, saying
 
 #: Of inputs and weights, by the name of a precision.
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
@@ -60,7 +60,9 @@ def measured(case: Case, tickets: Sequence[Masked], batch: int, setting: Setting
     runs: dict[Variant, TimedFunction] = {key: repeated(call) for key, call in calls.items()}
     if device == "cpu":
         runs |= peers_of(case, tickets, dense, x, setting.about["threads"])
-    rates = in_turn(runs, seconds=setting.seconds, repeats=setting.repeats, device=device)
+    rates = in_turn(
+        runs, seconds=setting.seconds, repeats=setting.repeats, device=device, say=saying(f"{case.name}, batch {batch}")
+    )
     found = [
         _times(record(rate, variant=name, density=round(density, 4), **given, unit="samples/s"), batch)
         for (name, density), rate in rates.items()

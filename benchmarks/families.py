@@ -22,7 +22,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 
-from .records import Options, chosen, script
+from .records import Options, chosen, saying, script
 
 #: A network of each family, and the side of its images.
 FAMILIES = {
@@ -45,7 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
 def run(*, networks: Sequence[str]) -> dict[str, str | None]:
     """Print a table; returns why each network is refused, or None."""
     names = chosen(networks, tuple(FAMILIES), tuple(FAMILIES), 1)
-    found = {name: why_not(name) for name in names}
+    found = {}
+    for name in names:
+        saying(name)("one program for training, one for evaluation")
+        found[name] = why_not(name)
     table = Table("torchvision's", "images", "on the sparse engine", box=None, pad_edge=False)
     for name, why in found.items():
         table.add_row(name, f"{FAMILIES[name]}²", "runs" if why is None else why)

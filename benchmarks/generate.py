@@ -25,7 +25,7 @@ from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.engines.tracing import compiled
 
 from .floors import BYTES, PEAK, peak_rate, reading_rate
-from .records import Options, Record, checked_densities, chosen, header, record, script, speedup, write
+from .records import Options, Record, checked_densities, chosen, header, record, saying, script, speedup, write
 
 #: Of records.
 TICKET, CACHED, ANEW = "lf.generate", "dense, compiled, keys and values kept", "dense, compiled, all tokens anew"
@@ -63,7 +63,7 @@ def run(
         variants = {(name, 1.0): run for name, run in _dense(model, dense, length).items()}
         states = {density: lf.prune(density=density, score=lf.random_scores(0))(dense) for density in kept}
         variants |= {(TICKET, density): _ticket(model, state, length) for density, state in states.items()}
-        found = in_turn(variants, seconds=seconds, repeats=repeats, device="cpu")
+        found = in_turn(variants, seconds=seconds, repeats=repeats, device="cpu", say=saying(model.name))
         rates = {key: [length * each for each in sequences] for key, sequences in found.items()}
         about = {"network": model.name, "width": width, "layers": layers, "length": length, "threads": threads,
                  "unit": "tokens/s"}  # fmt: skip

@@ -30,7 +30,7 @@ from lthfunc.errors import UserError, invalid
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.ops import scaled
 
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, chosen, header, record, saying, script, write
 
 NETWORKS = ("resnet20", "vit")
 SCORES = ("magnitude", "taylor")
@@ -172,13 +172,18 @@ def _measured(
     name: str, data: lf.Dataset, left: float, steps: int, tuning: int, eager: bool, repeats: int, about: dict[str, Any]
 ) -> list[Record]:
     model = lf.from_module(_MAKE[name](data.shape, data.classes), name=name, warn=False)
+    say = saying(name)
+    say(f"training, {steps} steps")
     trained = lf.train(model, data, optimizer=lf.adam(_LR), steps=steps)(lf.init(model))
     accuracy = lf.accuracy_on(model, trained, data)
     found = {"dense": Small(lf.to_module(lf.ticket(trained), model).eval(), accuracy, accuracy)}
     for score in SCORES:
+        say(f"pruning and fine-tuning by {score}")
         found[f"lthfunc, {score}"] = _ours(model, trained, data, left, tuning, score)
         if importlib.util.find_spec("torch_pruning") is not None:
+            say("the same by Torch-Pruning")
             found[f"Torch-Pruning, {score}"] = _theirs(model, trained, data, left, tuning, score)
+    say(f"timing, {repeats} turns")
     rates = _rates({each: small.module for each, small in found.items()}, data, eager, repeats)
     records = []
     for each, small in found.items():

@@ -38,7 +38,7 @@ from lthfunc.trees.types import Dataset, Split
 from . import peers
 from .floors import BYTES, PEAK, peak_rate, reading_rate
 from .graphed import graphed, runnable
-from .records import FLOPS, MOVED, Options, Record, header, record, script, write
+from .records import FLOPS, MOVED, Options, Record, header, record, saying, script, write
 
 #: Names in records: our kernel, the same in compiled PyTorch, and our engine, which the last kernel could replace.
 KERNEL, COMPILED, ENGINE, TOGETHER = "lthfunc, kernel", "compiled", "lthfunc, engine", "torch.func compiled"
@@ -109,7 +109,7 @@ def run(
         for job in _jobs(_TINY if device == "cpu" else _ON_GPU, device, precision):
             # No kernel has run on a card yet: one that fails is named, and the others are measured.
             variants = runnable(job.variants, lambda name: False)
-            found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
+            found = in_turn(variants, seconds=seconds, repeats=repeats, device=device, say=saying(job.name))
             found[PEAK] = [peak / job.flops]
             if device != "cpu":
                 found[BYTES] = [reading_rate(job.moved, device) / job.moved]

@@ -28,7 +28,7 @@ from lthfunc.scheduling.queue import Execution, Watcher
 from lthfunc.training.cpu_threads import using_threads
 from lthfunc.training.malloc import keep_freed_memory
 
-from .records import Options, header, script
+from .records import Options, header, saying, script
 
 _POINTS = 10
 
@@ -69,6 +69,7 @@ def run(*, rounds: int = 1000, json: str | None = None) -> list[float]:
         arch="benchmarks.memory:tiny", rounds=rounds, rate=0.005, min_layer_weights=1, steps=4, eval_every=2,
         engine="eager", checkpoint_every="2", threads=1, batch_size=50,
     )  # fmt: skip
+    saying("memory")(f"{rounds:,} rounds of a tiny network")
     watching, begun = Watching(), time.perf_counter()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch, using_threads(1):

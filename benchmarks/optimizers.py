@@ -21,7 +21,7 @@ from lthfunc.experiments.devices import choose_device
 from . import peers
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import Options, Record, chosen, cost, header, record, script, write
+from .records import Options, Record, chosen, cost, header, record, saying, script, write
 
 #: Of records.
 PLAIN = "adamw"
@@ -65,7 +65,8 @@ def run(
     for case in (cases()[name] for name in names):
         for engine in engines or ENGINES:
             found = {name: _loop(case, engine, name, density, device) for name in (PLAIN, *(parts or [*CHAINS][1:]))}
-            rates = in_turn(found, seconds=seconds, repeats=repeats, device=device)
+            say = saying(f"{case.name}, {engine}")
+            rates = in_turn(found, seconds=seconds, repeats=repeats, device=device, say=say)
             for name, mine in rates.items():
                 more = cost(mine, rates[PLAIN])
                 about = {"network": case.name, "engine": engine, "density": density, "batch": case.batch, "part": name}

@@ -110,6 +110,15 @@ def script(main: Callable[[], None]) -> int:
     return 0
 
 
+def saying(title: str) -> Callable[[str], None]:
+    """Says on stderr how far a measurement is, each time after its title."""
+
+    def say(line: str) -> None:
+        print(f"{title}: {line}", file=sys.stderr, flush=True)
+
+    return say
+
+
 def speedup(rates: Sequence[float], base: Sequence[float]) -> float:
     """The median, over turns, of a loop's rate divided by another's in the same turn."""
     return statistics.median(each / other for each, other in zip(rates, base, strict=True))

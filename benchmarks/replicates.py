@@ -30,7 +30,7 @@ from . import peers
 from .floors import FLOOR, peaks, products, step_bytes
 from .graphed import runnable
 from .networks import cases, images
-from .records import FLOPS, MOVED, Options, Record, header, record, script, write
+from .records import FLOPS, MOVED, Options, Record, header, record, saying, script, write
 
 #: Names in records: ours, and its peer.
 OURS, PEER = "side by side", "side by side, torch.func compiled"
@@ -96,7 +96,7 @@ def run(
             if linear:
                 variants[width, BESIDE] = products(case.model, ready[0][0], width, precision)[0]
         variants = runnable(variants, lambda key: key[1] in (OURS, LAUNCHED))
-    found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
+    found = in_turn(variants, seconds=seconds, repeats=repeats, device=device, say=saying(case.name))
     (one,) = states(1)
     cost = {FLOPS: products(case.model, ready[0][0])[1], MOVED: step_bytes(one.params, one.masks)}
     if device != "cpu":

@@ -26,7 +26,7 @@ from lthfunc.errors import UserError, invalid
 
 from .links import hosts
 from .networks import cases
-from .records import Options, Record, chosen, header, record, script, write
+from .records import Options, Record, chosen, header, record, saying, script, write
 from .scale_model import Link, Traffic, outlook, sent, step_time
 from .scale_rank import LARGE
 
@@ -63,11 +63,14 @@ def run(
     shares = sorted(set(densities or (1.0, 0.1)), reverse=True)
     _check(names, numbers, shares, rates, engine)
     asked = _asked(names, shares, engine, quick)
+    say = saying(", ".join(names))
+    say("one process alone")
     alone = _alone(asked)
     found: list[Record] = []
     for rate in (None, *rates):
         for number in numbers:
             if number > 1:
+                say(f"{number} ranks" + ("" if rate is None else f", {rate:g} megabits a second"))
                 found += _beside(_measured(asked, number, rate), alone, number, rate)
     _show(found, alone, shares)
     if json is not None:

@@ -31,7 +31,7 @@ from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import Options, Record, checked_densities, chosen, header, record, script, write
+from .records import Options, Record, checked_densities, chosen, header, record, saying, script, write
 from .sparse_chart import draw, table
 
 DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
@@ -109,7 +109,7 @@ def _measured(variants: dict[tuple[str, float], TimedFunction], timing: dict[str
     """Records of variants, each with the density that it was measured at."""
     names = {f"{variant} at {density:g}": (variant, density) for variant, density in variants}
     runs = {name: variants[key] for name, key in names.items()}
-    found = in_turn(runs, device=about["device"], **timing)
+    found = in_turn(runs, device=about["device"], say=saying(about["network"]), **timing)
     return [record(rates, variant=names[name][0], density=names[name][1], **about) for name, rates in found.items()]
 
 

@@ -29,7 +29,7 @@ from .attach import OPTIMIZERS
 from .floors import PEAK, peak_rate, products
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import Options, Record, chosen, header, record, script, speedup, write
+from .records import Options, Record, chosen, header, record, saying, script, speedup, write
 
 #: Of records.
 DENSE, SPARSE = "plain loop, torch.compile", "plain loop, lf.sparse_module"
@@ -64,12 +64,13 @@ def run(
             kept = _DENSITIES.get(case.name, _DENSITY) if density is None else density
             for optimizer in optimizers or ("adam",):
                 variants, floor = _variants(case, optimizer, kept)
-                rates = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
+                title = f"{case.name} at {kept:g}, {optimizer}"
+                rates = in_turn(variants, seconds=seconds, repeats=repeats, device=device, say=saying(title))
                 about = {"network": case.name, "optimizer": optimizer, "density": kept, "batch": case.batch,
                          "threads": threads, "unit": "steps/s"}  # fmt: skip
                 records += [record(found, engine=name, **about) for name, found in rates.items()]
                 records.append(record([floor], engine=PEAK, **about))
-                _tell(rates, f"{case.name} at {kept:g}, {optimizer}")
+                _tell(rates, title)
     if json is not None:
         write(json, header("sparse-module", "lthfunc benchmark sparse-module", device, threads), records)
     return records

@@ -36,7 +36,7 @@ from .floors import FLOOR, PEAK, peaks, products, step_bytes
 from .graphed import runnable
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import FLOPS, MOVED, Options, Record, chosen, header, record, script, write
+from .records import FLOPS, MOVED, Options, Record, chosen, header, record, saying, script, write
 
 OURS, DENSE, STREAMED = "lthfunc, compile", "lthfunc, compile, dense", "lthfunc, compile, streamed"
 #: What `--engine auto` runs in a long training.
@@ -158,7 +158,7 @@ def _measured(
     variants[FLOOR] = floor
     if device != "cpu":  # where others' ways may meet a version or card that they don't run on
         variants = runnable(variants, lambda name: name.startswith("lthfunc"))
-    found = in_turn(variants, seconds=seconds, repeats=repeats, device=device)
+    found = in_turn(variants, seconds=seconds, repeats=repeats, device=device, say=saying(case.name))
     moved = step_bytes(ticket.params, ticket.masks)
     found |= peaks(flops, moved, device, precision)
     return found, {FLOPS: flops, MOVED: moved}

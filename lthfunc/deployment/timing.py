@@ -15,14 +15,26 @@ K = TypeVar("K", bound=Hashable)
 _MOST_CALLS = 20_000
 
 
-def in_turn(variants: dict[K, TimedFunction], *, seconds: float, repeats: int, device: str) -> dict[K, list[float]]:
+def in_turn(
+    variants: dict[K, TimedFunction],
+    *,
+    seconds: float,
+    repeats: int,
+    device: str,
+    say: Callable[[str], object] = lambda line: None,
+) -> dict[K, list[float]]:
     """Calls per second of each variant, `repeats` times in turn (A B C, A B C, …).
 
-    A timing makes as many calls as take about `seconds`; finding that number also warms everything up.
+    A timing makes as many calls as take about `seconds`; finding that number also warms everything up. say: gets a line
+    before the first calls of each variant, which may compile, and before each turn.
     """
-    calls = {name: _calls(run, seconds, device) for name, run in variants.items()}
+    calls = {}
+    for name, run in variants.items():
+        say(f"{_title(name)}: first calls")
+        calls[name] = _calls(run, seconds, device)
     found: dict[K, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
+    for turn in range(repeats):
+        say(f"turn {turn + 1} of {repeats}")
         for name, run in variants.items():
             found[name].append(calls[name] / seconds_of(partial(run, calls[name]), device))
     return found
@@ -66,6 +78,15 @@ def synchronize(device: str) -> None:
     """Wait until the device has finished."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+
+
+def _title(name: Hashable) -> str:
+    """A variant in words: what it is, and at which density or width where its name is a tuple."""
+    return (
+        ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in name)
+        if isinstance(name, tuple)
+        else str(name)
+    )
 
 
 def _calls(run: TimedFunction, seconds: float, device: str) -> int:
