@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparsify.density_schedules import by_rate, cubic, geometric, one_shot, periodic, prune_to_densities
-from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop, drop_and_grow, grow
+from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop, drop_and_grow, grow, linear_drop_fraction
 from lthfunc.sparsify.mask_comparison import collapsed_layers, mask_distance, mask_overlap
 
 # ---- densities, regrowth, distances ----
@@ -83,6 +83,35 @@ def test_drop_and_grow_by_hand() -> None:
         assert torch.equal(after.opt.mean[name], fewer.float())
     assert torch.equal(after.opt.mean["1.bias"], torch.ones(5))
     assert lf.from_module(NET).prunable == model.prunable
+
+
+def test_the_share_that_is_dropped_falls_along_a_line() -> None:
+    assert [linear_drop_fraction(0.4, step, 8) for step in (0, 2, 4, 8, 9)] == pytest.approx([0.4, 0.3, 0.2, 0.0, 0.0])
+    assert linear_drop_fraction(0.4, 3, 0) == 0.0
+    with pytest.raises(UserError, match="initial: "):
+        linear_drop_fraction(1.1, 0, 5)
+
+
+@pytest.mark.parametrize("keep_values", [False, True])
+@pytest.mark.parametrize("score", ["magnitude", "own"])
+def test_one_layer_is_exchanged_weight_by_weight(score: str, keep_values: bool) -> None:
+    """Of six weights three go: the smallest, or those that a score of one's own puts last; the best places grow."""
+    weight, moments = torch.tensor([[1.0, -2, 3, -4, 5, 6, 0, 0]]), torch.arange(1.0, 9)[None]
+    mask, promise = truth("xxxxxx.."), torch.tensor([[7.0, 0, 0, 0, 0, 8, 6, 1]])
+    worth = {"weight": torch.tensor([[6.0, 5, 4, 3, 2, 1, 9, 9]])} if score == "own" else None
+    dropped = {0, 1, 2} if worth is None else {3, 4, 5}
+    stays = set(range(6)) - dropped
+    free = sorted(set(range(8)) - stays, key=lambda at: -float(promise[0, at]))
+    grown = set(free[:3])
+    assert grown & dropped, "a weight that was just dropped grows again"
+    state = lf.with_optimizer(lf.init(lf.from_module(nn.Linear(8, 1, bias=False))), lf.sgd(0.1, momentum=0.9))
+    state = state._replace(params={"weight": weight}, masks={"weight": mask})
+    state = state._replace(opt=state.opt._replace(velocity={"weight": moments}))
+    after = drop_and_grow(state, {"weight": promise}, 0.5, drop_score=worth, keep_values=keep_values)
+    go_on = {at for at in stays | grown if at in stays or (keep_values and at < 6)}
+    assert after.masks["weight"][0].nonzero().flatten().tolist() == sorted(stays | grown)
+    for found, before in ((after.params["weight"], weight), (after.opt.velocity["weight"], moments)):
+        assert found[0].tolist() == [value if at in go_on else 0 for at, value in enumerate(before[0].tolist())]
 
 
 def test_distances_by_hand() -> None:
