@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import gradient_of
 from small import NET, state_of
 from test_pruning_parts import truth
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparsify.density_schedules import by_rate, cubic, geometric, one_shot, periodic, prune_to_densities
 from lthfunc.sparsify.drop_and_grow import cosine_drop_fraction, drop, drop_and_grow, grow, linear_drop_fraction
+from lthfunc.sparsify.gradient_scores import gradient_in_training
 from lthfunc.sparsify.mask_comparison import collapsed_layers, mask_distance, mask_overlap
 
 # ---- densities, regrowth, distances ----
@@ -183,12 +186,34 @@ def test_synflow_takes_the_tensor_that_counts() -> None:
     assert scored(lambda w: {"logits": w, "hidden": 10 * w}) == [4, 6]
     assert scored(lambda w: (w, 10 * w)) in ([4, 6], [44, 66])
     assert scored(lambda w: {"a": w, "b": 10 * w, "n": torch.tensor(3)}) == [44, 66]
+    assert scored(lambda w: {"a": w, "b": 10 * w[None, :1]}) == [44, 6]
     assert scored(lambda w: torch.complex(w, 10 * w)) == [4, 6]
     masks = {"w": truth("xx")[0]}
     by_size = lf.synflow(lambda p, x: p["w"] * x.sum(), (2,))({"w": torch.tensor([3 + 4j, -2j])}, masks)["w"]
     assert by_size.tolist() == pytest.approx([10, 4])
     with pytest.raises(UserError, match="synflow: the network returns no real numbers"):
         scored(lambda w: (w > 0).long())
+
+
+def test_synflow_refuses_outputs_of_no_weight_and_looks_for_them_once() -> None:
+    """Zero alone says nothing: a network may be dead, and looking again in each of 100 rounds would cost as many."""
+    params, masks = {"w": torch.tensor([2.0, -3.0])}, {"w": truth("xx")[0]}
+
+    def inputs_alone(params: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    with pytest.raises(UserError, match=r"inputs_alone.* depend on no parameter"):
+        lf.synflow(inputs_alone, (2,))(params, masks)
+    calls = []
+
+    def dead(params: Any, x: Tensor) -> Tensor:
+        calls.append(x)
+        return params["w"] * 0.0 * x
+
+    score = lf.synflow(dead, (2,))
+    for looked in (2, 3, 4):
+        assert score(params, masks)["w"].tolist() == [0, 0]
+        assert len(calls) == looked
 
 
 class Refusing(nn.Module):
@@ -217,6 +242,49 @@ def test_a_loss_without_a_gradient_is_told_by_name() -> None:
 
     with pytest.raises(UserError, match=r"loss: '.*mine' has no gradient.*my own"):
         lf.snip(mine, batches)(state.params, state.masks)
+
+
+def test_a_gradient_in_training_is_that_of_autograd_alone() -> None:
+    """Of a network that torch.func cannot take, of parameters that the loss doesn't need, and without -0."""
+    model = lf.from_module(Refusing())
+    state = lf.prune(density=0.5)(lf.init(model))
+    params, masks = {**state.params, "other": torch.ones(2)}, {**state.masks, "other": truth("x.")[0]}
+    x, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
+    found = gradient_in_training(lf.loss_of(model, state.buffers), (x, y))(params, masks)
+    weight = (state.params["fc.weight"] * state.masks["fc.weight"]).requires_grad_()
+    F.cross_entropy(F.linear(x, weight, state.params["fc.bias"]), y).backward()
+    assert torch.equal(found["fc.weight"], gradient_of(weight))
+    assert found.keys() == masks.keys()
+    assert found["other"].tolist() == [0, 0]
+    assert not any(leaf.requires_grad for leaf in (*params.values(), *found.values()))
+    minus = gradient_in_training(lambda p, batch: (p["w"] * -0.0).sum(), (x, y))(
+        {"w": torch.ones(2)}, {"w": truth("xx")[0]}
+    )
+    assert not minus["w"].signbit().any()
+
+
+def test_a_gradient_in_training_is_refused_in_one_line() -> None:
+    """Where autograd alone fails, the error is that of the scores: by the loss's name, with its line."""
+    _, state = state_of()
+    batch = (torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))
+
+    def changing(params: Any, batch: Any) -> Tensor:
+        squares = params["1.weight"].square()
+        params["1.weight"].mul_(2.0)
+        out: Tensor = squares.sum()
+        return out
+
+    def of_targets(params: Any, batch: Any) -> Tensor:
+        out: Tensor = batch[1].double().mean()
+        return out
+
+    for loss, words in (
+        (changing, r"changing' has no gradient \(line \d+ of .*mul_"),
+        (of_targets, "of_targets.* depend on"),
+    ):
+        for take in (gradient_in_training(loss, batch), lf.mean_gradient(loss, [batch])):
+            with pytest.raises(UserError, match=words):
+                take(state.params, state.masks)
 
 
 def test_a_loss_of_no_weight_has_no_scores() -> None:

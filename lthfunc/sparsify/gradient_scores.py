@@ -204,7 +204,7 @@ def gradient_in_training(loss: LossOfParams, batch: Batch) -> Callable[[Params, 
     """As `mean_gradient` of one batch, of a network that trains: the same bits in a third of the time.
 
     By autograd itself, without what `torch.func` adds, which the network's training has been through. What autograd
-    alone cannot do, such as a module that writes into its parameters, `mean_gradient` does.
+    refuses goes to `mean_gradient`, whose error names the loss and the line.
     """
 
     def gradient(params: Params, masks: Masks) -> Params:
