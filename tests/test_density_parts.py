@@ -208,7 +208,8 @@ def test_synflow_refuses_outputs_of_no_weight_and_looks_for_them_once() -> None:
 
     def dead(params: Any, x: Tensor) -> Tensor:
         calls.append(x)
-        return params["w"] * 0.0 * x
+        out: Tensor = params["w"] * 0.0 * x
+        return out
 
     score = lf.synflow(dead, (2,))
     for looked in (2, 3, 4):

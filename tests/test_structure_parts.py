@@ -117,6 +117,7 @@ def test_rows_keep_equally_many() -> None:
 def test_a_block_of_columns_keeps_its_best() -> None:
     scores = torch.tensor([[1.0, 5, 5], [5, 0, 2]])
     assert torch.equal(best_of_block(scores, 1 / 3), truth(".xx", "..."))  # equals in their order
+    assert torch.equal(best_of_block(scores, 0.4), truth(".xx", "..."))  # 2.4 are 2
     assert torch.equal(best_of_block(scores, 0.5), truth(".xx", "x.."))
     assert torch.equal(best_of_block(scores, 0.0), truth("...", "..."))
     assert torch.equal(best_of_block(scores, 1.0), truth("xxx", "xxx"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.sparsify.activations import Moments
 
 ROWS, COLUMNS = 16, 32
 
@@ -127,3 +129,43 @@ def test_blocks_have_128_columns_unless_told_otherwise() -> None:
     by_default, other = lf.sparsegpt(moments, 0.5)(state), lf.sparsegpt(moments, 0.5, block=129)(state)
     assert lf.same_bits(by_default, lf.sparsegpt(moments, 0.5, block=128)(state))
     assert not lf.same_bits(by_default, other)
+
+
+def test_blocks_keep_one_density_as_far_as_their_inputs_are_read() -> None:
+    """Of 20 columns that are read the second block has 4, which all stay: 64 weights, where its share was 128."""
+    state, _, moments = case(list(range(20, 32)))
+    mask = lf.sparsegpt(moments, 0.5, block=16)(state).masks["0.weight"]
+    assert int(mask[:, :16].sum()) == 192
+    assert mask[:, 16:20].all()
+    assert not mask[:, 20:].any()
+
+
+def test_groups_of_a_convolution_are_layers_of_their_own() -> None:
+    """Each with the moments of its inputs, and half of its weights."""
+    model = lf.from_module(nn.Conv2d(4, 8, 3, groups=2).double(), init=lf.as_built)
+    state, draw = lf.init(model), torch.Generator().manual_seed(1)
+    x = torch.randn(20, 4, 6, 6, generator=draw, dtype=torch.float64)
+    moments = lf.input_moments(model, state, [x], convolutions=True)
+    after = lf.sparsegpt(moments, 0.5, block=9)(state)
+    for group in range(2):
+        rows = F.unfold(x[:, 2 * group : 2 * group + 2], 3).transpose(1, 2).flatten(0, 1)
+        mine = slice(4 * group, 4 * group + 4)
+        weight, mask = published(state.params["weight"][mine].flatten(1), rows.T @ rows / len(rows), 0.5, 9, 0.01)
+        assert torch.equal(after.masks["weight"][mine].flatten(1), mask)
+        torch.testing.assert_close(after.params["weight"][mine].flatten(1), weight)
+
+
+def test_layers_may_be_stored_as_inputs_and_outputs() -> None:
+    """As `Conv1D` of transformers is; the diagonals of moments are too little for it."""
+    state, _, found = case([3])
+    turned = state._replace(
+        params={"0.weight": state.params["0.weight"].T}, masks={"0.weight": state.masks["0.weight"].T}
+    )
+    moments = Moments(found)
+    moments.transposed = frozenset(found)
+    after, plain = lf.sparsegpt(moments, 0.5, block=16)(turned), lf.sparsegpt(found, 0.5, block=16)(state)
+    assert lf.same_bits(after.params["0.weight"].T, plain.params["0.weight"])
+    assert lf.same_bits(after.masks["0.weight"].T, plain.masks["0.weight"])
+    moments.diagonal = True
+    with pytest.raises(UserError, match=r"^moments: are diagonals alone; lf.input_moments"):
+        lf.sparsegpt(moments, 0.5)(turned)
