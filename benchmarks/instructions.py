@@ -23,13 +23,14 @@ from lthfunc.errors import invalid
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.instructions import OPCODES
 from lthfunc.sparse.machine_state import load_optimizer
-from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.program import Epilogue, Stored, builder_for, program_of
 from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
+from lthfunc.training.precision import Precision
 
 from . import peers
 from .networks import Case, cases, images
-from .records import Options, Record, checked_densities, chosen, header, record, script, write
+from .records import Options, Record, checked_densities, checked_sparse_precision, chosen, header, record, script, write
 
 #: Of records: all instructions in one call.
 STEP = "a step"
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = Options("instructions", __doc__)
     options.networks(f"one of {', '.join(every)} (char-transformer)")
     options.densities(" and ".join(map(str, _DENSITIES)))
+    options.sparse_precision()
     options.add("--repeats", type=int, default=9, help="steps that are timed (9)")
     options.json()
     given = options.parsed(arguments)
@@ -49,8 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
     run(networks=networks, **given)
 
 
-def run(*, networks: Sequence[str], densities: Sequence[float] | None, repeats: int, json: str | None) -> list[Record]:
+def run(
+    *, networks: Sequence[str], densities: Sequence[float] | None, precision: str, repeats: int, json: str | None
+) -> list[Record]:
     """Measure, print tables, and on request write JSON. Raises UserError for fewer than 1 repeat."""
+    asked = checked_sparse_precision(precision)
     if repeats < 1:
         raise invalid("--repeats", repeats, "a whole number of at least 1")
     torch.set_num_threads(1)
@@ -58,19 +63,19 @@ def run(*, networks: Sequence[str], densities: Sequence[float] | None, repeats: 
     records: list[Record] = []
     for case in (cases()[name] for name in networks):
         for density in checked_densities(densities, _DENSITIES):
-            times = _times(case, density, repeats)
-            _tell(times, f"{case.name}, batch {case.batch}, at {density:g}: ms of a step")
+            times = _times(case, density, asked, repeats)
+            _tell(times, f"{case.name}, batch {case.batch}, {precision}, at {density:g}: ms of a step")
             about = {"network": case.name, "density": density, "batch": case.batch, "device": "cpu", "threads": 1,
-                     "precision": "fp32", "unit": "ms"}  # fmt: skip
+                     "precision": precision, "unit": "ms"}  # fmt: skip
             records += [record(found, variant=name, **about) for name, (_, found) in times.items()]
     if json:
         write(json, header("instructions", "lthfunc benchmark instructions", "cpu", 1), records)
     return records
 
 
-def _times(case: Case, density: float, repeats: int) -> dict[str, tuple[int, list[float]]]:
+def _times(case: Case, density: float, precision: Precision, repeats: int) -> dict[str, tuple[int, list[float]]]:
     """name -> how many instructions of that name a step has, and what they take in each of `repeats` steps, in ms."""
-    workspace, x, y = _ready(case, density)
+    workspace, x, y = _ready(case, density, precision)
     names = {opcode: name for name, opcode in OPCODES.items()}
     opcodes = [names[opcode] for opcode in workspace.program.code.rows[:, 0].tolist()]
     found: dict[str, list[float]] = defaultdict(list)
@@ -88,7 +93,7 @@ def _times(case: Case, density: float, repeats: int) -> dict[str, tuple[int, lis
     return {name: (opcodes.count(name), times) for name, times in found.items()}
 
 
-def _ready(case: Case, density: float) -> tuple[Workspace, torch.Tensor, torch.Tensor]:
+def _ready(case: Case, density: float, precision: Precision) -> tuple[Workspace, torch.Tensor, torch.Tensor]:
     """A network's workspace, and a batch."""
     state, optimizer, data = lf.init(case.model), lf.adam(peers.LR), images(case, "cpu", 2_000 + case.batch)
     if density < 1:
@@ -99,6 +104,7 @@ def _ready(case: Case, density: float) -> tuple[Workspace, torch.Tensor, torch.T
     program = program_of(
         captured(case.model, case.shape, training=True), state.params, state.buffers, state.masks, batch=case.batch,
         stored=Stored(case.shape, x.dtype, data.scale), epilogue=Epilogue("cross_entropy", True, numbers),
+        builder=builder_for(precision),
     )  # fmt: skip
     workspace = Workspace(program, state.params, state.buffers)
     load_optimizer(workspace, numbers, lf.with_optimizer(state, optimizer).opt)

@@ -15,8 +15,10 @@ from typing import Any, NoReturn
 
 from lthfunc.errors import UserError, invalid, unknown
 from lthfunc.runs.environment import machine
+from lthfunc.training.precision import Precision
 
 Record = dict[str, Any]
+_SPARSE_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 #: Keys of a record about a training step of one network: FLOPs of its products, and the least bytes that it moves.
 FLOPS, MOVED = "FLOPs of a step", "bytes of a step"
 
@@ -29,6 +31,14 @@ def chosen(networks: Sequence[str], default: Sequence[str], every: Sequence[str]
     if threads < 1:
         raise invalid("--threads", threads, "a whole number of at least 1")
     return list(networks or default)
+
+
+def checked_sparse_precision(given: str) -> Precision:
+    """The precision that was asked for. Raises UserError for one that the sparse engine does not have."""
+    for each in _SPARSE_PRECISIONS:
+        if given == each:
+            return each
+    raise invalid("--precision", given, " or ".join(_SPARSE_PRECISIONS))
 
 
 def checked_densities(given: Sequence[float] | None, default: Sequence[float]) -> Sequence[float]:
@@ -64,6 +74,10 @@ class Options(argparse.ArgumentParser):
         shown = ["" if default is None else f" ({default})" for default in (seconds, repeats)]
         self.add("--seconds", type=float, default=seconds, help=f"seconds of a timing{shown[0]}")
         self.add("--repeats", type=int, default=repeats, help=f"timings of each{shown[1]}")
+
+    def sparse_precision(self) -> None:
+        """Add `--precision` of the sparse engine; `checked_sparse_precision` is for what it gets."""
+        self.add("--precision", default="fp32", help=f"of the sparse engine: {' or '.join(_SPARSE_PRECISIONS)} (fp32)")
 
     def densities(self, default: str) -> None:
         """Add `--density`; `checked_densities` is for what it gets."""

@@ -23,6 +23,7 @@ from lthfunc.experiments.devices import choose_device
 from lthfunc.sparse.functional import conv_pattern, to_tiles
 from lthfunc.training.batches import batches
 from lthfunc.training.cpu_threads import using_threads
+from lthfunc.training.precision import Precision
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import TrainState
@@ -31,7 +32,18 @@ from . import peers, peers_jax, sparse_peers
 from .floors import PEAK, peak_rate, products
 from .loops import user_loop
 from .networks import Case, cases, images
-from .records import Options, Record, checked_densities, chosen, header, record, saying, script, write
+from .records import (
+    Options,
+    Record,
+    checked_densities,
+    checked_sparse_precision,
+    chosen,
+    header,
+    record,
+    saying,
+    script,
+    write,
+)
 from .sparse_chart import draw, table
 
 DENSE, SPARSE, AUTO = "lthfunc, compile", "lthfunc, sparse", "lthfunc, auto"
@@ -53,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.networks(f"one of {', '.join((*NETWORKS, *_LARGE))}")
     options.densities(" … ".join(f"{DENSITIES[end]:g}" for end in (0, -1)))
     options.threads()
+    options.sparse_precision()
     options.add("--device", default="cpu", help="cpu")
     options.add("--ticket", metavar="FILE", help="also measure this ticket of the (one) network")
     options.add("--quick", action="store_true", help="LeNet-300-100 at 1, 0.2 and 0.05: under a minute")
@@ -66,6 +79,7 @@ def run(
     networks: Sequence[str],
     densities: Sequence[float] | None,
     threads: int,
+    precision: str,
     device: str,
     ticket: str | None,
     quick: bool,
@@ -85,12 +99,13 @@ def run(
         {"seconds": _QUICK_SECONDS, "repeats": _QUICK_REPEATS} if quick else {"seconds": _SECONDS, "repeats": _REPEATS}
     )
     chosen_densities = checked_densities(densities, _QUICK_DENSITIES if quick else DENSITIES)
+    asked = checked_sparse_precision(precision)
     about = {"device": device, "threads": threads, "precision": "fp32"}
     records: list[Record] = []
     with using_threads(threads):
         every = cases()
         for name in names:
-            found = _training(every[name], chosen_densities, masks, timing, about)
+            found = _training(every[name], chosen_densities, masks, timing, asked, about)
             table(found)
             records += found
         if not quick and not networks:
@@ -114,17 +129,19 @@ def _measured(variants: dict[tuple[str, float], TimedFunction], timing: dict[str
 
 
 def _training(
-    case: Case, densities: Sequence[float], masks: lf.Masks | None, timing: dict[str, Any], about: dict[str, Any]
-) -> list[Record]:
+    case: Case, densities: Sequence[float], masks: lf.Masks | None, timing: dict[str, Any], precision: Precision,
+    about: dict[str, Any],
+) -> list[Record]:  # fmt: skip
     data, optimizer = images(case, "cpu"), lf.adam(peers.LR)
     ready = [(scaled(x, data.scale), y) for x, y in batches(data.train, case.batch, 0, 0, peers_jax.SCANNED)]
     simple = case.kind == "images" and case.name != "vit-tiny"  # of layers that peers and the lower bound know
     flops = products(case.model, ready[0][0])[1] if simple else None
 
-    def loop(engine: Any, state: TrainState) -> TimedFunction:
+    def loop(engine: Any, state: TrainState, precision: Precision = "fp32") -> TimedFunction:
         trainer = make_trainer(
-            case.model, data, optimizer=optimizer, batch_size=case.batch, engine=engine, **case.learns
-        )
+            case.model, data, optimizer=optimizer, batch_size=case.batch, engine=engine, precision=precision,
+            **case.learns,
+        )  # fmt: skip
         return user_loop(trainer, state)
 
     sparse = lf.sparse_or("compile")
@@ -137,6 +154,8 @@ def _training(
     for density in densities:
         state = _ticket(case, density)
         variants[SPARSE, density] = loop(lf.sparse_engine, state)
+        if precision != "fp32":
+            variants[f"{SPARSE}, {precision}", density] = loop(lf.sparse_engine, state, precision)
         if density > 0.3:
             variants[AUTO, density] = loop(sparse, state)
         low, high = sparse_peers.SPARSEPROP_DENSITIES
@@ -151,6 +170,8 @@ def _training(
         variants[f"{DENSE}, ticket, compact", kept] = loop(lf.compact_engine("compile"), state)
     given = {**about, "network": case.name, "batch": case.batch, "unit": "steps/s"}
     records = _measured(variants, timing, **given)
+    for each in records:
+        each["precision"] = precision if each["variant"] == f"{SPARSE}, {precision}" else each["precision"]
     if flops is not None:
         peak = peak_rate("cpu")
         records += [record([peak / flops / density], variant=PEAK, density=density, **given) for density in densities]

@@ -18,7 +18,7 @@ from .records import Record
 _BASES = ("lthfunc, compile", "oneDNN", "dense")
 _VARIANTS = (
     "lthfunc, sparse", "SparseProp", "lthfunc, auto", "csr", "compact", "scipy.sparse CSR", "tuned", "ONNX Runtime",
-    "tuned, units", "block", "2:4",
+    "tuned, units", "block", "2:4", "lthfunc, sparse, bf16",
 )  # fmt: skip
 #: Those with the colour of another one that is in the same picture.
 _DASHED = ("block", "2:4")

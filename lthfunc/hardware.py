@@ -30,7 +30,7 @@ def processor_facts() -> dict[str, str]:
 
 def has_avx512() -> bool:
     """Whether the processor has AVX-512 (the foundation instructions)."""
-    return "avx512f" in processor_facts().get("flags", "").split()
+    return "avx512f" in _features()
 
 
 def has_wide_amd_cores() -> bool:
@@ -38,6 +38,17 @@ def has_wide_amd_cores() -> bool:
     facts = processor_facts()
     family = facts.get("cpu family", "")
     return facts.get("vendor_id") == "AuthenticAMD" and has_avx512() and family.isdigit() and int(family) >= _WIDE
+
+
+def has_bf16_products() -> bool:
+    """Whether the processor has instructions that multiply bfloat16 numbers; others emulate them."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(_features()))
+
+
+def _features() -> list[str]:
+    """What Linux calls the processor's extensions: flags on x86, features on ARM."""
+    facts = processor_facts()
+    return facts.get("flags", facts.get("Features", "")).split()
 
 
 def usable_cores() -> int:

@@ -24,7 +24,9 @@ def test_the_instructions_of_a_step_are_timed(tmp_path: Path, capsys: Any) -> No
     assert {"load_inputs", "products", "weight_gradients", "cross_entropy", "adam", "a step"} <= set(found)
     assert all(item["median"] > 0 and item["repeats"] == 2 and item["unit"] == "ms" for item in found.values())
     # Three layers, and the gradients of what the last two read.
-    assert re.search(r"^ products +5 ", capsys.readouterr().out, re.MULTILINE)
+    shown = capsys.readouterr().out
+    assert re.search(r"^ products +5 ", shown, re.MULTILINE)
+    assert "lenet300, batch 60, fp32, at 0.05" in shown
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,7 @@ def test_the_instructions_of_a_step_are_timed(tmp_path: Path, capsys: Any) -> No
     [
         (["--repeats", "0"], "--repeats: invalid value 0 (expected a whole number of at least 1)"),
         (["--network", "unet"], "--network: unknown name 'unet'"),
+        (["--precision", "tf32"], "--precision: invalid value 'tf32' (expected fp32 or bf16)"),
         (["--density", "2"], "--density: invalid value 2.0 (expected a number in (0, 1])"),
     ],
 )

@@ -68,7 +68,10 @@ def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch)
     assert chosen(rounds=2) == ("sparse/compile", None)
     assert chosen(rounds=2, sparse=False) == ("compile", None)
     assert chosen(rounds=2, ranks=2) == ("compile", None)
-    assert chosen(rounds=2, precision="bf16") == ("compile", None)
+    for instructions, engine in ((True, "compile"), (False, "sparse/compile")):
+        monkeypatch.setattr(engine_choice, "has_bf16_products", lambda instructions=instructions: instructions)
+        assert chosen(rounds=2, precision="bf16") == (engine, None)
+        assert chosen(engine="sparse", precision="bf16") == ("sparse", None)
     assert chosen(rounds=2, steps=999) == ("eager", None)
     assert chosen(rounds=1, control=("reinit",)) == ("sparse/compile", None)  # three trainings of 1,000 steps
     assert chosen(rounds=1, control=("reinit",), steps=999) == ("eager", None)
@@ -88,8 +91,6 @@ def test_auto_counts_the_steps_of_the_whole_run(monkeypatch: pytest.MonkeyPatch)
         chosen(engine="compile", compiler=False)
     with pytest.raises(UserError, match="dense is faster"):
         chosen(engine="sparse", sparse=False)
-    with pytest.raises(UserError, match=r"^--engine: invalid value 'sparse' .*eager or compile with --precision bf16"):
-        chosen(engine="sparse", precision="bf16")
     with pytest.raises(UserError, match=r"^--engine: invalid value 'sparse' .*eager or compile with --device cuda"):
         chosen(engine="sparse", device="cuda")
     assert chosen(rounds=2, device="cuda") == ("compile", None)

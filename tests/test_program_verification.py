@@ -21,7 +21,7 @@ import torch
 from guarded_memory import Room
 from test_decoding import Gated, made
 from torch import Tensor, nn
-from verified_networks import SHAPE, Attended, Mixed, Plain
+from verified_networks import SHAPE, Attended, Held, Mixed, Plain
 
 import lthfunc as lf
 from lthfunc.models.transformers import CharTransformer
@@ -31,7 +31,7 @@ from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
 from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.machine_code import MachineCode
 from lthfunc.sparse.partition import Input, partition
-from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.program import Epilogue, Stored, builder_for, program_of
 from lthfunc.sparse.regions import region_program
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.training.accumulation import AccumulateNumbers
@@ -81,9 +81,10 @@ def programs() -> tuple[Parts, ...]:
     found = []
     cases: tuple[tuple[nn.Module, float, int], ...] = (
         (Plain(), math.inf, 20), (Plain(), 0.5, 70), (Mixed(), 0.5, 20), (Mixed(), 0.5, 1), (Attended(), 0.5, 20),
+        (Held(), math.inf, 20),
     )  # fmt: skip
     for module, share, batch in cases:
-        tokens = isinstance(module, Attended)
+        tokens, halves = isinstance(module, Attended), isinstance(module, Held)
         stored = Stored((TOKENS,), torch.int64) if tokens else Stored(SHAPE, torch.float32)
         model = lf.from_module(module, tokens=tokens)
         state = lf.init(model, seed=0)
@@ -94,11 +95,11 @@ def programs() -> tuple[Parts, ...]:
                     patch.setattr(dense, name, share)
                 program = program_of(
                     captured(model, stored.shape, training=training), state.params, state.buffers, masks, batch=batch,
-                    stored=stored, epilogue=epilogue,
+                    stored=stored, epilogue=epilogue, builder=builder_for("bf16" if halves else "fp32"),
                 )  # fmt: skip
             found.append(parts_of(program.code)._replace(tokens=TOKENS * tokens))
             found += [parts_of(program.whole_layers().code)._replace(tokens=TOKENS * tokens)] if training else []
-        if tokens:
+        if tokens or halves:
             continue
         graph = captured(model, SHAPE, training=True)
         whole = partition(graph, (Input(batched=True, needs=True),), dict, state.buffers, gradients=True)
@@ -237,7 +238,7 @@ def test_what_is_not_a_program_is_refused_or_stays_inside_its_memory() -> None:
 
 def test_sequences_of_what_is_not_a_program_stay_inside_their_memory() -> None:
     """Token by token, with columns that move otherwise, in sequences of another length."""
-    found = tried(400, 0, decoding_programs)
+    found = tried(400, 1, decoding_programs)
     assert found["refused"] > 50
     assert found["ran"] > 50
 

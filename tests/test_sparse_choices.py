@@ -26,6 +26,7 @@ from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
+from lthfunc.hardware import has_bf16_products
 from lthfunc.sparse import cost_model
 from lthfunc.sparse.cost_model import is_faster, why_not_sparse
 from lthfunc.sparse.functional import conv_pattern, from_tiles, linear_pattern, sparse_conv2d, to_tiles
@@ -58,7 +59,8 @@ def test_the_rule_knows_shapes_densities_and_the_processor_alone(wide: bool, mon
 
 def test_auto_takes_it_for_long_runs_on_a_cpu() -> None:
     assert prepare(resolved(Config(arch="lenet300", steps=3000))).config.engine == "sparse/compile"
-    assert prepare(resolved(Config(arch="lenet300", steps=3000, precision="bf16"))).config.engine == "compile"
+    engine = "compile" if has_bf16_products() else "sparse/compile"
+    assert prepare(resolved(Config(arch="lenet300", steps=3000, precision="bf16"))).config.engine == engine
     assert prepare(resolved(Config(arch="lenet300", steps=10, rounds=1))).config.engine == "eager"
 
 
@@ -86,8 +88,10 @@ def test_what_cannot_be_sparse_is_named(few_digits: Dataset) -> None:
     assert reason is not None
     assert "no rule for cumsum in Odd" in reason
     assert f"of {__file__}: found: Tensor = self.out(x.flatten(1).cumsum(1))" in reason
-    with pytest.raises(UserError, match=r"--precision: invalid value 'bf16' \(expected fp32 with --engine sparse"):
-        make_trainer(model, few_digits, optimizer=lf.adam(1e-3), engine=lf.sparse_engine, precision="bf16")
+    with pytest.raises(
+        UserError, match=r"--precision: invalid value 'tf32' \(expected fp32 or bf16 with --engine spar"
+    ):
+        make_trainer(model, few_digits, optimizer=lf.adam(1e-3), engine=lf.sparse_engine, precision="tf32")
     with pytest.raises(UserError, match="no rule for cumsum"):
         prepare(resolved(Config(arch="test_sparse_choices:Odd", engine="sparse", steps=5)))
     assert prepare(resolved(Config(arch="test_sparse_choices:Odd", steps=3000))).config.engine == "compile"
@@ -110,8 +114,8 @@ def test_the_command_line_runs_it_and_refuses_in_one_line(tmp_path: Path, capsys
     capsys.readouterr()
     for options, words in (
         (
-            ["--precision", "bf16"],
-            "--engine: invalid value 'sparse' (expected eager or compile with --precision bf16",
+            ["--precision", "tf32"],
+            "--precision: invalid value 'tf32' (expected one of fp32, bf16 on cpu",
         ),
         (
             ["--arch", "test_sparse_choices:Odd"],

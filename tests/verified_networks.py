@@ -41,6 +41,21 @@ class Mixed(nn.Module):
         return scores.log_softmax(1)
 
 
+class Held(nn.Module):
+    """Values and gradients that may be held in 16 bits, also of rows of several blocks, and one that may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(ins, 24, 3, padding=1) for ins in (2, 24, 24))
+        self.norms, self.head = nn.ModuleList(nn.BatchNorm2d(24) for _ in range(3)), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = (nn.Sequential(*both) for both in zip(self.convs, self.norms, strict=True))
+        x = torch.relu(a(x))
+        scores: Tensor = self.head(torch.relu(c(torch.relu(b(x))) + x).mean((2, 3)))
+        return scores
+
+
 class Attended(nn.Module):
     """What reads tokens: an embedding, attention, normalisation of each token, recurrent layers."""
 

@@ -10,7 +10,7 @@ from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.compaction.compact_engine import compact_engine
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import Config, Decision, filled, trainings_at_once, trainings_of
-from lthfunc.hardware import usable_cores
+from lthfunc.hardware import has_bf16_products, usable_cores
 from lthfunc.printable import counted, joined
 from lthfunc.sparse.cost_model import why_not_sparse
 from lthfunc.sparse.kernels.build import why_no_kernels
@@ -106,6 +106,8 @@ def why_not_sparse_engine(config: Config, work: Work, data: Dataset) -> str | No
     """Why `auto` leaves the sparse engine out; None where it may be used."""
     if work.collectives.world_size > 1:
         return "the sparse engine doesn't support several ranks"
+    if config.precision == "bf16" and has_bf16_products():
+        return "not sparse: the rule for that is one of float32's times, and this processor multiplies bfloat16 numbers"
     try:
         _check_sparse(replace(config, engine="sparse"), work, data)
     except UserError as error:
@@ -127,9 +129,8 @@ def _python_updates(config: Config, work: Work) -> str | None:
 
 def _check_sparse(config: Config, work: Work, data: Dataset) -> None:
     """Raise UserError if the sparse engine cannot run this."""
-    for option, value, able in (("--device", config.device, "cpu"), ("--precision", config.precision, "fp32")):
-        if value != able:
-            raise invalid("--engine", config.engine, f"eager or compile with {option} {value}")
+    if config.device != "cpu":
+        raise invalid("--engine", config.engine, f"eager or compile with --device {config.device}")
     reason = why_no_kernels() or why_not_sparse(work, data.shape, data.train.x.dtype) or why_not_loss(work, data.train)
     if reason is not None:
         raise UserError(reason)

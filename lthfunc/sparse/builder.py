@@ -43,6 +43,8 @@ class Operation:
     the way, in their order. host: the one that does this one. kept: what a fused operation keeps for its host: where
     the constants of a normalisation lie, or the codes of maxima. reads_local: it reads its input, and gives that one's
     gradient, tile by tile, so that a local buffer may hold it; gradient_local: and so it reads its own gradient.
+    writes_half, reads_half: it can write its value in 16 bits a number, and read its inputs so; gives_half, takes_half:
+    and so it can write its input's gradient, and read its own.
     """
 
     inputs: list[Value]
@@ -56,6 +58,10 @@ class Operation:
     kept: Any = None
     reads_local: bool = False
     gradient_local: bool = False
+    writes_half: bool = False
+    reads_half: bool = False
+    gives_half: bool = False
+    takes_half: bool = False
 
 
 class GradientTarget(NamedTuple):
@@ -101,7 +107,8 @@ class Builder(Writer):
     reads them. fixed: buffers that nothing changes; folded: those of them whose values the program is made of.
     size_free: tells of an operation whether none of its numbers depends on the size of the batch. whole_layers: the
     names of weights, and for each an instruction that takes all their gradients, and the program's before which it may
-    run. local: whether values may lie in memory of one tile at a time; otherwise the program may run in parts.
+    run. local: whether values may lie in memory of one tile at a time; otherwise the program may run in parts. half:
+    whether values and gradients that wait for long may be held in 16 bits (`half_buffers.py`).
 
     How many weights survive decides what is added; where they lie, late functions alone ask (`Lowered`).
     """
@@ -124,9 +131,10 @@ class Builder(Writer):
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)
     size_free: Callable[[Node], bool] = field(default=lambda node: False)
-    spare: dict[tuple[int, ...], list[TileBuffer]] = field(default_factory=dict)
+    spare: dict[tuple[bool, tuple[int, ...]], list[TileBuffer]] = field(default_factory=dict)
     whole_layers: list[tuple[str, int, Late]] = field(default_factory=list)
     local: bool = True
+    half: bool = False
 
     @property
     def tiles(self) -> int:
@@ -210,10 +218,10 @@ class Builder(Writer):
         """Where the next part of a value's gradient goes."""
         if value.grad is None:
             # The value's own layout, since `gate` is read beside it; all halos are settled by now.
-            shape = value.buffer.layout
-            kept = self.spare.get(shape)
+            shape, half = value.buffer.layout, value.half_gradient
+            kept = self.spare.get((half, shape))
             # Memory of a gradient that was read already; of the same shape, so that its halo still holds zeros.
-            value.grad = kept.pop() if kept else self.allocate(*shape)
+            value.grad = kept.pop() if kept else self.hold(TileBuffer(*shape, half=half))
         value.written += 1
         last = value.written == value.uses
         gate = value.buffer if value.rectified and last else None
@@ -258,4 +266,4 @@ class Builder(Writer):
 
     def _spare(self, buffer: TileBuffer) -> None:
         if not buffer.local:
-            self.spare.setdefault(buffer.layout, []).append(buffer)
+            self.spare.setdefault((buffer.half, buffer.layout), []).append(buffer)

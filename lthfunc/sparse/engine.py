@@ -19,7 +19,7 @@ from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.new_masks import exchanged_for
-from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, lower
+from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, builder_for, lower
 from lthfunc.sparse.python_losses import check_features, computes_loss
 from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
@@ -43,7 +43,7 @@ def sparse_engine(work: Work) -> Engine:
 
     A trainer takes it as its engine and calls it. work: the network, loss, optimiser and so on that the trainer runs.
     The kernels are built before its first step, where they were not yet. Raises UserError where there is no compiler
-    for that, for a precision other than fp32, for a device other than the CPU, and for a network with an operation that
+    for that, for tf32, for a device other than the CPU, and for a network with an operation that
     has no lowering, which it names.
 
     >>> import lthfunc as lf
@@ -52,8 +52,8 @@ def sparse_engine(work: Work) -> Engine:
     >>> lf.make_trainer(model, data, optimizer=lf.adam(1e-3), batch_size=2, engine=lf.sparse_engine).engine.name
     'sparse'
     """
-    if work.precision != "fp32":
-        raise invalid("--precision", work.precision, "fp32 with --engine sparse")
+    if work.precision == "tf32":
+        raise invalid("--precision", work.precision, "fp32 or bf16 with --engine sparse")
     if work.collectives.world_size > 1:
         raise invalid("--engine", "sparse", "eager or compile on several ranks")
     check_features(work)
@@ -132,6 +132,7 @@ class _Programs(threading.local):
         lowered = lower(
             captured(work.model, stored.shape, training=True), state.params, state.buffers, state.masks, batch=batch,
             stored=stored, epilogue=Epilogue(loss, True, update or ()), positions=positions,
+            builder=builder_for(work.precision),
         )  # fmt: skip
         self._last = lowered, (batch, stored)
         return lowered.program

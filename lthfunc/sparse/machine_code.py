@@ -96,7 +96,7 @@ def finished(builder: Builder) -> MachineCode:
     vectors = 0
     for buffer in builder.tile_buffers:
         buffer.base = vectors
-        vectors += builder.tiles * buffer.tile
+        vectors += 0 if buffer.local else builder.tiles * buffer.vectors
     local = _lay_out_local(builder, vectors)
     return _assembled(builder, builder.write_all(), vectors + builder.tiles * local, local)
 

@@ -18,6 +18,7 @@ from lthfunc.sparse.builder import Builder, Leaf, View
 from lthfunc.sparse.capture import Captured
 from lthfunc.sparse.constants import has_values
 from lthfunc.sparse.ends import ONE, Ends, add_ends, ends_of
+from lthfunc.sparse.half_buffers import hold_in_half
 from lthfunc.sparse.interpretation import (
     add_leaves,
     counts_steps,
@@ -34,6 +35,7 @@ from lthfunc.sparse.machine_code import MachineCode, finished, finished_beside
 from lthfunc.sparse.shared_weights import emit_operations
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by
+from lthfunc.training.precision import Precision
 from lthfunc.trees.types import Buffers, Masks, Params, Scale
 
 
@@ -118,6 +120,11 @@ class Program(NamedTuple):
 IN_PARTS = functools.partial(Builder, local=False)
 
 
+def builder_for(precision: Precision) -> Callable[..., Builder]:
+    """What collects a program that computes in a precision: under bf16, values that wait for long have 16 bits."""
+    return functools.partial(Builder, half=precision == "bf16")
+
+
 class Lowered:
     """A network that is lowered once, and its program for whatever survives while each layer keeps as many weights.
 
@@ -172,6 +179,8 @@ def lower(
     counters: list[str] = []
     given = {**leaves, **dict.fromkeys(inputs_of(graph), _load(b, stored))}
     ends = ends_of(b, graph, _interpreted(b, graph, given, counters), loss=epilogue.loss is not None)
+    if b.half:
+        hold_in_half(b)
     emit_operations(b)
     forward, backward, update, averages = _finish(b, ends, epilogue, statistics)
     trained = {leaf: at for leaf, at in b.leaves.items() if leaf not in b.frozen}

@@ -29,7 +29,8 @@ class TileBuffer:
 
     halo: rows and columns of zeros around each channel, which padded convolutions read. It grows while a program is
     put together and is settled before memory is laid out. base: its first vector in the activations. local: it holds
-    one tile at a time, for the instructions right behind the one that writes it.
+    one tile at a time, for the instructions right behind the one that writes it. half: its numbers have 16 bits; steps
+    and places, but for `base` and `vectors`, then count vectors of half the size.
     """
 
     channels: int
@@ -38,6 +39,7 @@ class TileBuffer:
     halo: int = 0
     base: int = -1
     local: Local | None = field(default=None, kw_only=True)
+    half: bool = field(default=False, kw_only=True)
 
     @property
     def row(self) -> int:
@@ -57,12 +59,12 @@ class TileBuffer:
     @property
     def tile(self) -> int:
         """Vectors from one tile to the next."""
-        return 0 if self.local else self.vectors
+        return 0 if self.local else self.vectors * (1 + self.half)
 
     @property
     def vectors(self) -> int:
-        """Vectors of a tile."""
-        return self.channels * self.channel
+        """Vectors of a tile, of whole size."""
+        return -(-self.channels * self.channel // (1 + self.half))
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -82,7 +84,7 @@ class TileBuffer:
     @property
     def first(self) -> int:
         """The vector of channel 0, row 0, column 0 in the first tile."""
-        return self.base + self.halo * (self.row + 1)
+        return self.base * (1 + self.half) + self.halo * (self.row + 1)
 
     @property
     def features(self) -> int:
@@ -94,7 +96,16 @@ class TileBuffer:
         return _addresses(self.layout)
 
     def columns(self, prefix: str) -> dict[str, int]:
-        """The columns that describe it in an instruction, but for its size."""
+        """The columns that describe it in an instruction that knows whole numbers alone, but for its size."""
+        if self.half:
+            raise ValueError(f"no instruction with {prefix!r} alone reads or writes numbers of 16 bits")
+        return self._columns(prefix)
+
+    def columns_of_kind(self, prefix: str) -> dict[str, int]:
+        """The columns that describe it in an instruction that knows numbers of both kinds."""
+        return self._columns(prefix) | {f"{prefix}_half": int(self.half)}
+
+    def _columns(self, prefix: str) -> dict[str, int]:
         return {
             prefix: self.first,
             f"{prefix}_tile": self.tile,

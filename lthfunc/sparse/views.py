@@ -40,6 +40,7 @@ class Value:
     sums: each tile's, for a batch normalisation; summable: whoever writes the value can write them. normalised: how
     batch normalisation gave the value, if it did. rewrite: writes a local value once more, for gradients. donation:
     gives the memory of its gradient away once that was read. owed: parts of its gradient that others still write.
+    half_gradient: its gradient is held in 16 bits a number.
     """
 
     buffer: TileBuffer
@@ -56,6 +57,7 @@ class Value:
     rewrite: Callable[[], None] | None = None
     donation: Callable[[], bool] | None = None
     owed: list[Callable[[], object]] = field(default_factory=list)
+    half_gradient: bool = False
     dtype: torch.dtype = torch.float32
 
 

@@ -41,7 +41,9 @@ class Running:
         RUN, _RUNS,
     )  # fmt: skip
     precision: str = setting(
-        "fp32", "Precision of matrix products and convolutions: fp32, tf32 (on a GPU) or bf16.",
+        "fp32",
+        "Precision of matrix products and convolutions: fp32, tf32 (on a GPU) or bf16, in which the sparse engine only "
+        "keeps some activations and gradients.",
         RUN, _RUNS, choices=PRECISIONS,
     )  # fmt: skip
     jobs: Count | None = setting(

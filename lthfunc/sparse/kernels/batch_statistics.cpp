@@ -107,8 +107,8 @@ void batch_statistics(const batch_statistics_row& op, Workspace& m, Part part) {
 
 // in, grad: (channels, height, width) of each tile. sums: GRADIENT_SUMS vectors a channel and tile.
 void verify(const gradient_sums_row& op, Verifier& v) {
-  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
-  LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE_HALF(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE_HALF(grad, op.rows, op.height, op.width);
   v.constants("saved", op.saved, op.rows * SAVED);
   v.activations("sums", op.sums, {{v.tiles, op.sums_tile}, {op.rows * GRADIENT_SUMS, 1}});
 }
@@ -119,8 +119,13 @@ void gradient_sums(const gradient_sums_row& op, Workspace& m, Part part) {
       const float mean = m.constants[op.saved + channel * SAVED + mean_of];
       GradientSums sums;
       for (i64 y = 0; y < op.height; ++y) {
-        const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
-        for (i64 x = 0; x < op.width; ++x) sums.add(grad[x], in[x] - mean, x);
+        const auto row = [&](const auto* in) {
+          const auto with = [&](const auto* grad) {
+            for (i64 x = 0; x < op.width; ++x) sums.add(read(grad[x]), read(in[x]) - mean, x);
+          };
+          LTHFUNC_EITHER(grad, with);
+        };
+        LTHFUNC_EITHER(in, row);
       }
       sums.write(m.activations + op.sums + tile * op.sums_tile + channel * GRADIENT_SUMS);
     }

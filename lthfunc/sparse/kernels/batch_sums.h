@@ -54,26 +54,33 @@ struct Norm {
   vec* sums;
   bool first;
   const vec* value;
+  const halves* half;  // the same, of numbers of 16 bits; one of both, or neither
 };
 inline Norm norm_of(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 x) {
-  if (op.sums < 0) return {nullptr, false, nullptr};
+  if (op.sums < 0) return {nullptr, false, nullptr, nullptr};
+  const i64 value = op.norm + tile * op.norm_tile + y * op.norm_row + x;
   return {m.activations + op.sums + tile * op.sums_tile, y == 0 && x == 0,
-          op.norm < 0 ? nullptr : m.activations + op.norm + tile * op.norm_tile + y * op.norm_row + x};
+          op.norm < 0 || op.norm_half ? nullptr : m.activations + value,
+          op.norm < 0 || !op.norm_half ? nullptr : reinterpret_cast<const halves*>(m.activations) + value};
 }
 
 LTHFUNC_INLINE Norm shifted(Norm norm, const products_row& op, i64 y, i64 x) {
   norm.first = norm.first && y == 0 && x == 0;
   if (norm.value) norm.value += y * op.norm_row + x;
+  if (norm.half) norm.half += y * op.norm_row + x;
   return norm;
 }
 
-// What becomes of a row's sums before they are written, and where batch normalisation wants them added up.
-template <int Sums>
+// What becomes of a row's sums before they are written, and where batch normalisation wants them added up: what is
+// written, of this kind.
+template <typename Kind = vec, int Sums>
 LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Workspace& m, const Region& region,
                            const Norm& norm, i64 row, i64 row_out) {
   finish(sum, op, m, region, row, row_out);
+  LTHFUNC_UNROLL
+  for (int s = 0; s < Sums; ++s) sum[s] = as_held<Kind>(sum[s]);
   if (!norm.sums) return;
-  if (!norm.value) {
+  if (!norm.value && !norm.half) {
     vec* const at = norm.sums + row * VALUE_SUMS;
     ValueSums sums;
     if (norm.first)
@@ -85,16 +92,22 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Works
     return sums.write(at);
   }
   vec* const at = norm.sums + row * GRADIENT_SUMS;
-  const vec* const value = norm.value + row * op.norm_channel;
   const float* const saved = m.constants + op.norm_saved + row * SAVED;
   const float mean = saved[mean_of], factor = saved[factor_of], summand = saved[summand_of];
   GradientSums sums;
   if (!norm.first) sums.read(at);
-  LTHFUNC_UNROLL
-  for (int s = 0; s < Sums; ++s) {
-    if (op.norm_relu) sum[s] = passing(sum[s], value[s] * factor + summand);
-    sums.add(sum[s], value[s] - mean, s);
-  }
+  const auto add = [&](const auto* normalised) {
+    LTHFUNC_UNROLL
+    for (int s = 0; s < Sums; ++s) {
+      const vec value = lthfunc::read(normalised[s]);
+      if (op.norm_relu) sum[s] = passing(sum[s], value * factor + summand);
+      sums.add(sum[s], value - mean, s);
+    }
+  };
+  if (norm.half)
+    add(norm.half + row * op.norm_channel);
+  else
+    add(norm.value + row * op.norm_channel);
   sums.write(at);
 }
 
@@ -104,8 +117,8 @@ inline void verify_sums(const products_row& op, const Verifier& v) {
   const i64 each = op.norm < 0 ? VALUE_SUMS : GRADIENT_SUMS;
   v.activations("sums", op.sums, {{v.tiles, op.sums_tile}, {op.rows * each, 1}});
   if (op.norm < 0) return;
-  v.activations("norm", op.norm,
-                {{v.tiles, op.norm_tile}, {op.rows, op.norm_channel}, {op.ny, op.norm_row}, {op.nx, 1}});
+  v.activations_of("norm", op.norm_half, op.norm,
+                   {{v.tiles, op.norm_tile}, {op.rows, op.norm_channel}, {op.ny, op.norm_row}, {op.nx, 1}});
   v.constants("norm_saved", op.norm_saved, op.rows * SAVED);
 }
 

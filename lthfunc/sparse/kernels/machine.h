@@ -1,7 +1,7 @@
 // What a kernel is: a function of one instruction, the workspace, and the part of the work that is asked of it.
 #pragma once
 
-#include "vectors.h"
+#include "halves.h"
 
 namespace lthfunc {
 
@@ -73,6 +73,12 @@ struct Part {
 // A row of a buffer, by an instruction's columns: `op`, `m`, `tile`, `channel` and `y` are those of the caller.
 #define LTHFUNC_AT(name) \
   (m.activations + op.name + tile * op.name##_tile + channel * op.name##_channel + y * op.name##_row)
+
+// The same where numbers may have 16 bits: `call` gets what either kind of row points to.
+#define LTHFUNC_EITHER(name, call)                                                                    \
+  (op.name##_half ? call(reinterpret_cast<halves*>(m.activations) + op.name + tile * op.name##_tile + \
+                         channel * op.name##_channel + y * op.name##_row)                             \
+                  : call(LTHFUNC_AT(name)))
 
 // What decides about a row of a gradient, at the same position of another buffer of its layout; nullptr for nothing.
 inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) {

@@ -6,7 +6,7 @@ namespace lthfunc {
 
 // in, b, out: (channels, height, width) of each tile, each with steps of its own; out may be in or b.
 void verify(const normalise_row& op, Verifier& v) {
-  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE_HALF(in, op.rows, op.height, op.width);
   LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
   if (op.b >= 0) LTHFUNC_INSIDE(b, op.rows, op.height, op.width);
   v.constants("saved", op.saved, op.rows * SAVED);
@@ -18,14 +18,16 @@ void normalise(const normalise_row& op, Workspace& m, Part part) {
       const float* const saved = m.constants + op.saved + channel * SAVED;
       const float factor = saved[factor_of], summand = saved[summand_of];
       for (i64 y = 0; y < op.height; ++y) {
-        const vec* const in = LTHFUNC_AT(in);
         const vec* const b = op.b < 0 ? nullptr : LTHFUNC_AT(b);
         vec* const out = LTHFUNC_AT(out);
-        for (i64 x = 0; x < op.width; ++x) {
-          vec value = in[x] * factor + summand;
-          if (b) value += b[x];
-          out[x] = op.relu ? rectified(value) : value;
-        }
+        const auto row = [&](const auto* in) {
+          for (i64 x = 0; x < op.width; ++x) {
+            vec value = read(in[x]) * factor + summand;
+            if (b) value += b[x];
+            out[x] = op.relu ? rectified(value) : value;
+          }
+        };
+        LTHFUNC_EITHER(in, row);
       }
     }
   }
@@ -33,8 +35,8 @@ void normalise(const normalise_row& op, Workspace& m, Part part) {
 
 // in, grad, into: as above; into may be grad. The gate lies as into does.
 void verify(const normalise_gradient_row& op, Verifier& v) {
-  LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
-  LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE_HALF(in, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE_HALF(grad, op.rows, op.height, op.width);
   LTHFUNC_GATED(into, op.rows, op.height, op.width);
   v.constants("saved", op.saved, op.rows * SAVED);
 }
@@ -48,15 +50,21 @@ void normalise_gradient(const normalise_gradient_row& op, Workspace& m, Part par
       const float factor = saved[factor_of], dot = saved[grad_dot_of];
       const float shift = saved[grad_mean_of] - saved[mean_of] * dot;
       for (i64 y = 0; y < op.height; ++y) {
-        const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
         vec* const into = LTHFUNC_AT(into);
         const vec* const gate = gate_of(op.gate, op.into, into);
-        for (i64 x = 0; x < op.width; ++x) {
-          vec value = (grad[x] - shift - in[x] * dot) * factor;
-          if (!full) value = where(there, value, vec{});
-          if (op.accumulate) value += into[x];
-          into[x] = gated(value, gate, x);
-        }
+        const auto row = [&](const auto* in, const auto* grad) {
+          for (i64 x = 0; x < op.width; ++x) {
+            vec value = (read(grad[x]) - shift - read(in[x]) * dot) * factor;
+            if (!full) value = where(there, value, vec{});
+            if (op.accumulate) value += into[x];
+            into[x] = gated(value, gate, x);
+          }
+        };
+        const auto of = [&](const auto* in) {
+          const auto with = [&](const auto* grad) { row(in, grad); };
+          LTHFUNC_EITHER(grad, with);
+        };
+        LTHFUNC_EITHER(in, of);
       }
     }
   }

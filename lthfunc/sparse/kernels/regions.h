@@ -5,22 +5,37 @@
 
 namespace lthfunc {
 
+// `half`, `half_gate`: out and gate where their numbers have 16 bits.
 struct Region {
   const vec* in;
   vec* out;
+  halves* half;
   const vec* gate;
+  const halves* half_gate;
   const vec* added;  // what is added to the outputs, of the first channel; nullptr for nothing
   ivec* codes;
   i64 in_step, out_step;
 };
+
+template <typename Kind>
+LTHFUNC_INLINE Kind* outputs(const Region& region) {
+  if constexpr (std::is_same_v<Kind, halves>)
+    return region.half;
+  else
+    return region.out;
+}
+inline bool writes_halves(const products_row& op) { return op.out_half != 0; }
+inline bool writes_halves(const dense_convolutions_row&) { return false; }
 
 // The same stretch, some rows and places on.
 template <typename Row>
 LTHFUNC_INLINE Region shifted(Region region, const Row& op, i64 y, i64 x) {
   const i64 out = y * op.out_y + x * region.out_step;
   region.in += y * op.in_y + x * region.in_step;
-  region.out += out;
+  if (region.out) region.out += out;
+  if (region.half) region.half += out;
   if (region.gate) region.gate += out;
+  if (region.half_gate) region.half_gate += out;
   if (region.added) region.added += y * op.b_row + x;
   return region;
 }
@@ -43,11 +58,12 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, 
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) sum[s] = rectified(sum[s]);
   }
-  if (region.gate) {
-    const vec* const gate = region.gate + row_out;
+  const auto pass = [&](const auto* gate) {
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = passing(sum[s], gate[s * region.out_step]);
-  }
+    for (int s = 0; s < Sums; ++s) sum[s] = passing(sum[s], read(gate[s * region.out_step]));
+  };
+  if (region.gate) pass(region.gate + row_out);
+  if (region.half_gate) pass(region.half_gate + row_out);
 }
 
 // The maximum of a 2 × 2 window of sums (row after row), or NaN if one is among them. `codes`, where wanted, tell
@@ -84,11 +100,15 @@ template <typename Row, typename Each>
 void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i64 most, Each each) {
   const i64 pieces = (count + most - 1) / most;
   const i64 side = op.pool ? 2 : 1;  // outputs of the layer along each side of what is written
+  const bool half = writes_halves(op);
+  halves* const narrow = reinterpret_cast<halves*>(m.activations);
   for (i64 piece = 0, x = 0; piece < pieces; ++piece) {
     const i64 size = count / pieces + (piece < count % pieces);
     const i64 out = op.out_tile * tile + op.out_y * y + op.out_x * x;
     each(Region{m.activations + op.in + op.in_tile * tile + side * (op.in_y * y + op.in_x * x),
-                m.activations + op.out + out, op.gate < 0 ? nullptr : m.activations + op.gate + out,
+                half ? nullptr : m.activations + op.out + out, half ? narrow + op.out + out : nullptr,
+                op.gate < 0 || half ? nullptr : m.activations + op.gate + out,
+                op.gate < 0 || !half ? nullptr : narrow + op.gate + out,
                 op.b < 0 ? nullptr : m.activations + op.b + op.b_tile * tile + op.b_row * y + x,
                 op.codes < 0 ? nullptr : reinterpret_cast<ivec*>(m.activations + op.codes + out), op.in_x, op.out_x},
          x, size);
@@ -97,7 +117,8 @@ void stretches(const Row& op, const Workspace& m, i64 tile, i64 y, i64 count, i6
 }
 
 // What is read around `in` by lists of `entries`, and rows of outputs with what belongs to them. across: the positions
-// are the tiles. out is none of the others; b, the gate and the codes lie as their steps say, the latter two as out.
+// are the tiles. out is none of the others; b, the gate and the codes lie as their steps say, the latter two as out,
+// whose kind the gate has.
 template <typename Row>
 void verify_region(const Row& op, Verifier& v, i64 entries, Range offsets, bool across) {
   const i64 side = op.pool ? 2 : 1, ny = across ? 1 : op.ny, nx = across ? 1 : op.nx;
@@ -106,12 +127,13 @@ void verify_region(const Row& op, Verifier& v, i64 entries, Range offsets, bool 
     v.activations("in", op.in, {{v.tiles, across ? op.in_x : op.in_tile}, {side * ny, op.in_y}, {side * nx, op.in_x}},
                   offsets);
   const Range rows = v.list("row_out", op.row_out, op.rows);
-  const auto written = [&](const char* name, i64 first) {
-    v.activations(name, first, {{v.tiles, across ? op.out_x : op.out_tile}, {ny, op.out_y}, {nx, op.out_x}}, rows);
+  const auto written = [&](const char* name, bool half, i64 first) {
+    v.activations_of(name, half, first, {{v.tiles, across ? op.out_x : op.out_tile}, {ny, op.out_y}, {nx, op.out_x}},
+                     rows);
   };
-  written("out", op.out);
-  if (op.gate >= 0) written("gate", op.gate);
-  if (op.codes >= 0) written("codes", op.codes);
+  written("out", writes_halves(op), op.out);
+  if (op.gate >= 0) written("gate", writes_halves(op), op.gate);
+  if (op.codes >= 0) written("codes", false, op.codes);
   if (op.b >= 0)
     v.activations("b", op.b, {{v.tiles, across ? 1 : op.b_tile}, {op.rows, op.b_channel}, {ny, op.b_row}, {nx, 1}});
   if (op.saved >= 0) v.constants("saved", op.saved, op.rows * SAVED);

@@ -52,7 +52,7 @@ bool not_negative(const Program& program, i64 first, i64 count) {
 bool reads_plainly(const i64* row, const Program& program) {
   if (head(row).opcode == op_products) {
     const auto& op = *reinterpret_cast<const products_row*>(row);
-    return op.which < 0 && op.limits < 0 && (op.across || op.out_x == 1) &&
+    return op.which < 0 && op.limits < 0 && (op.across || op.out_x == 1) && !op.out_half && op.norm < 0 &&
            not_negative(program, op.offsets, program.lists[op.starts + op.rows * op.blocks]);
   }
   if (head(row).opcode == op_dense_convolutions) {
@@ -71,6 +71,7 @@ bool reads_plainly(const i64* row, const Program& program) {
     const auto& op = *reinterpret_cast<const attention_row*>(row);
     return op.k_place == 1 && op.v_place == 1 && op.threshold == 0;
   }
+  if (head(row).opcode == op_normalise) return !reinterpret_cast<const normalise_row*>(row)->in_half;
   if (head(row).opcode == op_embed) return reinterpret_cast<const embed_row*>(row)->spread < 0;
   return true;
 }

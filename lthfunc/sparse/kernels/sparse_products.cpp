@@ -2,6 +2,8 @@
 //
 // A few outputs of one row stay in registers while the row's list runs: each weight is one broadcast and as many
 // multiply-adds with memory operands. No lane depends on the mask, so no pattern of survivors is slower than another.
+#include <memory>
+
 #include "windowed_products.h"
 
 namespace lthfunc {
@@ -28,15 +30,17 @@ struct Strip {
 
 // Has the places that a row writes, and those that it reads beside them, fetched from memory meanwhile: they are a few
 // neighbours in each of many channels, which no processor foresees.
-template <int Sums>
+template <typename Kind, int Sums>
 LTHFUNC_INLINE void fetch(const products_row& op, const Region& region, const Norm& norm, i64 row, i64 row_out) {
-  const auto each = [](const vec* at, i64 step, auto write) {
+  const auto each = [](const auto* at, i64 step, auto write) {
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) __builtin_prefetch(at + s * step, decltype(write)::value);
   };
-  each(region.out + row_out, region.out_step, std::true_type{});
+  each(outputs<Kind>(region) + row_out, region.out_step, std::true_type{});
   if (region.gate) each(region.gate + row_out, region.out_step, std::false_type{});
+  if (region.half_gate) each(region.half_gate + row_out, region.out_step, std::false_type{});
   if (norm.value) each(norm.value + row * op.norm_channel, 1, std::false_type{});
+  if (norm.half) each(norm.half + row * op.norm_channel, 1, std::false_type{});
 }
 
 // Neighbouring blocks of a row's list, and where in its course they stand: fresh sums begin at the bias, finished ones
@@ -46,10 +50,11 @@ struct Some {
   bool fresh, finish;
 };
 
-// All rows of one stretch of outputs.
-template <int Sums, bool Unit, bool Indexed>
-void stretch(const products_row& op, const Workspace& m, Region region, const Norm& norm, Some blocks, i64 from,
-             i64 to) {
+// All rows of one stretch of outputs of either kind. partial: where a stretch of every row lies from one block to the
+// next; without it, among the outputs.
+template <typename Kind, int Sums, bool Unit, bool Indexed>
+void stretch(const products_row& op, const Workspace& m, Region region, const Norm& norm, Some blocks, i64 from, i64 to,
+             vec* partial) {
   const i32* const starts = m.lists + op.starts;
   const i32* const offsets = m.lists + op.offsets;
   const i32* const which = m.lists + op.which;
@@ -58,11 +63,15 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
   for (i64 row = from; row < to; ++row) {
     const i64 begin = starts[row * op.blocks + blocks.from], end = starts[row * op.blocks + blocks.to];
     if (begin == end && !blocks.fresh && !blocks.finish) continue;
-    vec* const out = region.out + row_out[row];
+    Kind* const out = outputs<Kind>(region) + row_out[row];
+    vec* const kept = partial + row * Sums;
     vec sum[Sums];
-    if (!blocks.fresh || op.accumulate) {
+    if (partial && !blocks.fresh) {
       LTHFUNC_UNROLL
-      for (int s = 0; s < Sums; ++s) sum[s] = out[s * region.out_step];
+      for (int s = 0; s < Sums; ++s) sum[s] = kept[s];
+    } else if (!blocks.fresh || op.accumulate) {
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) sum[s] = read(out[s * region.out_step]);
     } else {
       const vec bias = broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + row]);
       LTHFUNC_UNROLL
@@ -70,14 +79,19 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
     }
     run_list<Sums, Unit, Indexed>(sum, region.in, region.in_step, offsets + begin, which + begin,
                                   Indexed ? values : values + begin, end - begin);
-    if (blocks.finish) finish(sum, op, m, region, norm, row, row_out[row]);
+    if (blocks.finish) finish<Kind>(sum, op, m, region, norm, row, row_out[row]);
+    if (partial && !blocks.finish) {
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) kept[s] = sum[s];
+      continue;
+    }
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
+    for (int s = 0; s < Sums; ++s) write(out[s * region.out_step], sum[s]);
   }
 }
 
-// All rows of one strip of outputs, by lists of one block.
-template <int Sums, bool Indexed>
+// All rows of one strip of outputs of either kind, by lists of one block.
+template <typename Kind, int Sums, bool Indexed>
 void in_strip(const products_row& op, const Workspace& m, const Region& first, const Norm& first_norm, Strip strip,
               i64 from, i64 to) {
   const i32* const starts = m.lists + op.starts;
@@ -90,25 +104,26 @@ void in_strip(const products_row& op, const Workspace& m, const Region& first, c
       for (i64 x = 0; x < strip.right; ++x) {
         const i64 last = y + 1 == strip.down, next = last ? 0 : y + 1;
         if (row + last < to)
-          fetch<Sums>(op, shifted(first, op, next, x * Sums), shifted(first_norm, op, next, x * Sums), row + last,
-                      row_out[row + last]);
+          fetch<Kind, Sums>(op, shifted(first, op, next, x * Sums), shifted(first_norm, op, next, x * Sums), row + last,
+                            row_out[row + last]);
         const Region region = shifted(first, op, y, x * Sums);
-        vec* const out = region.out + row_out[row];
+        Kind* const out = outputs<Kind>(region) + row_out[row];
         vec sum[Sums];
         LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) sum[s] = op.accumulate ? out[s * region.out_step] : bias;
+        for (int s = 0; s < Sums; ++s) sum[s] = op.accumulate ? read(out[s * region.out_step]) : bias;
         run_list<Sums, true, Indexed>(sum, region.in, 1, m.lists + op.offsets + begin, m.lists + op.which + begin,
                                       Indexed ? values : values + begin, count);
-        finish(sum, op, m, region, shifted(first_norm, op, y, x * Sums), row, row_out[row]);
+        finish<Kind>(sum, op, m, region, shifted(first_norm, op, y, x * Sums), row, row_out[row]);
         LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
+        for (int s = 0; s < Sums; ++s) write(out[s * region.out_step], sum[s]);
       }
   }
 }
 
 // 2 × 2 maxima of a stretch of outputs, which never leave the registers: two rows of 2 · Pairs sums.
 template <int Pairs, bool Unit>
-void pooled_stretch(const products_row& op, const Workspace& m, Region region, const Norm&, Some, i64 from, i64 to) {
+void pooled_stretch(const products_row& op, const Workspace& m, Region region, const Norm&, Some, i64 from, i64 to,
+                    vec*) {
   constexpr int Sums = 2 * Pairs;
   const i32* const starts = m.lists + op.starts;
   const i32* const offsets = m.lists + op.offsets;
@@ -139,26 +154,27 @@ void pooled_stretch(const products_row& op, const Workspace& m, Region region, c
   }
 }
 
-using Stretch = void (*)(const products_row&, const Workspace&, Region, const Norm&, Some, i64, i64);
+using Stretch = void (*)(const products_row&, const Workspace&, Region, const Norm&, Some, i64, i64, vec*);
 
 template <int Sums>
-Stretch choose(bool unit, bool indexed) {
-  if (unit) return indexed ? stretch<Sums, true, true> : stretch<Sums, true, false>;
-  return indexed ? stretch<Sums, false, true> : stretch<Sums, false, false>;
+Stretch choose(bool half, bool unit, bool indexed) {
+  if (half) return indexed ? stretch<halves, Sums, true, true> : stretch<halves, Sums, true, false>;
+  if (unit) return indexed ? stretch<vec, Sums, true, true> : stretch<vec, Sums, true, false>;
+  return indexed ? stretch<vec, Sums, false, true> : stretch<vec, Sums, false, false>;
 }
 
 template <int... Sums>
-Stretch choose_among(i64 sums, bool unit, bool indexed) {
+Stretch choose_among(i64 sums, bool half, bool unit, bool indexed) {
   Stretch found = nullptr;
-  (void)((sums == Sums ? (found = choose<Sums>(unit, indexed), true) : false) || ...);
+  (void)((sums == Sums ? (found = choose<Sums>(half, unit, indexed), true) : false) || ...);
   return found;
 }
 
-Stretch stretch_of(i64 sums, bool unit, bool indexed) {
+Stretch stretch_of(i64 sums, bool half, bool unit, bool indexed) {
 #ifdef __AVX512F__
-  return choose_among<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(sums, unit, indexed);
+  return choose_among<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(sums, half, unit, indexed);
 #else
-  return choose_among<1, 2, 3, 4, 5, 6>(sums, unit, indexed);
+  return choose_among<1, 2, 3, 4, 5, 6>(sums, half, unit, indexed);
 #endif
 }
 
@@ -186,32 +202,34 @@ Stretch pooled_of(i64 pairs, bool unit) { return pooled_among<1>(pairs, unit); }
 
 namespace {
 
-void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 count, Part part) {
+void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 count, Part part, vec* partial = nullptr) {
   const bool unit = op.in_x == 1;
   // Linear layers: as many tiles at once as a block of inputs is cut for, so that it stays in the first cache.
   const i64 most = op.pool ? MAX_PAIRS : op.across ? std::min<i64>(op.across, MAX_SUMS) : MAX_SUMS;
   stretches(op, m, tile, y, count, most, [&](const Region& region, i64 x, i64 size) {
     const Norm norm = norm_of(op, m, tile, y, x);
-    if (op.pool) return pooled_of(size, unit)(op, m, region, norm, {0, op.blocks, true, true}, part.row, part.rows);
-    const Stretch kernel = stretch_of(size, unit, op.which >= 0);
+    if (op.pool)
+      return pooled_of(size, unit)(op, m, region, norm, {0, op.blocks, true, true}, part.row, part.rows, nullptr);
+    const Stretch kernel = stretch_of(size, op.out_half, unit, op.which >= 0);
     for (i64 block = 0; block < op.blocks; ++block)
-      kernel(op, m, region, norm, {block, block + 1, block == 0, block == op.blocks - 1}, part.row, part.rows);
+      kernel(op, m, region, norm, {block, block + 1, block == 0, block == op.blocks - 1}, part.row, part.rows, partial);
   });
 }
 
-template <int Sums = MAX_SUMS>
+template <typename Kind, int Sums = MAX_SUMS>
 auto in_strip_of(i64 sums, bool indexed) {
   if constexpr (Sums > 1) {
-    if (sums < Sums) return in_strip_of<Sums - 1>(sums, indexed);
+    if (sums < Sums) return in_strip_of<Kind, Sums - 1>(sums, indexed);
   }
-  return indexed ? in_strip<Sums, true> : in_strip<Sums, false>;
+  return indexed ? in_strip<Kind, Sums, true> : in_strip<Kind, Sums, false>;
 }
 
 // `down` rows of outputs. Stretches of one length are taken in one go.
 void strips(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 down, Part part) {
   const i64 pieces = (op.nx + MAX_SUMS - 1) / MAX_SUMS, right = op.nx % pieces == 0 ? pieces : 1;
   stretches(op, m, tile, y, op.nx / right, MAX_SUMS, [&](const Region& region, i64 x, i64 size) {
-    in_strip_of(size, op.which >= 0)(op, m, region, norm_of(op, m, tile, y, x), {down, right}, part.row, part.rows);
+    const auto kernel = op.out_half ? in_strip_of<halves>(size, op.which >= 0) : in_strip_of<vec>(size, op.which >= 0);
+    kernel(op, m, region, norm_of(op, m, tile, y, x), {down, right}, part.row, part.rows);
   });
 }
 
@@ -227,8 +245,9 @@ void verify(const products_row& op, Verifier& v) {
   if (entries > 0) v.values("values", op.values, {{1, 0}}, which);
   verify_region(op, v, entries, v.offsets("offsets", op.offsets, entries), op.across > 0);
   if (op.sums >= 0) verify_sums(op, v);
-  const bool plain = op.blocks == 1 && op.limits < 0 && op.in_x == 1 && op.nx > 0 && !op.across && !op.pool;
-  v.require(op.strip == 1 || (op.strip > 1 && plain), "strip: 1, or more for lists of one block");
+  const bool plain = op.limits < 0 && op.in_x == 1 && op.nx > 0 && !op.across && !op.pool;
+  v.require(op.strip == 1 || (op.strip > 1 && plain && op.blocks == 1), "strip: 1, or more for lists of one block");
+  v.require(op.out_half == 0 || (op.out_half == 1 && plain), "out_half: 0, or 1 for neighbouring places of an image");
   if (op.limits < 0) return;
   v.require(op.which >= 0 && !op.across && !op.pool && op.in_x == 1, "limits: of a convolution's gradient");
   v.require(op.kernel_y > 0 && op.kernel_x > 0 && op.kernel_y * op.kernel_x <= op.blocks &&
@@ -243,12 +262,15 @@ void verify(const products_row& op, Verifier& v) {
 
 void products(const products_row& op, Workspace& m, Part part) {
   if (op.across) return whole(op, m, 0, 0, m.tiles, part);
+  // Sums that will have 16 bits are whole numbers until they are finished.
+  const bool apart = op.out_half && op.blocks > 1;
+  const std::unique_ptr<vec[]> partial(apart ? new vec[static_cast<std::size_t>(op.rows * MAX_SUMS)] : nullptr);
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
     for (i64 y = 0; y < op.ny; y += op.strip) {
       if (op.strip > 1)
         strips(op, m, tile, y, std::min(op.strip, op.ny - y), part);
       else if (op.limits < 0)
-        whole(op, m, tile, y, op.nx, part);
+        whole(op, m, tile, y, op.nx, part, partial.get());
       else
         windowed(op, m, tile, y, part);
     }

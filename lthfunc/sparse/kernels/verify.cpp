@@ -33,13 +33,18 @@ constexpr struct {
 struct Columns {
   std::vector<std::string> names;
   std::vector<i64> buffers;  // where a buffer lies: those that have a step to the next tile
+  std::vector<i64> halved;   // for each of them, the column that tells whether its numbers have 16 bits; or -1
   i64 threshold = -1;
 
   explicit Columns(const char* list) {
     std::istringstream text(list);
     for (std::string name; std::getline(text >> std::ws, name, ',');) names.push_back(name);
     for (std::size_t k = 0; k < names.size(); ++k) {
-      if (std::count(names.begin(), names.end(), names[k] + "_tile")) buffers.push_back(HEAD + static_cast<i64>(k));
+      if (std::count(names.begin(), names.end(), names[k] + "_tile")) {
+        buffers.push_back(HEAD + static_cast<i64>(k));
+        const auto half = std::find(names.begin(), names.end(), names[k] + "_half");
+        halved.push_back(half == names.end() ? -1 : HEAD + (half - names.begin()));
+      }
       if (names[k] == "threshold") threshold = HEAD + static_cast<i64>(k);
     }
   }
@@ -121,8 +126,11 @@ void Verifier::check() {
               "a column is out of range");
     instructions[h.opcode].verify(row, *this);
     if (program.local == 0) continue;
-    for (const i64 column : columns.buffers)
-      if (row[column] >= vectors() - program.local) program.local_places.push_back({at_, column});
+    for (std::size_t k = 0; k < columns.buffers.size(); ++k) {
+      const i64 column = columns.buffers[k], half = columns.halved[k];
+      const bool whole = half < 0 || row[half] == 0;
+      if (whole && row[column] >= vectors() - program.local) program.local_places.push_back({at_, column});
+    }
   }
   if (outputs_until_ > outputs_) throw std::invalid_argument("lthfunc: outputs that no instruction stores");
   program.single = has_single(program);
@@ -159,6 +167,13 @@ void Verifier::activations(const char* name, i64 first, std::initializer_list<Ax
 void Verifier::floats(const char* name, i64 vector, std::initializer_list<Axis> axes, Range beside) const {
   const Range places = inside(name, "activations", vectors() * LANES, vector * LANES, axes, beside);
   if (places.low <= places.high) movable(name, vector, places.low / LANES, places.high / LANES);
+}
+
+void Verifier::activations_of(const char* name, i64 half, i64 first, std::initializer_list<Axis> axes,
+                              Range beside) const {
+  if (half == 0) return activations(name, first, axes, beside);
+  require(half == 1, "half: 0 or 1");
+  inside(name, "activations", 2 * (vectors() - program.local), first, axes, beside);
 }
 
 void Verifier::values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside) const {

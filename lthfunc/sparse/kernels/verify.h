@@ -56,6 +56,8 @@ class Verifier {
   // first + a sum of indices times steps, plus anything in `beside`: inside a memory for all of them.
   void activations(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside = {}) const;
   void floats(const char* name, i64 vector, std::initializer_list<Axis> axes, Range beside = {}) const;
+  // The same in vectors of half the size, which are never local; half: 1, or 0 for those of whole size.
+  void activations_of(const char* name, i64 half, i64 first, std::initializer_list<Axis> axes, Range beside = {}) const;
   void values(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside = {}) const;
   void gradients(const char* name, i64 first, i64 count);
   void inputs(i64 count, i64 kind);
@@ -93,6 +95,9 @@ class Verifier {
 #define LTHFUNC_INSIDE(name, channels, height, width) \
   v.activations(#name, op.name,                       \
                 {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
+#define LTHFUNC_INSIDE_HALF(name, channels, height, width) \
+  v.activations_of(#name, op.name##_half, op.name,         \
+                   {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
 // The gate of a gradient has the gradient's steps.
 #define LTHFUNC_GATED(name, channels, height, width)                                                                  \
   do {                                                                                                                \

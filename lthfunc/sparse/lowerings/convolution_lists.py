@@ -46,6 +46,11 @@ class ConvolutionLists:
         return row, channel, position // self.kernel[1], position % self.kernel[1]
 
     @property
+    def windowed(self) -> bool:
+        """Whether the product of the image's channels leaves out what is outside."""
+        return self._windows is not None
+
+    @property
     def inside(self) -> float:
         """The share of its work that the product of the image's channels does, leaving out what is outside."""
         # For few positions lists are slow, whatever they leave out.

@@ -101,7 +101,8 @@ def convolved(
 
     b.operations.append(Operation(
         [view.value], out, emit, accepts=product.accepts, gradient_local=product.takes_local_gradient,
-        reads_local=product.by_lists and stride == (1, 1),
+        reads_local=product.by_lists and stride == (1, 1), writes_half=product.by_lists and stride == (1, 1),
+        gives_half=product.by_lists and stride == (1, 1) and not lists.windowed,
     ))  # fmt: skip
     return View(out)
 

@@ -57,7 +57,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
         def write(other: Value | None) -> None:
             b.emit(lambda: ("normalise", BY_TILES, buffer.channels, {
-                **buffer.columns("in"), **out.buffer.columns("out"), **buffer.sides, "saved": saved,
+                **buffer.columns_of_kind("in"), **out.buffer.columns("out"), **buffer.sides, "saved": saved,
                 **(no_buffer("b") if other is None else other.buffer.columns("b")), "relu": int(out.rectified),
             }))  # fmt: skip
 
@@ -75,7 +75,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             grad = b.gradient_of(out)
             if not normalised.summed:
                 b.emit(lambda: ("gradient_sums", BY_TILES, buffer.channels, {
-                    **buffer.columns("in"), **grad.columns("grad"), **buffer.sides, "saved": saved,
+                    **buffer.columns_of_kind("in"), **grad.columns_of_kind("grad"), **buffer.sides, "saved": saved,
                     **_sums_columns(normalised.sums),
                 }))  # fmt: skip
             b.emit(lambda: ("gradient_means", BY_ROWS, buffer.channels, {
@@ -95,8 +95,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
                 x.grad = b.hold(room)
             grad, target = b.gradient_of(out), b.target(x)
             b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
-                **buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **buffer.sides,
-                "saved": saved, **target.columns,
+                **buffer.columns_of_kind("in"), **grad.columns_of_kind("grad"), **target.buffer.columns("into"),
+                **buffer.sides, "saved": saved, **target.columns,
             }))  # fmt: skip
             b.release(out)
             b.forget(out)
@@ -112,7 +112,9 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         None if training or b.training else FusedStep.NORMALISE,
         frozenset({FusedStep.ADD, FusedStep.RECTIFY}),
     )
-    b.operations.append(Operation([view.value], out, emit, step, accepts, deferred=True))
+    b.operations.append(Operation(
+        [view.value], out, emit, step, accepts, deferred=True, reads_half=True, takes_half=b.training
+    ))  # fmt: skip
     return View(out, view.flat)
 
 

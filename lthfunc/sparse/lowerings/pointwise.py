@@ -105,7 +105,8 @@ def _donate(b: Builder, source: Value, value: Value) -> None:
         nonlocal owes
         grad = source.grad
         assert grad is not None
-        alone = value.grad is None and value.buffer.layout == grad.layout and (value.uses > 1 or not value.rectified)
+        alike = value.buffer.layout == grad.layout and value.half_gradient == grad.half
+        alone = value.grad is None and alike and (value.uses > 1 or not value.rectified)
         if not (owes and alone) or grad.local:
             copy()
             return False

@@ -173,7 +173,7 @@ class ProductLowering:
             columns = columns | {"b_row": row, "norm_row": row}
         return "products", BY_ROWS if self.across else BY_TILES, rows, {
             **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
-            "values": self.b.leaves[self.weight].first, "across": self.across, **columns,
+            "values": self.b.leaves[self.weight].first, "across": self.across, **columns, "out_half": region_out.half,
             "strip": region_in.strip(region_out.ny, self.b.weights[self.weight].survivors / max(1, rows), columns),
         }  # fmt: skip
 
@@ -289,7 +289,7 @@ class ProductLowering:
 def sums_columns(sums: TileBuffer | None) -> dict[str, int]:
     """The columns of the sums that a product takes of what it writes."""
     at = {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
-    return {**at, **no_buffer("norm"), "norm_saved": -1, "norm_relu": 0}
+    return {**at, **no_buffer("norm"), "norm_half": 0, "norm_saved": -1, "norm_relu": 0}
 
 
 def norm_columns(norm: Normalised | None) -> dict[str, int]:
@@ -297,4 +297,4 @@ def norm_columns(norm: Normalised | None) -> dict[str, int]:
     if norm is None:
         return sums_columns(None)
     of = {"norm_saved": norm.saved, "norm_relu": int(norm.gates)}
-    return {**sums_columns(norm.sums), **norm.value.buffer.columns("norm"), **of}
+    return {**sums_columns(norm.sums), **norm.value.buffer.columns_of_kind("norm"), **of}

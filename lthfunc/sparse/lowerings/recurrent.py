@@ -213,7 +213,7 @@ class _Unrolled:
             "out_x": into.tile, "ny": 1, "nx": 1, "limits": -1, "kernel_y": 0, "kernel_x": 0,
             "values": self._b.leaves[self._weight].first, "bias": -1, "relu": 0, "gate": -1, "across": self._across,
             "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **sums_columns(None), "strip": 1,
-            **columns,
+            "out_half": 0, **columns,
         }  # fmt: skip
 
     def _products(self, step: int, before: int) -> Any:

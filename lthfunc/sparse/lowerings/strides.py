@@ -47,6 +47,11 @@ class StridedRegion:
         self.buffer, self.padding, self.stride = buffer, padding, stride
         self.ny, self.nx = size or (1, 1)
 
+    @property
+    def half(self) -> bool:
+        """Whether its numbers have 16 bits."""
+        return self.buffer.half
+
     def columns(self, prefix: str) -> dict[str, int]:
         """Of an instruction."""
         buffer = self.buffer

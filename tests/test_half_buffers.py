@@ -1,0 +1,300 @@
+"""Values and gradients in 16 bits a number: against networks in float64 that round the same tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sparse_programs import (
+    kernels,  # noqa: F401
+    random_masks,
+)
+from torch import Tensor, nn
+
+import lthfunc as lf
+from lthfunc.sparse import half_buffers
+from lthfunc.sparse.capture import captured
+from lthfunc.sparse.kernels import build
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
+from lthfunc.sparse.program import Epilogue, Program, Stored, builder_for, program_of
+from lthfunc.sparse.workspace import Workspace
+from lthfunc.trees.types import Dataset, TrainState
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+SHAPE, BATCH = (3, 9, 17), 40
+Round = Callable[[Tensor], Tensor]
+
+
+class Rounded(torch.autograd.Function):
+    """A value that is held in 16 bits; what is rounded has the gradient of what it was."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class RoundedGradient(torch.autograd.Function):
+    """A value whose gradient is held in 16 bits."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.bfloat16().to(grad.dtype)
+
+
+def as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+class Residual(nn.Module):
+    """Two blocks of a ResNet, the second with a stride. held, given: what is done where the engine rounds values, and
+    to values whose gradients it rounds."""
+
+    def __init__(self, channels: int = 4, held: Round = as_it_is, given: Round = as_it_is) -> None:
+        super().__init__()
+        self.held, self.given = held, given
+        self.convs = nn.ModuleList(nn.Conv2d(ins, channels, 3, padding=1, bias=False) for ins in (3, *[channels] * 3))
+        self.down = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(5))
+        self.head = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        held, given, (a, b, c, d), (n, o, p, q, r) = self.held, self.given, self.convs, self.norms
+        x = F.relu(n(held(a(x))))  # is read twice, so that its gradient is whole
+        y = F.relu(given(o(held(b(x)))))
+        x = F.relu(p(held(c(y))) + x)
+        y = F.relu(q(held(d(x))))  # which a convolution with a stride reads
+        found: Tensor = self.head(F.relu(r(self.down(y))).mean((2, 3)))
+        return found
+
+
+def made_of(module: nn.Module, shape: tuple[int, ...], batch: int, **given: Any) -> tuple[Program, Workspace, Any]:
+    """A program under random masks, its workspace, and the masked params."""
+    model = lf.from_module(module, warn=False)
+    params, buffers = model.init(0)
+    masks = random_masks(model, given.pop("density", 0.4), 0)
+    params = lf.apply_masks(params, masks)
+    program = program_of(
+        captured(model, shape, training=True), params, buffers, masks, batch=batch, stored=Stored(shape, torch.float32),
+        epilogue=given.pop("epilogue", Epilogue()), builder=builder_for(given.pop("precision", "bf16")),
+    )  # fmt: skip
+    return program, Workspace(program, params, buffers), params
+
+
+def batch_of(shape: tuple[int, ...], batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *shape, generator=generator), torch.randint(0, 3, (batch,), generator=generator)
+
+
+def instructions(program: Program, name: str) -> list[dict[str, int]]:
+    rows = program.code.rows[program.code.rows[:, 0] == OPCODES[name]]
+    return [dict(zip(COLUMNS[name], row[4:], strict=False)) for row in rows.tolist()]
+
+
+def differences(channels: int, held: Round, given: Round) -> dict[str, float]:
+    """Of the gradients from those of a network in float64, relative to each leaf's norm."""
+    _, workspace, params = made_of(Residual(channels), SHAPE, BATCH)
+    x, y = batch_of(SHAPE, BATCH)
+    workspace.run(x[None], y[None])
+    ours = workspace.dense(workspace.gradients)
+    reference = Residual(channels, held, given).double()
+    reference.load_state_dict({name: value.double() for name, value in params.items()}, strict=False)
+    loss = F.cross_entropy(reference(x.double()), y)
+    loss.backward()
+    assert float(workspace.totals[0]) == pytest.approx(loss.item(), rel=1e-5 if held is not as_it_is else 1e-2)
+    found = {}
+    for name, leaf in reference.named_parameters():
+        assert leaf.grad is not None
+        wanted = leaf.grad * (params[name] != 0) if leaf.ndim > 1 else leaf.grad
+        found[name] = float((ours[name] - wanted).norm() / wanted.norm())
+    return found
+
+
+@pytest.mark.parametrize(("channels", "bound"), [(4, 2e-4), (24, 8e-4)])  # rows of one block of inputs, and of several
+def test_gradients_are_those_of_a_network_that_rounds_the_same_tensors(channels: int, bound: float) -> None:
+    """But for sums that lie between two numbers of 16 bits, some of which go the other way: there are more of more."""
+    close = differences(channels, Rounded.apply, RoundedGradient.apply)
+    assert max(close.values()) <= bound, close
+    # 8 bits of a number explain what is left, of values and of gradients.
+    for held, given, least in ((as_it_is, RoundedGradient.apply, 0.03), (Rounded.apply, as_it_is, 1.2e-3)):
+        others = differences(channels, held, given)
+        assert least < max(others.values()) < 0.3, others
+
+
+def test_what_is_held_in_half_and_what_is_not() -> None:
+    program, *_ = made_of(Residual(), SHAPE, BATCH)
+    products = instructions(program, "products")
+    forward, backward = ([row for row in products if (row["norm"] >= 0) is behind] for behind in (False, True))
+    # Of the forward products the four without a stride; of the backward ones that into `o`'s value.
+    assert [row["out_half"] for row in forward].count(1) == 4
+    assert [row["out_half"] for row in backward] == [0, 1, 0]
+    assert all(row["norm_half"] for row in backward)
+    assert [row["in_half"] for row in instructions(program, "normalise_gradient")] == [0, 1, 1, 1, 1]
+    assert [row["grad_half"] for row in instructions(program, "normalise_gradient")] == [0, 0, 0, 1, 0]
+    whole, *_ = made_of(Residual(), SHAPE, BATCH, precision="fp32")
+    flags = [f"{name}_half" for name in ("in", "out", "norm", "grad")]
+    for name in ("products", "normalise", "normalise_gradient", "gradient_sums"):
+        assert not any(row.get(flag) for row in instructions(whole, name) for flag in flags)
+    assert program.code.vectors < 0.85 * whole.code.vectors
+    # Few places stay in a cache.
+    small, *_ = made_of(Residual(), (3, 7, 9), BATCH)
+    assert not any(row["out_half"] for row in instructions(small, "products"))
+
+
+class Read(nn.Module):
+    """A convolution's output that normalisation reads, and something else."""
+
+    def __init__(self, other: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        found: Tensor = self.head((self.norm(x) + self.other(x)).mean((2, 3)))
+        return found
+
+
+def test_a_value_that_anything_else_reads_is_whole() -> None:
+    for other in (torch.sigmoid, as_it_is, lambda x: x[:, :, :1, :1]):
+        program, workspace, _ = made_of(Read(other), SHAPE, BATCH)
+        assert not any(row["out_half"] for row in instructions(program, "products"))
+        x, y = batch_of(SHAPE, BATCH)
+        workspace.run(x[None], y[None])
+        assert bool(workspace.gradients.isfinite().all())
+
+
+class Held(nn.Module):
+    """An image as 16 bits hold it: normalisation by a mean of zero and a variance of one changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1, eps=0.0, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.eval()
+        found: Tensor = self.norm(self.conv(x)).flatten(1)
+        return found
+
+
+def of_numbers(x: Tensor) -> Tensor:
+    return x.nan_to_num(0.0, float("inf"), float("-inf"))
+
+
+def test_numbers_are_rounded_to_the_nearest_even_one() -> None:
+    ulp = 2.0**-7
+    ties = [1 + ulp / 2, 1 + 3 * ulp / 2, -1 - ulp / 2, -1 - 3 * ulp / 2]
+    beside = [each * (1 + side * 2.0**-23) for each in ties for side in (-1, 1)]
+    odd = [0.0, float("inf"), float("-inf"), float("nan"), 3.4e38, -3.4e38, 3.3895e38, 1e-39, -1e-42, 1.17549435e-38]
+    generator = torch.Generator().manual_seed(0)
+    rest = torch.randn(16 * 64 - len(ties + beside + odd), generator=generator).exp2() * 1e3
+    x = torch.cat([torch.tensor(ties + beside + odd), rest]).view(16, 1, 8, 8)
+    _, workspace, _ = made_of(Held(), (1, 8, 8), 16, density=1.1, epilogue=Epilogue(None))
+    workspace.values.fill_(1.0)
+    workspace.run(x[None], torch.zeros(1, 16).long(), within=(0, workspace.program.forward))
+    found = workspace.outputs.view(16, 64)
+    wanted = x.bfloat16().float().flatten(1)
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(of_numbers(found), of_numbers(wanted))
+
+
+def test_any_number_of_threads_and_strips_of_any_length_have_the_same_bits() -> None:
+    x, y = batch_of((3, 24, 24), BATCH)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count, strip in ((1, None), (2, None), (1, 1), (1, 5)):
+            torch.set_num_threads(count)
+            program, workspace, params = made_of(Residual(8), (3, 24, 24), BATCH)
+            if strip is not None:
+                rows = program.code.rows
+                taken = (rows[:, 0] == OPCODES["products"]) & (rows[:, column_of("products", "strip")] > 1)
+                assert bool(taken.any())
+                rows[taken, column_of("products", "strip")] = strip
+                model = lf.from_module(Residual(8), warn=False)
+                workspace = Workspace(program, params, model.init(0)[1])
+            workspace.run(x[None], y[None])
+            found.append(workspace.gradients)
+    finally:
+        torch.set_num_threads(threads)
+    assert float(found[0].abs().max()) > 0
+    assert all(torch.equal(each, found[0]) for each in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "said"),
+    [
+        ("products", "out_half", 2, "out_half: 0, or 1"),
+        ("products", "norm_half", 2, "half: 0 or 1"),
+        ("normalise", "in_half", -1, "half: 0 or 1"),
+        ("normalise_gradient", "grad_half", 3, "half: 0 or 1"),
+        ("normalise_gradient", "in", "end", "in reaches outside"),
+        ("products", "out", "end", "out reaches outside"),
+        ("products", "out", "local", "out reaches outside"),
+    ],
+)
+def test_places_outside_are_refused(name: str, column: str, value: int | str, said: str) -> None:
+    program, *_ = made_of(Residual(), SHAPE, BATCH)
+    rows = program.code.rows.clone()
+    half = column_of(name, column if column.endswith("_half") else f"{column}_half")
+    row = next(row for row in rows if row[0] == OPCODES[name] and row[half] == 1)
+    ends = {"end": 2 * program.code.vectors - 1, "local": 2 * (program.code.vectors - 3 * program.code.local) - 8}
+    row[column_of(name, column)] = ends[value] if isinstance(value, str) else value
+    with pytest.raises(ValueError, match=said):
+        _ = dataclasses.replace(program.code, rows=rows).verified
+
+
+def test_other_layers_are_not_held_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups, dense products, linear layers, transposed convolutions, maxima: they train as far as they did."""
+    monkeypatch.setattr(half_buffers, "_LEAST_PLACES", 1)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 2, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 5, padding=2), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1),
+        nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3),
+    )  # fmt: skip
+    x, y = batch_of((3, 5, 5), 20)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        program, workspace, _ = made_of(module, (3, 5, 5), 20, precision=precision, density=0.6)
+        workspace.run(x[None], y[None])
+        found[precision] = workspace.gradients.clone()
+        assert any(row["out_half"] for row in instructions(program, "products")) is (precision == "bf16")
+    assert float(F.cosine_similarity(found["fp32"], found["bf16"], dim=0)) > 0.98
+
+
+def test_a_training_ends_where_float32_ends_and_resumes_to_the_bit(few_digits: Dataset) -> None:
+    model = lf.from_module(
+        nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
+            nn.Linear(128, 10),
+        ),
+        warn=False,
+    )  # fmt: skip
+
+    def trained(precision: Any, *steps: int) -> TrainState:
+        state = lf.prune(density=0.4, score=lf.random_scores(0))(lf.init(model, 1))
+        for until in steps:
+            state = lf.train(model, few_digits, optimizer=lf.adam(5e-3), steps=until, seed=1, engine=lf.sparse_engine,
+                             precision=precision)(state)  # fmt: skip
+        return state
+
+    whole, half, resumed = trained("fp32", 60), trained("bf16", 60), trained("bf16", 25, 60)
+    accuracies = [lf.accuracy_on(model, state, few_digits) for state in (whole, half)]
+    assert accuracies[1] > accuracies[0] - 0.05
+    assert accuracies[0] > 0.7
+    assert not torch.equal(whole.params["0.weight"], half.params["0.weight"])
+    for name, value in half.params.items():
+        assert torch.equal(resumed.params[name], value), name
