@@ -246,6 +246,12 @@ def test_blocks_are_pruned_in_a_run() -> None:
         ),
         ("wanda", {"blocks": ("1",)}, 3 / 30, {"pruning": lf.wanda_pruning(), "blocks": ["1"]}),
         ("wanda", {"structure": "1x1"}, DENSITY, {"pruning": lf.wanda_pruning(lf.blocks(1, 1))}),
+        (
+            "wanda",
+            {"structure": "1x2", "exempt": ("3.*",)},
+            DENSITY,
+            {"pruning": lf.wanda_pruning(lf.blocks(1, 2, exempt=["3.*"]))},
+        ),
     ]
     for name, given, density, how in cases:
         state = lf.learning_rate_rewound(lf.prune_sequentially(MODEL, inputs, density, **how)(trained))

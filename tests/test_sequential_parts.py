@@ -120,7 +120,9 @@ def test_parts_have_the_defaults_of_their_docstrings() -> None:
         assert not lf.same_bits(found.masks, plain.masks) or not lf.same_bits(found.params, plain.params), how
 
 
-@pytest.mark.parametrize("select", [None, lf.blocks(2, 1), lf.units()])
+@pytest.mark.parametrize(
+    "select", [None, lf.blocks(2, 1), lf.n_of_m(2, 4, exempt=[NAMES[0]]), lf.units(exempt=["2.*"])]
+)
 def test_wanda_selects_by_output_unless_told_otherwise(select: Any) -> None:
     model, state = start()
     state = state._replace(masks={name: torch.ones_like(mask) for name, mask in state.masks.items()})
@@ -129,10 +131,21 @@ def test_wanda_selects_by_output_unless_told_otherwise(select: Any) -> None:
     masks = dict(state.masks)
     for number, name in enumerate(NAMES):
         root = through(state.params, masks, number).square().mean(0).sqrt()
-        scores, half = {name: state.params[name].abs() * root}, {name: torch.tensor(masks[name].numel() // 2)}
-        masks |= (select or lf.per_output())(scores, {name: masks[name]}, half)
+        scores = {**state.params, name: state.params[name].abs() * root}
+        half = {each: mask.sum() // 2 for each, mask in state.masks.items()}
+        masks[name] = (select or lf.per_output())(scores, state.masks, half)[name]
     assert lf.same_bits(found.masks, masks)
     assert lf.same_bits(found.params, lf.apply_masks(state.params, masks))
+
+
+def test_an_exempt_layer_need_not_be_in_each_block() -> None:
+    """But in the network."""
+    model, state = start()
+    pruning = lf.wanda_pruning(lf.n_of_m(2, 4, exempt=["3.*"]))
+    with pytest.raises(
+        UserError, match=r"^exempt: invalid value '3\.\*' .*a pattern that matches one of 0.0.weight, 1.0"
+    ):
+        lf.prune_sequentially(model, X, 0.5, pruning=pruning)(state)
 
 
 def test_layers_whose_inputs_nobody_reads_are_refused() -> None:

@@ -15,12 +15,13 @@ from lthfunc.sparsify.allocation import fixed_counts, fraction_to
 from lthfunc.sparsify.block_budgets import BlockBudgets, same_density
 from lthfunc.sparsify.budgets import apportion, budget_of
 from lthfunc.sparsify.sparsegpt import BlockSelect, best_of_block, sparsegpt
-from lthfunc.sparsify.structures import Select, per_output
+from lthfunc.sparsify.structures import LayerByLayer, Select, per_output
 from lthfunc.sparsify.transforms import prune_once
 from lthfunc.trees.block_walk import BlockWalk, block_names
 from lthfunc.trees.layer_inputs import InputReader, layers_with_inputs
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import Count, apply_masks, clone, count, layer_counts
+from lthfunc.trees.patterns import check_patterns
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Masks, Params, TrainState
 
@@ -33,27 +34,33 @@ class LayerPruning(NamedTuple):
     """How the layers of one block are pruned.
 
     prune: (moments of their inputs, how many weights each keeps) -> a transformation of a state of these layers.
-    diagonal: whether the moments' diagonals are enough for it.
+    diagonal: whether the moments' diagonals are enough for it. exempt: the patterns of names that it goes by, each of
+    which must match a prunable weight of the network.
     """
 
     prune: Callable[[Moments, Mapping[str, int]], Transformation]
     diagonal: bool = False
+    exempt: Sequence[str] = ()
 
 
 @public
 def wanda_pruning(select: Select | None = None) -> LayerPruning:
     """Prune layers by `wanda`'s score.
 
-    select: which weights stay, by default equally many of each output. Returns what `prune_sequentially` takes.
+    select: which weights stay, by default equally many of each output; it is given one block's layers at a time.
+    Returns what `prune_sequentially` takes.
 
     >>> lf.wanda_pruning(lf.n_of_m(2, 4)).diagonal
     True
     """
+    chosen = select or per_output()
+    # A pattern need not match a layer of each block.
+    among, exempt = (chosen.among, chosen.exempt) if isinstance(chosen, LayerByLayer) else (chosen, ())
 
     def prune(moments: Moments, keep: Mapping[str, int]) -> Transformation:
-        return lambda state: prune_once(state, 0.0, wanda(moments), fixed_counts(keep), select or per_output())
+        return lambda state: prune_once(state, 0.0, wanda(moments), fixed_counts(keep), among)
 
-    return LayerPruning(prune, diagonal=True)
+    return LayerPruning(prune, diagonal=True, exempt=exempt)
 
 
 @public
@@ -105,6 +112,7 @@ def prune_sequentially(
     def transformation(state: TrainState) -> TrainState:
         if not inputs:
             raise invalid("inputs", inputs, "one batch or more")
+        check_patterns("exempt", pruning.exempt, state.masks)
         # A network may write into what it is called with.
         params, buffers = clone((apply_masks(state.params, state.masks), state.buffers))
         masks, layers = dict(state.masks), block_layers(model, blocks)

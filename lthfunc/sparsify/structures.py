@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +26,29 @@ from lthfunc.trees.types import Masks
 Select = Callable[[Scores, Masks, KeepCounts], Masks]
 #: One layer's (scores, mask, keep) -> its new mask.
 LayerSelect = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LayerByLayer:
+    """A selection that looks at one layer at a time; those that match a pattern are selected without structure.
+
+    Of all layers, which a call of it gets, each pattern must match one; `among` takes a part of them.
+    """
+
+    select: LayerSelect
+    exempt: tuple[str, ...]
+
+    def __call__(self, scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
+        check_patterns("exempt", self.exempt, masks)
+        return self.among(scores, masks, keep)
+
+    def among(self, scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
+        free = {name for name in masks if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exempt)}
+        plain = unstructured(scores, {name: masks[name] for name in free}, keep)
+        return {
+            name: plain[name] if name in free else self.select(name, scores[name], mask, keep[name].to(mask.device))
+            for name, mask in masks.items()
+        }
 
 
 @public
@@ -69,7 +93,7 @@ def n_of_m(n: int, m: int, exempt: Sequence[str] = ()) -> Select:
             )
         return from_matrix(best(matrix, allowed, keep), mask.shape)
 
-    return _each(select, exempt)
+    return LayerByLayer(select, tuple(exempt))
 
 
 @public
@@ -99,7 +123,7 @@ def blocks(rows: int, columns: int, exempt: Sequence[str] = ()) -> Select:
         wide = chosen.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         return from_matrix(wide & living, mask.shape)
 
-    return _each(select, exempt)
+    return LayerByLayer(select, tuple(exempt))
 
 
 @public
@@ -127,7 +151,7 @@ def units(exempt: Sequence[str] = ()) -> Select:
         chosen = torch.zeros_like(alive).scatter(0, order, torch.arange(len(order), device=order.device) <= last)
         return mask & chosen.view(-1, *(1,) * (mask.ndim - 1))
 
-    return _each(select, exempt)
+    return LayerByLayer(select, tuple(exempt))
 
 
 @public
@@ -149,7 +173,7 @@ def per_output(exempt: Sequence[str] = ()) -> Select:
         turn = order * len(order) + torch.arange(len(order), device=order.device)[:, None]
         return best(-turn, living, keep).view(mask.shape)
 
-    return _each(select, exempt)
+    return LayerByLayer(select, tuple(exempt))
 
 
 @public
@@ -207,19 +231,6 @@ def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
 def _tiled(matrix: Tensor, rows: int, columns: int) -> Tensor:
     """(block rows, block columns, rows, columns)."""
     return matrix.reshape(matrix.shape[0] // rows, rows, matrix.shape[1] // columns, columns).transpose(1, 2)
-
-
-def _each(select: LayerSelect, exempt: Sequence[str]) -> Select:
-    def selection(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
-        check_patterns("exempt", exempt, masks)
-        free = {name for name in masks if any(fnmatch.fnmatchcase(name, pattern) for pattern in exempt)}
-        plain = unstructured(scores, {name: masks[name] for name in free}, keep)
-        return {
-            name: plain[name] if name in free else select(name, scores[name], mask, keep[name].to(mask.device))
-            for name, mask in masks.items()
-        }
-
-    return selection
 
 
 def _check_divides(name: str, mask: Tensor, structure: str, size: int, what: str, count: int) -> None:

@@ -48,7 +48,8 @@ def _block_by_block(plan: Plan, pruning: LayerPruning, blocks: tuple[str, ...], 
     try:
         few = ScoreContext(plan.model, trainer.data, 2, 0.0, 0, 1, dense, dense, batch_count=1)
         with seeded_generators(0, dense.step.device):  # for layers that draw
-            pruned(dense, few, plan.density_of(plan.rounds), wanda_pruning())
+            tried = pruning if pruning.diagonal else wanda_pruning()  # two examples are too few for surgery
+            pruned(dense, few, plan.density_of(plan.rounds), tried)
     except UserError as error:
         raise (UserError(f"--{error}") if str(error).startswith("blocks: ") else error) from None
     return plan._replace(pruner=pruner)
