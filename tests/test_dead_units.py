@@ -141,3 +141,13 @@ def test_dependencies_of_another_network_are_refused() -> None:
             UserError, match=r"^found: belongs to another network, in which 'first.weight' has 8 units$"
         ):
             lf.without_dead_units(lf.init(lf.from_module(net)), found)
+
+
+def test_inputs_and_layers_that_cannot_be_followed_are_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot take inputs of shape \(4, 6, 6\)"):
+        lf.dependencies(traced()[0], (4, 6, 6))
+    turned = lf.from_module(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 3, 2)))
+    with pytest.raises(
+        UserError, match=r"^--structure: units takes no transposed convolutions, such as that of 1.weight"
+    ):
+        lf.dependencies(turned, (2, 5, 5))

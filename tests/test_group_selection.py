@@ -184,3 +184,19 @@ def test_groups_are_refused_in_one_line() -> None:
     for use in (lf.prune_groups(groups, density=0.5), lambda state: lf.without_dead_groups(state, groups)):
         with pytest.raises(UserError, match=r"^groups: belong to another network, in which '(0|2)\.weight' is larger"):
             use(other)
+
+
+def test_what_is_wanted_may_lie_half_a_group_below_what_is_left() -> None:
+    """Of two units of four weights one stays; less than two weights are another's."""
+    state = lf.init(lf.from_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))))
+    groups = [
+        Group(
+            "units", 0, (lf.GroupPart("0.weight", 0, torch.tensor([n])), lf.GroupPart("2.weight", 1, torch.tensor([n])))
+        )
+        for n in range(2)
+    ]
+    assert lf.count(lf.prune_groups(groups, density=2.4 / 8)(state).masks).kept == 4
+    with pytest.raises(
+        UserError, match=r"^prune_groups: whole groups leave at least 50 % of the remaining weights, but 20 %"
+    ):
+        lf.prune_groups(groups, density=1.6 / 8)(state)
