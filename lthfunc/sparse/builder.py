@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.parts import Places
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
 from lthfunc.sparse.views import Normalised as Normalised, Value as Value, View as View
 from lthfunc.sparse.written import Late as Late, Writer
@@ -44,7 +45,8 @@ class Operation:
     the constants of a normalisation lie, or the codes of maxima. reads_local: it reads its input, and gives that one's
     gradient, tile by tile, so that a local buffer may hold it; gradient_local: and so it reads its own gradient.
     writes_half, reads_half: it can write its value in 16 bits a number, and read its inputs so; gives_half, takes_half:
-    and so it can write its input's gradient, and read its own.
+    and so it can write its input's gradient, and read its own. copies: what it copies of each of its inputs, if it does
+    nothing else.
     """
 
     inputs: list[Value]
@@ -62,6 +64,7 @@ class Operation:
     reads_half: bool = False
     gives_half: bool = False
     takes_half: bool = False
+    copies: list[Places] = field(default_factory=list)
 
 
 class GradientTarget(NamedTuple):

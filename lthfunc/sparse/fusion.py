@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lthfunc.sparse.builder import FusedStep, Operation, Value
+from lthfunc.sparse.parts import join_parts
 
 
 def fuse(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Value]:
@@ -18,6 +19,7 @@ def fuse(operations: Sequence[Operation], outputs: Sequence[Value]) -> list[Valu
 
     outputs: of the network. Returns the values that they are then.
     """
+    join_parts(operations, outputs)
     readers = Counter(value for operation in operations for value in operation.inputs)
     readers.update(outputs)
     writers: dict[Value, Operation] = {}

@@ -12,6 +12,7 @@ from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowe
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import joined
 from lthfunc.sparse.lowerings.resampling import repeated_border
+from lthfunc.sparse.parts import Places, Sides, sides_of
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
 
@@ -99,17 +100,23 @@ def _connected(
     around: float = 0.0,
 ) -> View:  # fmt: skip
     """Copies between values and `out`, of which one is a part: `inside`, or the value. around: what lies between."""
+    nowhere = (0, 0, 0)
+    copies = [
+        Places(view.value.buffer.size, nowhere, (1, 1, 1), sides_of(first)) if inside is None
+        else Places(inside.buffer.size, sides_of(first), sides_of(steps), nowhere)
+        for view, first in zip(views, starts, strict=True)
+    ]  # fmt: skip
 
     def emit(operation: Operation) -> None:
+        if operation.host is not None:
+            return
         b.hold(out.buffer)
         if around:
             number, filled = b.numbers([around]), out.buffer
             b.emit(lambda: (
                 "fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides, "number": number}
             ))  # fmt: skip
-        gradients = [
-            _copied(b, x, out, first, steps, inside or x) for x, first in zip(operation.inputs, starts, strict=True)
-        ]
+        gradients = [_copied(b, x, out, each) for x, each in zip(operation.inputs, operation.copies, strict=True)]
 
         def gradient() -> None:
             for each in gradients:
@@ -119,51 +126,48 @@ def _connected(
 
         b.backward.append(gradient)
 
-    b.operations.append(Operation([view.value for view in views], out, emit))
+    b.operations.append(Operation([view.value for view in views], out, emit, copies=copies))
     return View(out)
 
 
-def _copied(b: Builder, x: Value, out: Value, starts: list[int], steps: list[int], inside: Value) -> Any:
-    """Copy between a whole value and part of another: `inside` is the smaller one. Gives what its gradient does."""
-    parts_of_x = inside is out
+def _copied(b: Builder, x: Value, out: Value, places: Places) -> Any:
+    """Copy a value or a part of it to another or a part of that. Gives what its gradient does."""
+    (channels, height, width), starts, steps, into = places
+    part_of_x = places.size != x.buffer.size
 
-    def columns(buffer: TileBuffer, prefix: str, is_part: bool) -> dict[str, int]:
-        columns = buffer.columns(prefix) | {f"{prefix}_column": 1}
-        if is_part:
-            columns[prefix] = _first(buffer, starts)
-            columns[f"{prefix}_channel"] *= steps[0]
-            columns[f"{prefix}_row"] *= steps[1]
-            columns[f"{prefix}_column"] = steps[2]
-        return columns
+    def of_x(buffer: TileBuffer, prefix: str) -> dict[str, int]:
+        columns = buffer.columns(prefix)
+        return columns | {
+            prefix: _first(buffer, starts), f"{prefix}_channel": columns[f"{prefix}_channel"] * steps[0],
+            f"{prefix}_row": columns[f"{prefix}_row"] * steps[1], f"{prefix}_column": steps[2],
+        }  # fmt: skip
 
-    b.emit(lambda: ("copy", BY_TILES, inside.buffer.channels, {
-        **columns(x.buffer, "in", parts_of_x), **columns(out.buffer, "out", not parts_of_x), **inside.buffer.sides,
-        "accumulate": 0, "gate": -1,
+    def of_out(buffer: TileBuffer, prefix: str) -> dict[str, int]:
+        return buffer.columns(prefix) | {prefix: _first(buffer, into), f"{prefix}_column": 1}
+
+    sides = {"height": height, "width": width}
+    b.emit(lambda: ("copy", BY_TILES, channels, {
+        **of_x(x.buffer, "in"), **of_out(out.buffer, "out"), **sides, "accumulate": 0, "gate": -1,
     }))  # fmt: skip
 
     def gradient() -> None:
         if not x.needs:
             return
         grad, target = b.gradient_of(out), b.target(x)
-        if parts_of_x and not target.accumulate:
+        if part_of_x and not target.accumulate:
             filled = target.buffer
             b.emit(lambda: ("fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides, "number": -1}))
             target = GradientTarget(filled, True, target.gate)
 
-        def gate() -> int:
-            if target.gate is None:
-                return -1
-            return _first(target.gate, starts) if parts_of_x else target.gate.first
-
-        b.emit(lambda: ("copy", BY_TILES, inside.buffer.channels, {
-            **columns(grad, "in", not parts_of_x), **columns(target.buffer, "out", parts_of_x), **inside.buffer.sides,
-            "accumulate": int(target.accumulate), "gate": gate(),
+        b.emit(lambda: ("copy", BY_TILES, channels, {
+            **of_out(grad, "in"), **of_x(target.buffer, "out"), **sides, "accumulate": int(target.accumulate),
+            "gate": -1 if target.gate is None else _first(target.gate, starts),
         }))  # fmt: skip
-        if parts_of_x and target.gate is not None:
+        if part_of_x and target.gate is not None:
             b.rectify(target, target.gate)  # also where no part was copied to
 
     return gradient
 
 
-def _first(buffer: TileBuffer, starts: list[int]) -> int:
+def _first(buffer: TileBuffer, starts: Sides) -> int:
     return buffer.first + starts[0] * buffer.channel + starts[1] * buffer.row + starts[2]
