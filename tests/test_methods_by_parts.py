@@ -14,10 +14,11 @@ from torch import Tensor
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.experiments.methods.during_training import period, settled
+from lthfunc.training.mask_updates import UpdateContext
 from lthfunc.training.optimizers import AdamNumbers
 from lthfunc.trees.ops import masked_like
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.types import Masks, TrainState
 
 SEED, STEPS, DENSITY = 3, 20, 0.4
 MODEL = lf.from_module(NET)
@@ -207,6 +208,18 @@ def test_masks_are_trained_by_their_own_optimisers() -> None:
             continue
         assert work.optimizer.numbers == AdamNumbers((0.9, 0.999), 1e-8, 0.0, False)
         assert work.optimizer.init({"a": torch.zeros(1)}).schedule.tolist() == pytest.approx([0.2])
+
+
+def test_early_birds_remember_the_last_five_masks_until_they_prune() -> None:
+    plan = plan_for("early-bird", MODEL, data(), steps=STEPS, eval_every=6, batch_size=5, density=DENSITY)
+    (updates,), drawn = plan.updates, [lf.init(MODEL, seed) for seed in range(7)]
+    memory: tuple[Masks, ...] = ()
+    for number, state in enumerate(drawn, 1):
+        memory = updates.remember(state, UpdateContext(SEED, number, False, memory))
+        last = [pruned()(each).masks for each in drawn[max(0, number - 5) : number]]
+        assert len(memory) == len(last)
+        assert all(lf.same_bits(mask, wanted) for mask, wanted in zip(memory, last, strict=True))
+    assert updates.remember(pruned()(drawn[-1]), UpdateContext(SEED, 8, False, memory)) == ()
 
 
 def test_masks_settle_after_five_alike() -> None:
