@@ -153,12 +153,13 @@ def test_the_worst_groups_go_until_the_cost_is_nearest(seed: int, reduce: str, n
 
 def test_groups_have_the_mean_of_their_scores_over_that_of_their_width() -> None:
     """By default; and other scores than magnitude's are those of weights that remain."""
-    state, groups = case(1)
+    state, groups = case(2)
     scores = lf.magnitude(state.params, state.masks)
     given = lf.group_scores(scores, state.masks, groups, reduce="mean", normalize=True)
     assert torch.equal(lf.group_scores(scores, state.masks, groups), given)
     explicit = lf.prune_groups(groups, density=0.4, score=lf.magnitude, reduce="mean", normalize=True)(state).masks
     assert lf.same_bits(lf.prune_groups(groups, density=0.4)(state).masks, explicit)
+    assert not lf.same_bits(lf.prune_groups(groups, density=0.4, normalize=False)(state).masks, explicit)
     keep = {name: (mask.sum() * 0.5) for name, mask in state.masks.items()}
     selected = lf.whole_groups(groups, reduce="mean", normalize=True)(scores, state.masks, keep)
     assert lf.same_bits(lf.whole_groups(groups)(scores, state.masks, keep), selected)
@@ -178,6 +179,8 @@ def test_groups_are_refused_in_one_line() -> None:
     words = r"^prune_groups: whole groups leave at least [\d.]+ % of the remaining costs, but [\d.]+ % are to be kept$"
     with pytest.raises(UserError, match=words):
         lf.prune_groups(groups, density=0.001, costs=COSTS)(state)
+    with pytest.raises(UserError, match=r"scores of 0\.weight are NaN"):
+        lf.prune_groups(groups, density=0.5, score=lambda p, m: {name: p[name] * torch.nan for name in m})(state)
     other = lf.init(
         lf.from_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2)))
     )
