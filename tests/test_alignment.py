@@ -69,6 +69,9 @@ def test_a_network_with_moved_units_computes_the_same(chained: tuple[lf.Model, P
     assert torch.equal(moved["two.weight"], by_hand)
     one = lf.permute_units(params, {"one.weight": shuffled(2)["one.weight"]}, found)
     assert torch.equal(one["three.weight"], params["three.weight"])
+    second = lf.permute_units(params, {"two.weight": shuffled(2)["two.weight"]}, found)
+    assert torch.equal(second["two.weight"], params["two.weight"][shuffled(2)["two.weight"]])
+    assert torch.equal(second["one.weight"], params["one.weight"])
 
 
 @pytest.mark.parametrize("seed", [2, 3])
