@@ -43,6 +43,7 @@ class LayerByLayer:
         return self.among(scores, masks, keep)
 
     def among(self, scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
+        """The selection from a part of the layers, in which a pattern may match none. Returns the new masks."""
         free = {name for name in masks if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exempt)}
         plain = unstructured(scores, {name: masks[name] for name in free}, keep)
         return {
