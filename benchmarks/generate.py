@@ -3,8 +3,9 @@
     taskset -c 0 lthfunc benchmark generate --density 0.05
 
 All write the same kind of text, the likeliest token each time, from one token to the most that a sequence may have. The
-dense network, compiled, keeps keys and values as well; beside it, as most loops do it, it reads the whole sequence anew
-for each token. Lower bounds: the survivors' FLOPs at the peak rate, and their values and places read once.
+dense network, compiled, keeps keys and values as well, or its states (`--arch lstm`); beside it, as most loops do, it
+reads the whole sequence anew for each token. Lower bounds: the survivors' FLOPs at the peak rate, and their values and
+places read once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from .floors import BYTES, PEAK, peak_rate, reading_rate
 from .records import Options, Record, checked_densities, chosen, header, record, saying, script, speedup, write
 
 #: Of records.
-TICKET, CACHED, ANEW = "lf.generate", "dense, compiled, keys and values kept", "dense, compiled, all tokens anew"
+TICKET, CACHED, ANEW = "lf.generate", "dense, compiled, earlier tokens kept", "dense, compiled, all tokens anew"
+_ARCHITECTURES = "char-transformer", "lstm"
 _DENSITIES, _VOCABULARY = (1.0, 0.1, 0.05, 0.02), 65
 #: Bytes of a survivor: its value and its place.
 _BYTES = 8
@@ -38,8 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write. Raises UserError for what cannot be measured."""
     options = Options("generate", __doc__)
     options.densities(", ".join(f"{each:g}" for each in _DENSITIES))
-    options.add("--width", type=int, default=128, help="of char-transformer (128)")
-    options.add("--layers", type=int, default=4, help="of char-transformer (4)")
+    options.add("--arch", default=_ARCHITECTURES[0], help="char-transformer (its default) or lstm")
+    options.add("--width", type=int, default=128, help="of the network (128)")
+    options.add("--layers", type=int, default=4, help="of the network (4)")
     options.add("--length", type=int, default=64, help="the most tokens of a sequence (64)")
     options.threads()
     options.timings(0.5, 15)
@@ -48,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(
-    *, densities: Sequence[float] | None, width: int, layers: int, length: int, threads: int, seconds: float,
+    *, arch: str, densities: Sequence[float] | None, width: int, layers: int, length: int, threads: int, seconds: float,
     repeats: int, json: str | None,
 ) -> list[Record]:  # fmt: skip
     """Measure, print, and write JSON where asked to."""
@@ -56,8 +59,10 @@ def run(
     for option, value, least in (("width", width, 4), ("layers", layers, 1), ("length", length, 2)):
         if value < least:
             raise invalid(f"--{option}", value, f"a whole number of at least {least}")
+    if arch not in _ARCHITECTURES:
+        raise invalid("--arch", arch, " or ".join(_ARCHITECTURES))
     chosen((), (), (), threads)
-    model = lf.models.char_transformer((length,), _VOCABULARY, width=width, layers=layers)
+    model = lf.models.build(arch, (length,), _VOCABULARY, {"width": str(width), "layers": str(layers)}, "text")
     dense = lf.init(model)
     with using_threads(threads):
         variants = {(name, 1.0): run for name, run in _dense(model, dense, length).items()}
@@ -104,20 +109,20 @@ def _dense(model: lf.Model, state: lf.TrainState, length: int) -> dict[str, Time
     """Loops that write `length` tokens with compiled steps."""
     net: Any = lf.to_module(lf.ticket(state), model).eval()
     first, places = torch.zeros(1, 1, dtype=torch.int64), list(torch.arange(length)[:, None])
-    attention = net.blocks[0].attention
-    room = torch.zeros(1, attention.heads, length, attention.qkv.in_features // attention.heads)
-    caches = [room.clone() for _ in range(2 * len(net.blocks))]
+    recurrent = hasattr(net, "lstm")
+    one, memory = (_recurrent_step, _states(net)) if recurrent else (_step, _caches(net, length))
     window = torch.zeros(1, length, dtype=torch.int64)
     with torch.no_grad():
-        step = compiled(functools.partial(_step, net), (first, places[0], *caches), "step")
+        step = compiled(functools.partial(one, net), (first, places[0], *memory), "step")
         whole = compiled(functools.partial(_last, net), (window, places[0]), "whole")
 
     def kept(n: int) -> None:
         with torch.no_grad():
             for _ in range(n):
-                token = first
+                token, kept = first, memory
                 for place in places:
-                    (token,) = step(token, place, *caches)
+                    token, *states = step(token, place, *kept)
+                    kept = states or memory  # keys and values are written where they lie
 
     def anew(n: int) -> None:
         with torch.no_grad():
@@ -128,6 +133,24 @@ def _dense(model: lf.Model, state: lf.TrainState, length: int) -> dict[str, Time
                 whole(window, places[-1])
 
     return {CACHED: kept, ANEW: anew}
+
+
+def _caches(net: Any, length: int) -> list[Tensor]:
+    """Room for keys and values of a transformer's blocks."""
+    attention = net.blocks[0].attention
+    each = 1, attention.heads, length, attention.qkv.in_features // attention.heads
+    return [torch.zeros(each) for _ in range(2 * len(net.blocks))]
+
+
+def _states(net: Any) -> list[Tensor]:
+    """Those that an LSTM begins with."""
+    return [torch.zeros(net.lstm.num_layers, 1, net.lstm.hidden_size) for _ in range(2)]
+
+
+def _recurrent_step(net: Any, token: Tensor, place: Tensor, state: Tensor, cells: Tensor) -> list[Tensor]:
+    """The likeliest token after this one, and the states after it."""
+    outputs, states = net.lstm(net.characters(token), (state, cells))
+    return [net.head(outputs).argmax(-1), *states]
 
 
 def _step(net: Any, token: Tensor, place: Tensor, *caches: Tensor) -> list[Tensor]:

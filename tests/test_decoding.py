@@ -192,7 +192,7 @@ def test_programs_that_would_leave_their_memory_are_refused(
     rows, constants = changed(code.rows.clone()), len(code.constants)
     number = torch.ops.lthfunc.make_program(rows, code.lists, code.vectors, 0, code.values, 0, constants, batch)
     with pytest.raises(ValueError, match=f"lthfunc: {words}"):
-        torch.ops.lthfunc.decode(number, program._moving, 5, *program._memory, tokens)
+        torch.ops.lthfunc.decode(number, program._moving, program._states, 5, *program._memory, tokens)
     if changed is averaging:
         with pytest.raises(ValueError, match=f"lthfunc: {words}"):
             torch.ops.lthfunc.infer(number, *program._memory, tokens[None], False)

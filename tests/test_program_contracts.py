@@ -169,9 +169,10 @@ def test_columns_move_within_their_memory(name: str) -> None:
         torch.tensor(rows), torch.zeros(64, dtype=torch.int32), 64, 0, 64, 64, 64, 1
     )
 
-    def decode(moving: list[list[int]], places: int = 5) -> None:
+    def decode(moving: list[list[int]], places: int = 5, states: list[list[int]] = []) -> None:  # noqa: B006
         torch.ops.lthfunc.decode(
-            program, torch.tensor(moving, dtype=torch.int64).view(-1, 3), places, torch.zeros(64 * LANES),
+            program, torch.tensor(moving, dtype=torch.int64).view(-1, 3),
+            torch.tensor(states, dtype=torch.int64).view(-1, 2), places, torch.zeros(64 * LANES),
             torch.zeros(64), torch.zeros(64), torch.zeros(places, dtype=torch.int64),
         )  # fmt: skip
 
@@ -186,6 +187,10 @@ def test_columns_move_within_their_memory(name: str) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             decode(moving, places)
+    decode([[1, column, 1]], states=[[0, 64], [63, 1]])
+    for state in ([0, 65], [64, 1], [-1, 1], [0, -1], [2**62, 2**62]):
+        with pytest.raises(ValueError, match="a state outside"):
+            decode([[1, column, 1]], states=[state])
 
 
 _SIZES = {

@@ -20,6 +20,7 @@ import pytest
 import torch
 from guarded_memory import Room
 from test_decoding import Gated, made
+from test_decoding_recurrent import Remembering
 from torch import Tensor, nn
 from verified_networks import SHAPE, Attended, Held, Mixed, Plain
 
@@ -46,8 +47,8 @@ TOKENS, VOCABULARY = 7, 9
 
 
 class Parts(NamedTuple):
-    """A program as it is handed to the machine. tokens: that it reads, 0 for images. moving, places: of a sequence that
-    it reads token by token."""
+    """A program as it is handed to the machine. tokens: that it reads, 0 for images. moving, states, places: of a
+    sequence that it reads token by token."""
 
     rows: Tensor
     lists: Tensor
@@ -59,6 +60,7 @@ class Parts(NamedTuple):
     batch: int
     tokens: int = 0
     moving: Tensor = torch.zeros(0, 3, dtype=torch.int64)
+    states: Tensor = torch.zeros(0, 2, dtype=torch.int64)
     places: int = 1
 
     def made(self) -> int:
@@ -115,11 +117,14 @@ def decoding_programs() -> tuple[Parts, ...]:
     sizes: dict[str, Any] = {"layers": 1, "heads": 2, "width": 8}
     nets: tuple[nn.Module, ...] = (
         CharTransformer((TOKENS,), VOCABULARY, **sizes), Gated(TOKENS, vocabulary=VOCABULARY),
-        nn.Sequential(CharTransformer((TOKENS,), VOCABULARY, **sizes), nn.LogSoftmax(-1)),
+        nn.Sequential(CharTransformer((TOKENS,), VOCABULARY, **sizes), nn.LogSoftmax(-1)), Remembering(),
     )  # fmt: skip
     found = [made(net, TOKENS, 0.5)[0] for net in nets]
-    assert [torch.ops.lthfunc.runs_single(each._number) for each in found] == [True, True, False]
-    return tuple(parts_of(each._code)._replace(tokens=1, moving=each._moving, places=TOKENS) for each in found)
+    assert [torch.ops.lthfunc.runs_single(each._number) for each in found] == [True, True, False, True]
+    return tuple(
+        parts_of(each._code)._replace(tokens=1, moving=each._moving, states=each._states, places=TOKENS)
+        for each in found
+    )
 
 
 def parts_of(code: MachineCode) -> Parts:
@@ -129,6 +134,7 @@ def parts_of(code: MachineCode) -> Parts:
 def mutated(parts: Parts, rng: random.Random) -> Parts:
     """One to three numbers changed: of instructions, of lists, of columns that move, or how large the memory is."""
     rows, lists, moving = parts.rows.clone(), parts.lists.clone(), parts.moving.clone()
+    states = parts.states.clone()
     sizes: dict[str, Any] = {}
     for _ in range(rng.randint(1, 3)):
         where = rng.random()
@@ -140,13 +146,15 @@ def mutated(parts: Parts, rng: random.Random) -> Parts:
             moved: list[list[int]] = moving.tolist()
             one = [number(rng, each) if rng.random() < 0.3 else each for each in rng.choice(moved)]
             moving = torch.tensor([*moved, one][rng.randrange(2) :])  # one more, perhaps moved twice, or instead
+        elif len(states) and where < 0.33:
+            states[rng.randrange(len(states)), rng.randrange(2)] = number(rng, int(rng.choice(states.flatten())))
         elif where < 0.4:
             lists[rng.randrange(len(lists))] = number(rng, int(rng.choice(lists)))
         else:
             row = rng.randrange(len(rows))
             columns = len(COLUMNS[list(OPCODES)[int(parts.rows[row, 0])]])
             rows[row, rng.randrange(4 + columns)] = number(rng, int(rng.choice(rows.flatten())))
-    return parts._replace(rows=rows, lists=lists, moving=moving, **sizes)
+    return parts._replace(rows=rows, lists=lists, moving=moving, states=states, **sizes)
 
 
 def number(rng: random.Random, other: int) -> int:
@@ -196,9 +204,9 @@ def outcome(parts: Parts, rng: random.Random) -> str:
                             held["outputs"], examples, share, update, 1, 0, 7),
         lambda: machine.run_half(*every, *memory, one, held["outputs"], held["input_gradients"], examples, 7),
         lambda: machine.infer(program, held["activations"], held["values"], held["constants"], one, True),
-        lambda: machine.decode(program, parts.moving, parts.places, held["activations"], held["values"],
+        lambda: machine.decode(program, parts.moving, parts.states, parts.places, held["activations"], held["values"],
                                held["constants"], sequence),
-        lambda: machine.generate(program, parts.moving, parts.places, held["activations"], held["values"],
+        lambda: machine.generate(program, parts.moving, parts.states, parts.places, held["activations"], held["values"],
                                  held["constants"], torch.zeros(20, dtype=torch.int64), draws, 1.0, 3),
         lambda: machine.largest_gradients(program, 0, held["activations"], examples, largest[:0], largest),
         lambda: machine.add_layer_gradients(program, 0, held["activations"], examples, held["sums"]),

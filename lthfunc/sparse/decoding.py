@@ -1,4 +1,4 @@
-"""Text from a ticket, token by token, on its survivors: keys and values of earlier tokens are kept."""
+"""Text from a ticket, token by token, on its survivors: keys, values and states of earlier tokens are kept."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ class DecodingProgram:
         self._memory = workspace.activations, workspace.memory, workspace.constants
         self._code, self._number = program.code, program.code.verified
         self._moving = torch.tensor(list(made[0].moving(program.code)), dtype=torch.int64).view(-1, 3)
+        states = [(each.base, each.vectors) for each in made[0].states]
+        self._states = torch.tensor(states, dtype=torch.int64).view(-1, 2)
         self._compare(model, ticket, params)
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class DecodingProgram:
             raise invalid("tokens", f"{len(tokens)} of them", f"up to {self.length}")
         with self._lock:
             logits: Tensor = torch.ops.lthfunc.decode(
-                self._number, self._moving, self.length, *self._memory, tokens.contiguous()
+                self._number, self._moving, self._states, self.length, *self._memory, tokens.contiguous()
             )
         return logits
 
@@ -72,8 +74,9 @@ class DecodingProgram:
         try:
             with self._lock:
                 torch.ops.lthfunc.generate(
-                    self._number, self._moving, self.length, *self._memory, tokens, draws, temperature, top_k
-                )
+                    self._number, self._moving, self._states, self.length, *self._memory, tokens, draws, temperature,
+                    top_k,
+                )  # fmt: skip
         except IndexError as error:
             raise UserError(f"generate: {error}") from None
         return tokens[len(prompt) :]
@@ -95,7 +98,8 @@ class DecodingProgram:
         if apart > _TOLERANCE * largest:  # numbers that are none are not judged
             raise UserError(
                 f"decoding_program: {model.name} gives other outputs token by token (they differ by "
-                f"{float(apart / largest):.1g} of the largest), so it mixes tokens otherwise than by causal attention"
+                f"{float(apart / largest):.1g} of the largest), so it mixes tokens otherwise than by causal attention "
+                "and recurrent layers"
             )
 
 
@@ -103,10 +107,12 @@ class DecodingProgram:
 def decoding_program(model: Model, ticket: Ticket | TrainState, length: int) -> DecodingProgram:
     """The ticket's network on its surviving weights, given sequences token by token, on a CPU.
 
-    Keys and values of earlier tokens are kept, so a token costs its own products and its attention to those before.
+    Keys and values of earlier tokens are kept, and states of recurrent layers. So a token costs its own products, and
+    its attention to those before.
 
     model: of tokens, whose outputs are logits (n, length, vocabulary), each of the tokens so far: it mixes tokens by
-    causal attention alone (``F.scaled_dot_product_attention``). length: the most tokens of a sequence, 2 or more, such
+    causal attention (``F.scaled_dot_product_attention``) and recurrent layers (``nn.LSTM``, ``nn.GRU``, ``nn.RNN``) in
+    one direction alone. length: the most tokens of a sequence, 2 or more, such
     as that of the windows that it was trained on.
 
     Returns a function of tokens, int64 (n,), from the beginning of a sequence, to logits (n, vocabulary); `generate`

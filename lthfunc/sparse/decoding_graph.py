@@ -2,7 +2,7 @@
 
 A dimension that is longer in the graph of the whole sequence is that of places. What depends on no token is a table
 with a row for each place. Operations that compute each token by itself stay as they are; causal attention reads the
-tokens before it; anything else that could mix tokens is refused.
+tokens before it, and recurrent layers the states that they kept; anything else that could mix tokens is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured, operation_of
 from lthfunc.sparse.interpretation import described
 from lthfunc.sparse.kernels.instructions import POINTWISE
-from lthfunc.sparse.lowerings.decoding import causal_attention, row_of_place
+from lthfunc.sparse.lowerings.decoding import ONE_STEP, causal_attention, row_of_place
 from lthfunc.sparse.lowerings.interface import argument
 from lthfunc.sparse.lowerings.masked_attention import is_causal
 from lthfunc.training.engines.aliases import changed_by
@@ -126,6 +126,10 @@ class _Rewriting:
         if operation_of(node) == _ATTENTION:
             kwargs = {name: value for name, value in node.kwargs.items() if name in ("scale", "enable_gqa")}
             return causal_attention, tuple(self._argument(node, each) for each in node.args[:3]), kwargs
+        if node.target in ONE_STEP:
+            x, _, params, *settings = node.args
+            given: tuple[Any, ...] = map_arg((x, [], params), functools.partial(self._argument, node))
+            return ONE_STEP[node.target], (*given, *settings), {}
         args, kwargs = map_arg((node.args, node.kwargs), functools.partial(self._argument, node))
         name = self._names.get(node.args[0]) if operation_of(node) == "embedding" else None
         if name in self._masks:  # rows are read where they lie, instead of being put together of their survivors
@@ -165,6 +169,9 @@ class _Rewriting:
     def _check(self, node: Any) -> None:
         """Refuse what may mix tokens."""
         name = operation_of(node)
+        if node.target in ONE_STEP:
+            self._check_recurrent(node)
+            return
         if name == _ATTENTION:
             self._check_attention(node)
         elif name in _OVER_LAST | _OVER_GIVEN:
@@ -178,7 +185,7 @@ class _Rewriting:
     def _places(self, user: Node, node: Any) -> int:
         """The dimension of places of a value that depends on tokens, counted from behind (-1 for the last)."""
         both = [each.meta["val"] for each in (node, self._twins[node])]
-        pairs = zip(*(each if isinstance(each, (list, tuple)) else [each] for each in both), strict=True)
+        pairs = zip(*map(_listed, both), strict=True)
         found: set[int] = set()
         for one, whole in pairs:
             places = _differing(one.shape, whole.shape)
@@ -200,8 +207,22 @@ class _Rewriting:
         if not causal or argument(node.args, 4, node.kwargs.get("dropout_p", 0.0)):
             raise self._refused(node, "that is not causal")
 
+    def _check_recurrent(self, node: Any) -> None:
+        x, states, _, _, _, _, _, both, batch_first = node.args
+        if both:
+            raise self._refused(node, "in both directions")
+        if x in self._one or self._places(node, x) != (-2 if batch_first else -3):
+            raise self._refused(node, "over another dimension than that of tokens")
+        if any(each not in self._one or self._one.value(each).any() for each in _listed(states)):
+            raise self._refused(node, "from a state that is not zero")
+
     def _refused(self, node: Node, form: str) -> UserError:
         return UserError(f"decoding_program: has no rule for {described(node, form, self._one.captured.name)}")
+
+
+def _listed(found: Any) -> list[Any]:
+    """An operation's result or argument where it may be one or several."""
+    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 def _differing(one: Sequence[int], other: Sequence[int]) -> list[int]:

@@ -1,5 +1,5 @@
 // Token by token: keys and values of earlier tokens stay among the activations, where each token's attention reads
-// them.
+// them, and so do the states of recurrent layers.
 #include "decoding.h"
 
 #include <algorithm>
@@ -67,10 +67,11 @@ i64 chosen(const float* logits, i64 count, double draw, Drawing drawing, std::ve
 
 }  // namespace
 
-Decoder::Decoder(const Program& program, std::vector<Moving> moving, i64 places, const Workspace& workspace,
-                 bool threads)
+Decoder::Decoder(const Program& program, std::vector<Moving> moving, std::vector<State> states, i64 places,
+                 const Workspace& workspace, bool threads)
     : program_(without_lists(program)),
       moving_(std::move(moving)),
+      states_(std::move(states)),
       places_(places),
       threads_(threads),
       workspace_(workspace),
@@ -81,6 +82,8 @@ Decoder::Decoder(const Program& program, std::vector<Moving> moving, i64 places,
     hold_to(each.row >= 0 && each.row < program.count() && least(each) >= 0, "a column that cannot move");
     hold_to(each.step > 0 && each.step < i64{1} << 31 && at(each) >= each.step * (places_ - 1), "moves too far");
   }
+  for (const State& each : states_)
+    hold_to(each.first >= 0 && each.count >= 0 && each.count <= program.vectors - each.first, "a state outside");
   move(0);  // where columns that are named twice have moved twice
   for (const Moving& each : moving_) hold_to(at(each) >= least(each), "moves too far");
 }
@@ -96,8 +99,15 @@ void Decoder::move(i64 place) {
   place_ = place;
 }
 
+void Decoder::begin() {
+  const i64 floats = program_.single ? 1 : LANES;
+  for (const State& each : states_)
+    std::fill_n(lthfunc::place(workspace_, each.first * floats), each.count * floats, 0.0f);
+}
+
 void Decoder::decode(i64 token, i64 place, float* logits) {
   move(place);
+  if (place == 0) begin();
   workspace_.inputs = &token;
   workspace_.outputs = logits;
   if (program_.single)

@@ -13,6 +13,12 @@ struct Moving {
   i64 row, column, step;
 };
 
+// Places of the activations that hold zeros where a sequence begins: the states of recurrent layers. They are counted
+// as the program counts its own: in floats where it is one for single examples, in vectors otherwise.
+struct State {
+  i64 first, count;
+};
+
 // How tokens are drawn. temperature: 0 for the likeliest one. most: how many of the likeliest may be drawn; 0 for all.
 struct Drawing {
   double temperature;
@@ -22,8 +28,9 @@ struct Drawing {
 class Decoder {
  public:
   // places: of a sequence, of which `program` is for the last. Throws std::invalid_argument where a column cannot move,
-  // or not as far. workspace: of one example, without inputs and outputs.
-  Decoder(const Program& program, std::vector<Moving> moving, i64 places, const Workspace& workspace, bool threads);
+  // or not as far, or where a state lies outside its memory. workspace: of one example, without inputs and outputs.
+  Decoder(const Program& program, std::vector<Moving> moving, std::vector<State> states, i64 places,
+          const Workspace& workspace, bool threads);
 
   // The logits of what follows a token at a place, all places before which were asked for in turn.
   void decode(i64 token, i64 place, float* logits);
@@ -35,9 +42,11 @@ class Decoder {
   i64 least(const Moving& each) const;
   i64& at(const Moving& each);
   void move(i64 place);
+  void begin();
 
   Program program_;
   const std::vector<Moving> moving_;
+  const std::vector<State> states_;
   const i64 places_;
   const bool threads_;
   Workspace workspace_;

@@ -3,7 +3,9 @@
 // Gates are the inputs' and the state's products with their weights; they are overwritten by what they become, which
 // the gradient needs. Equations: Hochreiter & Schmidhuber 1997 with Gers et al.'s forget gates, and Cho et al. 2014, in
 // the order of PyTorch's weights.
-#include "verify.h"
+#include <algorithm>
+
+#include "single.h"
 
 namespace lthfunc {
 namespace {
@@ -38,50 +40,110 @@ void verify_cell(const Row& op, Verifier& v) {
 }  // namespace
 
 // gates: the inputs' products, and but for GRUs the state's as well, whose bias is added here. hidden: GRUs' products
-// of the state, where there is one before. All of them apart.
+// of the state, where there is one before. All of them apart, but for a step and the one before, which may lie in one
+// place: a unit is read before it is written.
 void verify(const recurrent_cell_row& op, Verifier& v) {
   verify_cell(op, v);
   if (op.bias >= 0) v.values("bias", op.bias, {{gates_of(op.kind) * op.rows, 1}});
 }
 
-void recurrent_cell(const recurrent_cell_row& op, Workspace& m, Part part) {
-  const auto bias = [&](i64 number, i64 unit) {
-    return broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + number * op.rows + unit]);
+namespace {
+
+// A step of 16 units, or of one unit of 16 examples. units: reads and writes them, by where a buffer begins, its steps
+// to the next tile and channel, and which of a unit's numbers is meant.
+template <typename Units>
+LTHFUNC_INLINE void take_step(const recurrent_cell_row& op, const Units& units) {
+  const auto gate = [&](i64 number) { return units.read(op.gates, op.gates_tile, op.gates_channel, number); };
+  const auto keep_gate = [&](i64 number, vec value) {
+    units.write(op.gates, op.gates_tile, op.gates_channel, number, value);
   };
-  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    for (i64 unit = part.row; unit < part.rows; ++unit) {
-      vec& state = *LTHFUNC_UNIT(state, state, 0);
-      const auto gate = [&](i64 number) -> vec& { return *LTHFUNC_UNIT(gates, gates, number); };
-      if (op.kind == recurrent_lstm) {
-        const vec in = logistic(gate(0) + bias(0, unit)), keep = logistic(gate(1) + bias(1, unit));
-        const vec value = tangent(gate(2) + bias(2, unit)), out = logistic(gate(3) + bias(3, unit));
-        vec cell = in * value;
-        if (op.cell_before >= 0) cell += keep * *LTHFUNC_UNIT(cell, cell_before, 0);
-        gate(0) = in;
-        gate(1) = keep;
-        gate(2) = value;
-        gate(3) = out;
-        *LTHFUNC_UNIT(cell, cell, 0) = cell;
-        state = out * tangent(cell);
-      } else if (op.kind == recurrent_gru) {
-        const auto hidden = [&](i64 number) {
-          return op.state_before < 0 ? bias(number, unit) : *LTHFUNC_UNIT(hidden, hidden, number) + bias(number, unit);
-        };
-        const vec reset = logistic(gate(0) + hidden(0)), update = logistic(gate(1) + hidden(1));
-        const vec candidate = hidden(2), value = tangent(gate(2) + reset * candidate);
-        vec next = (1.0f - update) * value;
-        if (op.state_before >= 0) next += update * *LTHFUNC_UNIT(state, state_before, 0);
-        gate(0) = reset;
-        gate(1) = update;
-        gate(2) = value;
-        *LTHFUNC_UNIT(hidden, hidden, 2) = candidate;
-        state = next;
-      } else {
-        const vec sum = gate(0) + bias(0, unit);
-        state = op.kind == recurrent_tanh ? tangent(sum) : rectified(sum);
-      }
-    }
+  const auto bias = [&](i64 number) { return units.bias(op.bias, number); };
+  vec state;
+  if (op.kind == recurrent_lstm) {
+    const vec in = logistic(gate(0) + bias(0)), keep = logistic(gate(1) + bias(1));
+    const vec value = tangent(gate(2) + bias(2)), out = logistic(gate(3) + bias(3));
+    vec cell = in * value;
+    if (op.cell_before >= 0) cell += keep * units.read(op.cell_before, op.cell_tile, op.cell_channel, 0);
+    keep_gate(0, in);
+    keep_gate(1, keep);
+    keep_gate(2, value);
+    keep_gate(3, out);
+    units.write(op.cell, op.cell_tile, op.cell_channel, 0, cell);
+    state = out * tangent(cell);
+  } else if (op.kind == recurrent_gru) {
+    const auto hidden = [&](i64 number) {
+      if (op.state_before < 0) return bias(number);
+      return units.read(op.hidden, op.hidden_tile, op.hidden_channel, number) + bias(number);
+    };
+    const vec reset = logistic(gate(0) + hidden(0)), update = logistic(gate(1) + hidden(1));
+    const vec candidate = hidden(2), value = tangent(gate(2) + reset * candidate);
+    state = (1.0f - update) * value;
+    if (op.state_before >= 0) state += update * units.read(op.state_before, op.state_tile, op.state_channel, 0);
+    keep_gate(0, reset);
+    keep_gate(1, update);
+    keep_gate(2, value);
+    units.write(op.hidden, op.hidden_tile, op.hidden_channel, 2, candidate);
+  } else {
+    const vec sum = gate(0) + bias(0);
+    state = op.kind == recurrent_tanh ? tangent(sum) : rectified(sum);
   }
+  units.write(op.state, op.state_tile, op.state_channel, 0, state);
+}
+
+// A unit of 16 examples.
+struct UnitOfTile {
+  const Workspace& m;
+  i64 rows, tile, unit;
+
+  LTHFUNC_INLINE vec& at(i64 first, i64 tile_step, i64 channel, i64 number) const {
+    return m.activations[first + tile * tile_step + (number * rows + unit) * channel];
+  }
+  LTHFUNC_INLINE vec read(i64 first, i64 tile_step, i64 channel, i64 number) const {
+    return at(first, tile_step, channel, number);
+  }
+  LTHFUNC_INLINE void write(i64 first, i64 tile_step, i64 channel, i64 number, vec value) const {
+    at(first, tile_step, channel, number) = value;
+  }
+  LTHFUNC_INLINE vec bias(i64 first, i64 number) const {
+    return broadcast(first < 0 ? 0.0f : m.values[first + number * rows + unit]);
+  }
+};
+
+// Up to 16 units of one example, which lie side by side where there is one step, and a sequence apart otherwise.
+struct UnitsOfExample {
+  const Workspace& m;
+  i64 rows, unit, count;
+
+  LTHFUNC_INLINE float* at(i64 first, i64 channel, i64 number) const {
+    return place(m, first) + (number * rows + unit) * channel;
+  }
+  LTHFUNC_INLINE vec read(i64 first, i64, i64 channel, i64 number) const {
+    const float* const from = at(first, channel, number);
+    if (channel == 1) return load(from, count);
+    float found[LANES] = {};
+    for (i64 k = 0; k < count; ++k) found[k] = from[k * channel];
+    return load(found);
+  }
+  LTHFUNC_INLINE void write(i64 first, i64, i64 channel, i64 number, vec value) const {
+    float* const to = at(first, channel, number);
+    if (channel == 1) return store(to, value, count);
+    for (i64 k = 0; k < count; ++k) to[k * channel] = value[k];
+  }
+  LTHFUNC_INLINE vec bias(i64 first, i64 number) const {
+    return first < 0 ? vec{} : load(m.values + first + number * rows + unit, count);
+  }
+};
+
+}  // namespace
+
+void recurrent_cell(const recurrent_cell_row& op, Workspace& m, Part part) {
+  for (i64 tile = part.tile; tile < part.tiles; ++tile)
+    for (i64 unit = part.row; unit < part.rows; ++unit) take_step(op, UnitOfTile{m, op.rows, tile, unit});
+}
+
+void recurrent_cell_single(const recurrent_cell_row& op, Workspace& m) {
+  for (i64 unit = 0; unit < op.rows; unit += LANES)
+    take_step(op, UnitsOfExample{m, op.rows, unit, std::min<i64>(LANES, op.rows - unit)});
 }
 
 // grad: of the states; what goes to the one before by other ways than products is added there (grad_before). carry: the

@@ -90,7 +90,9 @@ void linear(const products_row& op, const Workspace& m) {
   const i32* const row_out = m.lists + op.row_out;
   for (i64 row = 0; row < op.rows; ++row) {
     const float bias = op.bias < 0 ? 0.0f : m.values[op.bias + row];
-    *place(m, op.out + row_out[row]) = finished(bias + dot(list_of(op, m, row), in), op, m, row, nullptr);
+    float* const out = place(m, op.out + row_out[row]);
+    const float found = bias + dot(list_of(op, m, row), in);
+    *out = finished(op.accumulate ? *out + found : found, op, m, row, nullptr);
   }
 }
 

@@ -34,6 +34,8 @@ void fill_single(const fill_row&, Workspace&);
 void combine_single(const combine_row&, Workspace&);
 void load_numbers_single(const load_numbers_row&, Workspace&);
 void resample_single(const resample_row&, Workspace&);
+// Recurrent layers (recurrent.cpp).
+void recurrent_cell_single(const recurrent_cell_row&, Workspace&);
 // Tokens (single_tokens.cpp, embedding.cpp).
 void token_normalise_single(const token_normalise_row&, Workspace&);
 void attention_single(const attention_row&, Workspace&);

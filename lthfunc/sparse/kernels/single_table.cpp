@@ -32,6 +32,7 @@ Single single_of(const i64* row) {
     case op_resample: return called<resample_row, resample_single>;
     case op_token_normalise: return called<token_normalise_row, token_normalise_single>;
     case op_attention: return called<attention_row, attention_single>;
+    case op_recurrent_cell: return called<recurrent_cell_row, recurrent_cell_single>;
     case op_embed: return called<embed_row, embed_single>;
     case op_batch_statistics: {
       const auto& op = *reinterpret_cast<const batch_statistics_row*>(row);
@@ -52,8 +53,8 @@ bool not_negative(const Program& program, i64 first, i64 count) {
 bool reads_plainly(const i64* row, const Program& program) {
   if (head(row).opcode == op_products) {
     const auto& op = *reinterpret_cast<const products_row*>(row);
-    return op.which < 0 && op.limits < 0 && (op.across || op.out_x == 1) && !op.out_half && op.norm < 0 &&
-           not_negative(program, op.offsets, program.lists[op.starts + op.rows * op.blocks]);
+    return op.which < 0 && op.limits < 0 && (op.across || (op.out_x == 1 && !op.accumulate)) && !op.out_half &&
+           op.norm < 0 && not_negative(program, op.offsets, program.lists[op.starts + op.rows * op.blocks]);
   }
   if (head(row).opcode == op_dense_convolutions) {
     const auto& op = *reinterpret_cast<const dense_convolutions_row*>(row);

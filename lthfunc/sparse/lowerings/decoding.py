@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from lthfunc.sparse.lowerings.attention import scaled_dot_product_attention
 from lthfunc.sparse.lowerings.interface import Unsupported, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import placed
+from lthfunc.sparse.lowerings.recurrent import RECURRENT_LAYERS, recurrent
 from lthfunc.sparse.machine_code import MachineCode
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
@@ -22,12 +23,13 @@ from lthfunc.sparse.views import arranged_view
 class DecodingBuilder(Builder):
     """Collects the program for the last token of a sequence of `length`.
 
-    caches: where keys and values of all tokens lie. rows: numbers of a table's row, by where the last one lies among
-    the constants.
+    caches: where keys and values of all tokens lie. states: what recurrent layers hand on to the next token. rows:
+    numbers of a table's row, by where the last one lies among the constants.
     """
 
     length: int = 1
     caches: list[TileBuffer] = field(default_factory=list)
+    states: list[TileBuffer] = field(default_factory=list)
     rows: dict[int, int] = field(default_factory=dict)
 
     def moving(self, code: MachineCode) -> Iterator[tuple[int, int, int]]:
@@ -46,6 +48,18 @@ class DecodingBuilder(Builder):
 
 def causal_attention(*operands: Any, **settings: Any) -> None:
     """Stands for attention of a token to itself and all before it, whose keys and values are kept."""
+
+
+def _standing_for(layer: str) -> Callable[..., None]:
+    def one_step(*operands: Any) -> None:
+        """Stands for one step of a recurrent layer, which goes on from the states that it kept."""
+
+    one_step.__name__ = layer
+    return one_step
+
+
+#: What stands for PyTorch's recurrent layers: with the same arguments, but for an empty list of states.
+ONE_STEP = {operation: _standing_for(kind) for operation, kind in RECURRENT_LAYERS.items()}
 
 
 def row_of_place(*operands: Any) -> None:
@@ -69,6 +83,15 @@ def row(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     b.numbers(table[:-1].flatten().tolist())
     b.rows[len(b.constants)] = table[0].numel()  # where the last row comes
     return as_view(b, table[-1].clone())
+
+
+def _keep(b: Builder, states: TileBuffer) -> None:
+    assert isinstance(b, DecodingBuilder)
+    b.states.append(states)
+
+
+for _operation, _kind in RECURRENT_LAYERS.items():
+    lowers(ONE_STEP[_operation], arranged=True)(recurrent(_kind, _keep))
 
 
 def _kept(b: DecodingBuilder, view: View) -> View:

@@ -7,47 +7,33 @@ over all.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import torch
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, RECURRENT, SUMS
-from lthfunc.sparse.lowerings.interface import Lowering, Param, Unsupported, aten, claim, gradient_at, lowers, value_at
-from lthfunc.sparse.lowerings.parameters import bias_gradients
+from lthfunc.sparse.lowerings.interface import Lowering, Param, Unsupported, aten, claim, lowers
 from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.pointwise import dropout
-from lthfunc.sparse.lowerings.product import sums_columns
+from lthfunc.sparse.lowerings.recurrent_steps import Direction, Unrolled
 from lthfunc.sparse.lowerings.tokens import tokens_linear
-from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.lowerings.zeros import Zeros
-from lthfunc.sparse.patterns import Lists, matrix_lists
-from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
 
-_TILES_AT_ONCE = CONSTANTS["TILES_AT_ONCE"]
-#: Numbers of a unit that are made of its inputs and state.
-_GATES = {"lstm": 4, "gru": 3, "tanh": 1, "relu": 1}
 #: PyTorch's operations, and what the kernels call them.
 RECURRENT_LAYERS = {
     aten.lstm.input: "lstm", aten.gru.input: "gru", aten.rnn_tanh.input: "tanh", aten.rnn_relu.input: "relu",
 }  # fmt: skip
 
 
-class _Direction(NamedTuple):
-    """Weights of one direction of a layer."""
-
-    of_inputs: Param
-    of_state: Param
-    bias_of_inputs: Param | None
-    bias_of_state: Param | None
+#: Told of memory that the next run of a program is to find as this one leaves it.
+Keep = Callable[[Builder, TileBuffer], None]
 
 
-def recurrent(kind: str) -> Lowering:
-    """The lowering of a kind of recurrent layer."""
+def recurrent(kind: str, keep: Keep | None = None) -> Lowering:
+    """The lowering of a kind of recurrent layer. keep: for sequences of one step, which goes on from what the one
+    before left there, and are given no states."""
 
     def lowering(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> list[View | None]:
         view, states, params, biased, layers, share, training, both, batch_first = args
@@ -62,16 +48,16 @@ def recurrent(kind: str) -> Lowering:
         if len(params) != each * layers * (1 + both):
             raise Unsupported("with projections")
         directions = [
-            _Direction(*params[first : first + each], *[None] * (4 - each)) for first in range(0, len(params), each)
+            Direction(*params[first : first + each], *[None] * (4 - each)) for first in range(0, len(params), each)
         ]
         view = _sequence(b, view, time=1 if batch_first else 0)
         for layer in range(layers):
             if layer and share and training:
                 view = view.of(dropout(b, [View(view.value), share, True], {}).value)
             mine = directions[layer * (1 + both) : (layer + 1) * (1 + both)]
-            view = _layer(b, kind, view, mine, time=1 if batch_first else 0)
+            view = _layer(b, kind, view, mine, 1 if batch_first else 0, keep)
         # There are no values of the last states of all layers; outputs have those of the last layer.
-        return [view, *[None] * len(states)]
+        return [view, *[None] * (2 if kind == "lstm" else 1)]
 
     return lowering
 
@@ -97,7 +83,9 @@ def _sequence(b: Builder, view: View, time: int) -> View:
     return view if laid_out else placed(b, view, [*sides, Side.CHANNEL])
 
 
-def _layer(b: Builder, kind: str, view: View, directions: Sequence[_Direction], time: int) -> View:
+def _layer(
+    b: Builder, kind: str, view: View, directions: Sequence[Direction], time: int, keep: Keep | None
+) -> View:  # fmt: skip
     """All directions of a layer, whose states lie beside each other."""
     units = b.weights[directions[0].of_state.name].shape[1]
     steps = view.arrangement.sizes[time]
@@ -110,11 +98,14 @@ def _layer(b: Builder, kind: str, view: View, directions: Sequence[_Direction], 
     def emit(operation: Operation) -> None:
         b.hold(out.buffer)
         unrolled = [
-            _Unrolled(b, kind, value, out, each, units, number)
+            Unrolled(b, kind, value, out, each, units, number, [(0, 0)] if keep else _order(steps, number))
             for number, (value, each) in enumerate(zip(operation.inputs, directions, strict=True))
         ]
         for each in unrolled:
             each.emit()
+            if keep is not None:
+                for buffer in each.states:
+                    keep(b, buffer)
 
         def gradient() -> None:
             for each in unrolled:
@@ -130,162 +121,7 @@ def _layer(b: Builder, kind: str, view: View, directions: Sequence[_Direction], 
     return arranged_view(out, Arrangement(tuple(dimensions)))
 
 
-class _Unrolled:
-    """The steps of one direction. gates: the inputs' products, which become gates. number: of the direction."""
-
-    def __init__(
-        self, b: Builder, kind: str, gates: Value, out: Value, weights: _Direction, units: int, number: int
-    ) -> None:
-        self._b, self._kind, self._gates, self._out, self._units = b, kind, gates, out, units
-        self._weight, self._bias = weights.of_state.name, weights.bias_of_state
-        self._first_channel, self._steps = number * units, out.buffer.width
-        order = range(self._steps)
-        #: (step, the one before it or None), as they are taken.
-        self._order: list[tuple[int, int | None]] = list(zip(order, [None, *order], strict=False))
-        if number:
-            self._order = [(self._steps - 1 - at, None if last is None else self._steps - 1 - last)
-                           for at, last in self._order]  # fmt: skip
-        self._across = min(b.tiles, _TILES_AT_ONCE)
-        self._hidden = b.allocate(3 * units, 1, self._steps) if kind == "gru" else None
-        self._cells = b.allocate(units, 1, self._steps) if kind == "lstm" else None
-
-    @property
-    def _rows(self) -> int:
-        return _GATES[self._kind] * self._units
-
-    def _state_at(self, buffer: TileBuffer, step: int | None) -> int:
-        return -1 if step is None else buffer.first + self._first_channel * buffer.channel + step
-
-    def emit(self) -> None:
-        """Step after step: the state's products, then what units make of them."""
-        b = self._b
-        for step, before in self._order:
-            if before is not None:
-                b.emit(functools.partial(self._products, step, before))
-            b.emit(functools.partial(self._cell, step, before))
-
-    def gradients(self) -> None:
-        """Of the gates, step by step from the last one on; then of the weights."""
-        b = self._b
-        grad, gates = b.gradient_of(self._out), self._gates
-        # Those of the state need the gates' gradient even where nothing else does.
-        into = b.target(gates).buffer if gates.needs else b.allocate(*gates.buffer.layout)
-        into_hidden = b.allocate(3 * self._units, 1, self._steps) if self._kind == "gru" else None
-        carry = b.allocate(self._units) if self._kind == "lstm" else None
-        back = into_hidden or into
-        for step, before in reversed(self._order):
-            b.emit(functools.partial(
-                self._cell_gradient, step, before, grad, into, into_hidden, carry,
-                fresh=(step, before) == self._order[-1],
-            ))  # fmt: skip
-            if before is not None:
-                b.emit(functools.partial(self._products_gradient, step, before, back, grad))
-        if self._steps > 1 and self._weight not in b.frozen:
-            b.whole_layer(self._weight, lambda: self._whole_layer(back))
-            b.emit(lambda: self._weight_gradients(back))
-        if (first := gradient_at(b, self._bias)) >= 0:
-            bias_gradients(b, first, back)
-
-    def _channels(self, name: str, buffer: TileBuffer, count: int | None = None) -> int:
-        """A list of where some channels of a buffer lie."""
-        return self._b.shared((self, name), lambda: self._b.table(torch.arange(count or self._rows) * buffer.channel))
-
-    def _lists_of(self, read: TileBuffer, *, transposed: bool) -> dict[str, int]:
-        b = self._b
-
-        def made() -> dict[str, int]:
-            lists: Lists = matrix_lists(
-                b.positions_of(self._weight), (self._rows, self._units),
-                torch.arange(self._rows if transposed else self._units) * read.channel,
-                self._across * VECTOR_BYTES, transposed=transposed,
-            )  # fmt: skip
-            return {
-                "starts": b.table(lists.starts), "offsets": b.table(lists.offsets), "blocks": lists.blocks,
-                "which": -1 if lists.which is None else b.table(lists.which),
-            }  # fmt: skip
-
-        return b.shared((self, transposed), made)
-
-    def _between(self, read: TileBuffer, at: int, into: TileBuffer, to: int, **columns: int) -> dict[str, int]:
-        """Columns of a product from one place of a buffer to a place of another, many tiles at a time."""
-        return {
-            "in": at, "in_tile": read.tile, "in_y": 0, "in_x": read.tile, "out": to, "out_tile": into.tile, "out_y": 0,
-            "out_x": into.tile, "ny": 1, "nx": 1, "limits": -1, "kernel_y": 0, "kernel_x": 0,
-            "values": self._b.leaves[self._weight].first, "bias": -1, "relu": 0, "gate": -1, "across": self._across,
-            "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **sums_columns(None), "strip": 1,
-            "out_half": 0, **columns,
-        }  # fmt: skip
-
-    def _products(self, step: int, before: int) -> Any:
-        states = self._out.buffer
-        into = self._hidden if self._hidden is not None else self._gates.buffer
-        columns = self._between(
-            states, self._state_at(states, before), into, into.first + step, accumulate=int(self._hidden is None),
-            row_out=self._channels("of gates", into),
-        )  # fmt: skip
-        return "products", BY_ROWS, self._rows, columns | self._lists_of(states, transposed=False)
-
-    def _products_gradient(self, step: int, before: int, back: TileBuffer, grad: TileBuffer) -> Any:
-        columns = self._between(
-            back, back.first + step, grad, self._state_at(grad, before), accumulate=1,
-            row_out=self._channels("of states", grad, self._units),
-        )  # fmt: skip
-        return "products", BY_ROWS, self._units, columns | self._lists_of(back, transposed=True)
-
-    def _steps_before(self, back: TileBuffer) -> dict[str, int]:
-        """Columns of states and of the gates' gradients after them, over all steps but the first, as over places of an
-        image."""
-        states = self._out.buffer
-        first = min(step for step, before in self._order if before is not None)
-        before = min(before for _, before in self._order if before is not None)
-        return {
-            "in": self._state_at(states, before), "in_tile": states.tile, "in_y": 0, "in_x": 1,
-            "grad": back.first + first, "grad_tile": back.tile, "grad_y": 0, "grad_x": 1, "ny": 1,
-            "nx": self._steps - 1,
-        }  # fmt: skip
-
-    def _weight_gradients(self, back: TileBuffer) -> Any:
-        reads = self._lists_of(self._out.buffer, transposed=False)
-        return "weight_gradients", SUMS, self._rows, {
-            **self._steps_before(back), "starts": reads["starts"], "blocks": reads["blocks"],
-            "offsets": reads["offsets"], "row_grad": self._channels("of gradients", back),
-            "gradients": self._b.leaves[self._weight].first, "bias": -1, "across": 0,
-        }  # fmt: skip
-
-    def _whole_layer(self, back: TileBuffer) -> Any:
-        return gradients_of_rows(
-            self._b, self._steps_before(back), torch.arange(self._units) * self._out.buffer.channel,
-            torch.arange(self._rows) * back.channel, columns=self._units,
-        )  # fmt: skip
-
-    def _places(self, step: int, before: int | None) -> dict[str, int]:
-        gates, states = self._gates.buffer, self._out.buffer
-        return {
-            "kind": RECURRENT.index(self._kind),
-            "gates": gates.first + step, "gates_tile": gates.tile, "gates_channel": gates.channel,
-            **_sequence_columns("hidden", self._hidden, step), **_sequence_columns("cell", self._cells, step),
-            "cell_before": -1 if self._cells is None or before is None else self._cells.first + before,
-            "state": self._state_at(states, step), "state_tile": states.tile, "state_channel": states.channel,
-            "state_before": self._state_at(states, before),
-        }  # fmt: skip
-
-    def _cell(self, step: int, before: int | None) -> Any:
-        columns = {**self._places(step, before), "bias": value_at(self._b, self._bias)}
-        return "recurrent_cell", BY_TILES, self._units, columns
-
-    def _cell_gradient(
-        self, step: int, before: int | None, grad: TileBuffer, into: TileBuffer, into_hidden: TileBuffer | None,
-        carry: TileBuffer | None, *, fresh: bool,
-    ) -> Any:  # fmt: skip
-        return "recurrent_cell_gradient", BY_TILES, self._units, {
-            **self._places(step, before),
-            "grad": self._state_at(grad, step), "grad_tile": grad.tile, "grad_channel": grad.channel,
-            "grad_before": self._state_at(grad, before), **_sequence_columns("carry", carry, 0), "fresh": int(fresh),
-            **_sequence_columns("into", into, step), **_sequence_columns("into_hidden", into_hidden, step),
-        }  # fmt: skip
-
-
-def _sequence_columns(prefix: str, buffer: TileBuffer | None, step: int) -> dict[str, int]:
-    if buffer is None:
-        return {prefix: -1, f"{prefix}_tile": 0, f"{prefix}_channel": 0}
-    return {prefix: buffer.first + step, f"{prefix}_tile": buffer.tile, f"{prefix}_channel": buffer.channel}
+def _order(steps: int, number: int) -> list[tuple[int, int | None]]:
+    """(step, the one before it or None) in the order of a layer's first direction, or of its second one."""
+    order = range(steps)[:: -1 if number else 1]
+    return list(zip(order, [None, *order], strict=False))
