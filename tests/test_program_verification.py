@@ -35,6 +35,7 @@ from lthfunc.sparse.partition import Input, partition
 from lthfunc.sparse.program import Epilogue, Stored, builder_for, program_of
 from lthfunc.sparse.regions import region_program
 from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.sparse.token_lanes import lanes_program
 from lthfunc.training.accumulation import AccumulateNumbers
 from lthfunc.training.averaging import EMANumbers
 from lthfunc.training.clipping import ClipNormNumbers, ClipValueNumbers
@@ -108,7 +109,17 @@ def programs() -> tuple[Parts, ...]:
         kept = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
         region = region_program(graph, whole.parts[0], whole, kept, state.buffers, dict, batch=batch, gradients=True)
         found.append(parts_of(region.code))
-    return (*found, *decoding_programs())
+    return (*found, *decoding_programs(), program_on_lanes_of_tokens())
+
+
+def program_on_lanes_of_tokens() -> Parts:
+    """For two sequences of two tiles."""
+    model = lf.models.char_transformer((TOKENS + LANES,), VOCABULARY, layers=1, heads=2, width=8)
+    state = lf.prune(density=0.5)(lf.init(model))
+    tokens = torch.zeros(2, TOKENS + LANES, dtype=torch.int64)
+    found = lanes_program(model, state.params, state.buffers, state.masks, tokens)
+    assert found is not None
+    return parts_of(found.workspace.program.code)._replace(tokens=1)
 
 
 @functools.cache

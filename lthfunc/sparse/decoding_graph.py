@@ -8,7 +8,7 @@ tokens before it, and recurrent layers the states that they kept; anything else 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,19 @@ _OVER_LAST, _OVER_GIVEN = frozenset({"linear", "layer_norm", "rms_norm"}), froze
 _ATTENTION = "scaled_dot_product_attention"
 
 
+class StandIns(NamedTuple):
+    """What stands in the graph of one token for operations that read others, or its place: for causal attention, for
+    the row of a table, and for recurrent layers, if they may be there."""
+
+    attention: Callable[..., Any]
+    row: Callable[..., Any]
+    recurrent: Mapping[Any, Callable[..., Any]]
+
+
+#: Of tokens that are read one after the other.
+DECODING = StandIns(causal_attention, row_of_place, ONE_STEP)
+
+
 class OneToken(NamedTuple):
     """captured: the graph of one token, whose constants are tables with a row for each place. params: the module's, and
     embeddings with their pruned weights."""
@@ -48,7 +61,9 @@ class OneToken(NamedTuple):
     params: Params
 
 
-def one_token(model: Model, params: Params, buffers: Buffers, masks: Masks, length: int) -> OneToken:
+def one_token(
+    model: Model, params: Params, buffers: Buffers, masks: Masks, length: int, stand_ins: StandIns = DECODING
+) -> OneToken:  # fmt: skip
     """The graph of one token of sequences of up to `length`, at least 2. params: masked.
 
     Raises UserError, with the operation and its line in the network, where tokens are mixed otherwise than by causal
@@ -57,7 +72,8 @@ def one_token(model: Model, params: Params, buffers: Buffers, masks: Masks, leng
     one, whole = (captured(model, (count,), training=False) for count in (1, length))
     if [(each.op, each.target) for each in one.graph.nodes] != [(each.op, each.target) for each in whole.graph.nodes]:
         raise UserError(f"decoding_program: {model.name} does other things with one token than with {length}")
-    return _Rewriting(_Known(one, params, buffers), _Known(whole, params, buffers), length, masks).result()
+    known = _Known(one, params, buffers), _Known(whole, params, buffers)
+    return _Rewriting(*known, length, masks, stand_ins).result()
 
 
 class _Known:
@@ -92,8 +108,9 @@ class _Known:
 class _Rewriting:
     """one, whole: the graphs of one token and of `length`. masks: of the network's parameters."""
 
-    def __init__(self, one: _Known, whole: _Known, length: int, masks: Masks) -> None:
+    def __init__(self, one: _Known, whole: _Known, length: int, masks: Masks, stand_ins: StandIns) -> None:
         self._one, self._whole, self._length, self._masks = one, whole, length, masks
+        self._stand_ins = stand_ins
         nodes = one.captured.graph.nodes
         self._twins: dict[Node, Node] = dict(zip(nodes, whole.captured.graph.nodes, strict=True))
         self._params, self._constants = dict(one.params), dict[str, Tensor]()
@@ -125,11 +142,11 @@ class _Rewriting:
     def _call(self, node: Any) -> tuple[Any, Any, Any]:
         if operation_of(node) == _ATTENTION:
             kwargs = {name: value for name, value in node.kwargs.items() if name in ("scale", "enable_gqa")}
-            return causal_attention, tuple(self._argument(node, each) for each in node.args[:3]), kwargs
-        if node.target in ONE_STEP:
+            return self._stand_ins.attention, tuple(self._argument(node, each) for each in node.args[:3]), kwargs
+        if node.target in self._stand_ins.recurrent:
             x, _, params, *settings = node.args
             given: tuple[Any, ...] = map_arg((x, [], params), functools.partial(self._argument, node))
-            return ONE_STEP[node.target], (*given, *settings), {}
+            return self._stand_ins.recurrent[node.target], (*given, *settings), {}
         args, kwargs = map_arg((node.args, node.kwargs), functools.partial(self._argument, node))
         name = self._names.get(node.args[0]) if operation_of(node) == "embedding" else None
         if name in self._masks:  # rows are read where they lie, instead of being put together of their survivors
@@ -150,7 +167,7 @@ class _Rewriting:
             self._constants[name] = table
             self._at[node] = self._graph.get_attr(name)
             if table.shape != node.meta["val"].shape:
-                self._add(node, row_of_place, (self._at[node],), {})
+                self._add(node, self._stand_ins.row, (self._at[node],), {})
         return self._at[node]
 
     def _table(self, user: Node, node: Node) -> Tensor:
@@ -169,7 +186,7 @@ class _Rewriting:
     def _check(self, node: Any) -> None:
         """Refuse what may mix tokens."""
         name = operation_of(node)
-        if node.target in ONE_STEP:
+        if node.target in self._stand_ins.recurrent:
             self._check_recurrent(node)
             return
         if name == _ATTENTION:

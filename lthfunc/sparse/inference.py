@@ -14,6 +14,7 @@ from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.sparse.token_lanes import LanesProgram, lanes_program, saves_work
 from lthfunc.sparse.workspace import Workspace, side_by_side
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
@@ -38,6 +39,7 @@ class SparseProgram:
         self._buffers, self._masks = ticket.buffers, ticket.masks
         self._ready: dict[object, Any] = {}
         self._workspaces: dict[object, Workspace] = {}
+        self._lanes: dict[object, LanesProgram | None] = {}
         self._lock = threading.Lock()  # PyTorch lets other threads run while an operation does
 
     def __call__(self, x: Tensor) -> Any:
@@ -51,6 +53,10 @@ class SparseProgram:
         return apart[0].rebuilt([torch.cat(parts) for parts in zip(*(each.tensors for each in apart), strict=True)])
 
     def _outputs(self, x: Tensor) -> Any:
+        lanes = self._lanes_of(x) if x.dtype == torch.int64 and x.ndim == 2 and saves_work(*x.shape) else None
+        if lanes is not None:
+            with self._lock:
+                return lanes(x)
         with self._lock:
             ready = self._ready.get((x.shape, x.dtype))
             if ready is None:
@@ -62,6 +68,13 @@ class SparseProgram:
         if workspace.program.gives_rows:
             return outputs
         return workspace.program.rebuilt(side_by_side(outputs.view(-1), len(x), workspace.program.outputs))
+
+    def _lanes_of(self, x: Tensor) -> LanesProgram | None:
+        """The program for a few sequences of tokens, whose lanes are tokens; None where the network has none."""
+        with self._lock:
+            if x.shape not in self._lanes:
+                self._lanes[x.shape] = lanes_program(self._model, self._params, self._buffers, self._masks, x)
+            return self._lanes[x.shape]
 
     def _made(self, x: Tensor) -> Any:
         """What a call for a batch of this size needs. One memory serves all batches of as many tiles, and one another

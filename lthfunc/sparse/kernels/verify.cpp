@@ -83,6 +83,7 @@ bool can_split(i64 opcode, i64 split) {
     case op_add_gradients:
     case op_embedding_gradient:
     case op_gather_gradients:
+    case op_token_attention:
     case op_accumulate:
     case op_clip_values:
     case op_square_sums:

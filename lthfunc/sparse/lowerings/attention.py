@@ -32,7 +32,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
         causal = is_causal(mask, views[0].arrangement.sizes[-2], views[1].arrangement.sizes[-2])
         if not causal:
             return masked_attention(b, views, mask, dropped, scale)
-    views = [_operand(b, view) for view in views]
+    views = [operand(b, view) for view in views]
     (*_, queries, features), (*_, keys, _), (*_, value_features) = (view.arrangement.sizes for view in views)
     heads, shared = (only(view.arrangement.dimensions[1]).size for view in views[:2])
     if shared != only(views[2].arrangement.dimensions[1]).size or heads % shared:
@@ -108,7 +108,7 @@ def _places(buffer: TileBuffer, parts: list[Arrangement]) -> Tensor:
     return torch.cat([first_of(part, buffer) + sum_of_steps(part.axes, buffer) for part in parts])
 
 
-def _operand(b: Builder, view: View) -> View:
+def operand(b: Builder, view: View) -> View:
     """(batch, heads, places, features) of one axis each, copied where it is not."""
     arrangement = view.arrangement
     if len(arrangement.sizes) == 3:

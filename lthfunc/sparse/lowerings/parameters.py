@@ -52,11 +52,15 @@ def _leaf(b: Builder, leaf: Leaf) -> View:
     def addresses(buffer: TileBuffer, positions: Tensor) -> Tensor:
         return positions % channels * buffer.channel + positions // channels
 
-    out = leaf_value(b, leaf, TileBuffer(channels, 1, places), addresses)
-    all_places = Arrangement((merged([Axis(Side.COLUMN, places)]),))
-    dimensions = all_places.reshaped(shape[:-1]).dimensions if len(shape) > 1 else ()
-    last = (merged([Axis(Side.CHANNEL, channels)]),) if shape else ()
-    return arranged_view(out, Arrangement((*dimensions, *last)))
+    return as_leaf(leaf_value(b, leaf, TileBuffer(channels, 1, places), addresses), shape)
+
+
+def as_leaf(value: Value, shape: tuple[int, ...]) -> View:
+    """A value as a leaf of this shape: its last dimension along channels, the others along places."""
+    places = Arrangement((merged([Axis(Side.COLUMN, value.buffer.width)]),))
+    dimensions = places.reshaped(shape[:-1]).dimensions if len(shape) > 1 else ()
+    last = (merged([Axis(Side.CHANNEL, value.buffer.channels)]),) if shape else ()
+    return arranged_view(value, Arrangement((*dimensions, *last)))
 
 
 def leaf_value(b: Builder, leaf: Leaf, room: TileBuffer, addresses: Callable[[TileBuffer, Tensor], Tensor]) -> Value:
