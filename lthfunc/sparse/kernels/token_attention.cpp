@@ -67,7 +67,7 @@ void verify(const token_attention_row& op, Verifier& v) { verify_tokens(op, v); 
 
 void token_attention(const token_attention_row& op, Workspace& m, Part part) {
   const float scale = m.constants[op.scale];
-  std::vector<vec> memory(static_cast<std::size_t>(op.tiles * LANES));
+  std::vector<vec> memory(static_cast<std::size_t>(std::min(op.tiles, part.tiles) * LANES));
   vec* const weights = memory.data();
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const i64 begin = tile / op.tiles * op.tiles;
