@@ -49,6 +49,13 @@ def test_sampled_batches_are_scaled_and_no_larger_than_the_data() -> None:
     for (x, y), (stored, targets) in zip(found, batches(numbers.train, 7, 3, 0, 4), strict=True):
         torch.testing.assert_close(x, (stored / 2 - 1) / 0.5)
         assert torch.equal(y, targets)
+    x, y = torch.randn(90, 1, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 3
+    few = lf.data.from_tensors("few", (x, y), (x[:2], y[:2]), val=3)
+    for size, count in ((2, 2), (2, 3), (4, 1)):  # up to a twentieth of an epoch, whose permutation is not made
+        for ours, theirs in zip(
+            lf.sample_batches(few, size, count, seed=3), batches(few.train, size, 3, 0, count), strict=True
+        ):
+            assert lf.same_bits(ours, theirs)
     ((x, _),) = lf.sample_batches(numbers, 10**6, 1)
     assert len(x) == len(numbers.train.x)
     torch.testing.assert_close(examples(numbers), (numbers.train.x[:2] / 2 - 1) / 0.5)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 import lthfunc as lf
 from lthfunc.sparsify.growth import free_places, ties_drawn
+from lthfunc.trees import rng
 from lthfunc.trees.rng import distinct, generator, permutation
 
 
@@ -19,6 +21,16 @@ def test_numbers_drawn_are_different_and_rise(of: int, share: float, seed: int) 
     assert len(found) == count
     assert all(0 <= number < of for number in found)
     assert found == distinct(count, of, generator(seed, "test")).tolist(), "and depend on the key alone"
+
+
+@pytest.mark.parametrize(("count", "of"), [(1, 2), (400, 1_000), (400, 12_000)])
+def test_numbers_are_the_same_marked_or_sorted(count: int, of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for most in (0, of):
+        monkeypatch.setattr(rng, "_MARKED", most)
+        found.append(distinct(count, of, generator(0, "test")).tolist())
+    assert found[0] == found[1]
+    assert len(found[0]) == count
 
 
 def test_each_set_of_numbers_is_as_likely_as_any_other() -> None:

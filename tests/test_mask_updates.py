@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import data
@@ -14,8 +16,9 @@ import lthfunc as lf
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.sparse import sparse_or_dense
 from lthfunc.training.loop import fit_together
-from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, masks_digest
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, masks_digest, seeded_update
 from lthfunc.training.results import Checkpointer, Stopped
+from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.types import Masks, TrainState
 
 MODEL = lf.from_module(nn.Sequential(nn.Linear(6, 7), nn.Dropout(0.5), nn.ReLU(), nn.Linear(7, 3)))
@@ -155,6 +158,30 @@ def test_a_users_change_is_checked_and_masked() -> None:
             lf.fit(a_trainer(), start(), updates=MaskUpdates((2,), wrong), **how)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="updates must be a MaskUpdates"):
         lf.fit(a_trainer(), start(), updates=[2], **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asking", [True, False])
+def test_global_generators_are_seeded_for_an_update_when_it_asks_for_the_network(asking: bool) -> None:
+    """As before everything, where it does not say that it draws later; and they are as before afterwards."""
+    seen: list[list[float]] = []
+
+    def exchange(network: Any, now: UpdateContext) -> Any:
+        if asking:
+            network()
+        seen.append([random.random(), float(np.random.rand()), float(torch.rand(()))])
+        return lf.random_growth(now.seed, now.step), 0.5
+
+    with seeded_generators(8):
+        expected = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+    for late in (False, True):
+        updates = MaskUpdates((2,), change, exchange=exchange, draws_after_network=late)
+        with seeded_generators(8):
+            lf.fit(a_trainer(lf.sparse_engine), start(), seed=SEED, until=4, eval_every=4, updates=updates)
+            after = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        assert (after == expected) == (asking or not late)
+    with seeded_update(UpdateContext(SEED, 2, True), torch.device("cpu")):
+        drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+    assert seen == [drawn, drawn if asking else expected]
 
 
 def test_digests_are_of_every_bit_name_and_shape() -> None:

@@ -170,6 +170,17 @@ def test_random_draws_depend_on_seed_purpose_and_counters_alone() -> None:
     assert sorted(first.tolist()) == list(range(50))
 
 
+@pytest.mark.parametrize("n", [1, 2, 60, 3_000])
+def test_the_first_of_a_permutation_need_not_all_of_it(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        expected = rng.permutation(n, seed, "order", 3)
+        for count in {0, 1, n // 2, n}:
+            assert torch.equal(rng.first_of_permutation(count, n, seed, "order", 3), expected[:count])
+    assert rng._SHUFFLED_FROM > 2e8, "PyTorch shuffles more numbers in another way"
+    monkeypatch.setattr(rng, "_SHUFFLED_FROM", n)
+    assert torch.equal(rng.first_of_permutation(n, n, 2, "order", 3), expected)
+
+
 def test_compose_applies_from_left_to_right_and_iterate_repeats() -> None:
     state = lf.init(lf.models.lenet300((1, 8, 8), 10))
     add = lambda s: s._replace(step=s.step + 1)  # noqa: E731

@@ -13,7 +13,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import invalid
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.ops import scaled
-from lthfunc.trees.rng import permutation
+from lthfunc.trees.rng import first_of_permutation, permutation
 from lthfunc.trees.types import Batch, Dataset, Split
 
 
@@ -25,6 +25,11 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     if not 1 <= batch_size <= size:
         raise invalid("--batch-size", batch_size, f"a whole number from 1 to {size}, the training examples")
     return size // batch_size
+
+
+def _order(seed: int, epoch: int) -> tuple[int, str, int]:
+    """The key of an epoch's permutation."""
+    return seed, "order", epoch
 
 
 class BatchOrder:
@@ -41,7 +46,7 @@ class BatchOrder:
         while start < stop:
             epoch, first = divmod(start, self._per_epoch)
             if epoch != self._epoch:
-                order = permutation(self._size, self._seed, "order", epoch)[: self._per_epoch * self._batch]
+                order = permutation(self._size, *_order(self._seed, epoch))[: self._per_epoch * self._batch]
                 self._epoch, self._rows = epoch, order.view(self._per_epoch, self._batch)
             last = min(self._per_epoch, first + stop - start)
             parts.append(self._rows[first:last])
@@ -72,10 +77,18 @@ def sample_batches(data: Dataset, batch_size: int, count: int, seed: int = 0) ->
     return [(scaled(x, data.scale), y) for x, y in stored_batches(data, batch_size, count, seed)]
 
 
+#: The share of an epoch's batches up to which they are drawn without a permutation of all examples: one in so many.
+_FEW = 20
+
+
 def stored_batches(data: Dataset, batch_size: int, count: int, seed: int) -> list[Batch]:
     """The batches of `sample_batches`, as the data set stores them."""
     size = min(batch_size, data.examples)
     if data.stream is not None:
         with closing(data.stream.batches(size, [seed], 0)) as found:
             return [batch for (batch,) in islice(found, count)]
-    return list(batches(data.train, size, seed, 0, count))
+    if _FEW * count > steps_per_epoch(data.examples, size):
+        return list(batches(data.train, size, seed, 0, count))
+    x, y = data.train
+    order = first_of_permutation(count * size, len(x), *_order(seed, 0)).to(x.device)
+    return [(x.index_select(0, index), y.index_select(0, index)) for index in order.split(size)]

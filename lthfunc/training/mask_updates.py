@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -53,7 +53,8 @@ class MaskUpdates(NamedTuple):
     random layers and the global generators draw the same numbers in every run. exchange: (a function that makes the
     dense state without optimiser state, UpdateContext) -> (what grows, drop fraction), if `change` is `drop_and_grow`
     of these, or `NewMasks`, if it is `under_new_masks` of these: an engine that keeps survivors alone then moves only
-    what changes, to the same bits.
+    what changes, to the same bits. draws_after_network: whether exchange draws from the global generators only after it
+    has asked for the dense state, if at all, so that they need not be seeded before.
 
     >>> def shrink(state, now):
     ...     return lf.prune(fraction=0.5, keep_moments=True)(state)
@@ -65,6 +66,7 @@ class MaskUpdates(NamedTuple):
     change: Callable[[TrainState, UpdateContext], TrainState]
     remember: Callable[[TrainState, UpdateContext], tuple[Masks, ...]] = _nothing
     exchange: Callable[[DenseNetwork, UpdateContext], DropAndGrow | NewMasks] | None = None
+    draws_after_network: bool = False
 
     def following(self, fit: Fit, until: int) -> int | None:
         """The step of a fit's next update before step `until`; None if there is none."""
@@ -92,8 +94,16 @@ class MaskUpdates(NamedTuple):
 
         def decide(network: DenseNetwork, seed: int) -> DropAndGrow | NewMasks:
             now, device = self._context(seed, step, until), fits[0].state.step.device
-            with seeded_update(now, device):
-                found = exchange(network, now)
+            with ExitStack() as seeded:
+
+                def seed_generators() -> None:
+                    seeded.enter_context(seeded_update(now, device))
+
+                if not self.draws_after_network:
+                    seed_generators()
+                    found = exchange(network, now)
+                else:
+                    found = exchange(_first_seeding(network, seed_generators), now)
             if isinstance(found, NewMasks):
                 return found
             growth, share = found
@@ -143,6 +153,19 @@ def _seeding(scores: Callable[[], Params], now: UpdateContext, device: torch.dev
             return scores()
 
     return seeded
+
+
+def _first_seeding(network: DenseNetwork, seed_generators: Callable[[], None]) -> DenseNetwork:
+    """A network that seeds the global generators when it is first asked for: to keep and restore their states takes
+    as long as an update's draws."""
+    left = [seed_generators]
+
+    def asked() -> TrainState:
+        while left:
+            left.pop()()
+        return network()
+
+    return asked
 
 
 def _checked(

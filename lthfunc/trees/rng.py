@@ -29,14 +29,33 @@ def permutation(n: int, seed: int, purpose: str, *counters: int | str) -> Tensor
     return torch.randperm(n, generator=generator(seed, purpose, *counters))
 
 
+def first_of_permutation(count: int, n: int, seed: int, purpose: str, *counters: int | str) -> Tensor:
+    """The first `count` numbers of `permutation(n, …)`, in time that grows with `count` alone.
+
+    `torch.randperm` swaps each place with a later one, from the first place on, by a draw of 32 bits of a Mersenne
+    Twister each, and NumPy's, seeded alike, draws the same.
+    """
+    if n >= _SHUFFLED_FROM:  # another algorithm
+        return permutation(n, seed, purpose, *counters)[:count]
+    twister = np.random.RandomState(key(seed, purpose, *counters) & _MASK)
+    moved, found = dict[int, int](), []
+    for at, drawn in enumerate(twister.randint(0, 1 << 32, count, np.uint32).tolist()):
+        other = at + drawn % (n - at)
+        found.append(moved.get(other, other))
+        moved[other] = moved.get(at, at)
+    return torch.tensor(found, dtype=torch.int64)
+
+
 def distinct(count: int, of: int, draw: torch.Generator) -> Tensor:
     """`count` different numbers from 0 … of-1, each set of them as likely as any other: int64 (count,), rising.
 
-    Nothing of size `of` is made, unless more than half of the numbers are wanted.
+    Nothing of size `of` is made, unless that is a few bytes for each of the numbers.
     """
     if 2 * count > of:
         left = torch.ones(of, dtype=torch.bool).index_fill_(0, distinct(of - count, of, draw), False)
         return left.nonzero().flatten()
+    if of <= _MARKED * count:
+        return _marked(count, of, draw)
     found = np.empty(0, np.int64)  # NumPy sorts eight times as fast as PyTorch
     while len(found) < count:  # as many more as are missing: those drawn twice count once
         more = np.sort(torch.randint(of, (count - len(found),), generator=draw).numpy())
@@ -46,6 +65,22 @@ def distinct(count: int, of: int, draw: torch.Generator) -> Tensor:
         found = np.insert(found, places[new], more[new]) if len(found) else more
     return torch.from_numpy(found)
 
+
+#: Numbers to draw from, for each one wanted, up to which they are marked instead of sorted: a byte is written for each.
+_MARKED = 32
+
+
+def _marked(count: int, of: int, draw: torch.Generator) -> Tensor:
+    """What `distinct` gives, by the same draws."""
+    marks, missing = np.zeros(of, np.bool_), count
+    while missing:
+        marks[torch.randint(of, (missing,), generator=draw).numpy()] = True
+        missing = count - int(np.count_nonzero(marks))
+    return torch.from_numpy(np.flatnonzero(marks))
+
+
+#: Numbers from which on `torch.randperm` takes another algorithm.
+_SHUFFLED_FROM = (2**32 - 1) // 20
 
 #: All counter-based draws are made of 32 bits, held in int64 so that products don't overflow.
 _MASK = 0xFFFFFFFF

@@ -14,6 +14,7 @@ from lthfunc.sparsify.growth import random_growth
 from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
+from lthfunc.tracebacks import is_library_function
 from lthfunc.training.gradient_growth import growth_by
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.training.results import DenseNetwork, DropAndGrow, GradientGrowth
@@ -51,7 +52,7 @@ def by_masks(steps: tuple[int, ...], masks: Callable[[TrainState, UpdateContext]
     def change(state: TrainState, now: UpdateContext) -> TrainState:
         return under_new_masks(state, masks(state, now))
 
-    return MaskUpdates(steps, change, exchange=lambda network, now: masks(network(), now))
+    return MaskUpdates(steps, change, exchange=lambda network, now: masks(network(), now), draws_after_network=True)
 
 
 def exchanging(
@@ -61,13 +62,18 @@ def exchanging(
     end, every = period(plan, update_every, update_until)
     falling = DROP_SCHEDULES.load(drop_schedule)
     growing = growth_of(growth)
-    return with_updates(
-        plan, exchanges(plan.trainer, steps_of(end, every), growing, lambda step: falling(drop_fraction, step, end))
-    )
+    updates = exchanges(
+        plan.trainer, steps_of(end, every), growing, lambda step: falling(drop_fraction, step, end),
+        draws=not is_library_function(falling),
+    )  # fmt: skip
+    return with_updates(plan, updates)
 
 
-def exchanges(trainer: Trainer, steps: tuple[int, ...], growing: Growing, share: Callable[[int], float]) -> MaskUpdates:
-    """Updates that drop small weights and grow others. share: of each layer's weights, by the step."""
+def exchanges(
+    trainer: Trainer, steps: tuple[int, ...], growing: Growing, share: Callable[[int], float], *, draws: bool = False
+) -> MaskUpdates:
+    """Updates that drop small weights and grow others. share: of each layer's weights, by the step; draws: whether it
+    may draw from the global generators."""
 
     def exchange(network: DenseNetwork, now: UpdateContext) -> DropAndGrow:
         if growing.random:
@@ -86,7 +92,7 @@ def exchanges(trainer: Trainer, steps: tuple[int, ...], growing: Growing, share:
         growth, fraction = exchange(lambda: state, now)
         return drop_and_grow(state, growth.scores() if isinstance(growth, GradientGrowth) else growth, fraction)
 
-    return MaskUpdates(steps, change, exchange=exchange)
+    return MaskUpdates(steps, change, exchange=exchange, draws_after_network=not draws)
 
 
 def growth_scores(trainer: Trainer, growing: Growing, state: TrainState, now: UpdateContext) -> Scores:
