@@ -150,14 +150,19 @@ def test_lists_of_a_matrix_are_those_of_its_entries(rows: int, columns: int, den
     which = torch.arange(len(positions)) if transposed else None
     blocks = blocks_of(whose, len(addresses), lists, 256)
     expected = lists_of(Entries(lists, read, addresses[whose], which), blocks)
-    found = matrix_lists(positions, (rows, columns), addresses, 256, transposed=transposed)
-    assert found[:2] == expected[:2]
-    for ours, theirs in zip(found[2:], expected[2:], strict=True):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or theirs is None or ours.tolist() == theirs.tolist()
+    found = matrix_lists((rows, columns), addresses, 256, len(positions), transposed=transposed)
+    assert (found.rows, found.blocks) == expected[:2]
+    starts, offsets, numbers = found.write(positions, torch.empty(sum(found.lengths), dtype=torch.int32)).split(
+        found.lengths
+    )
+    assert starts.tolist() == expected.starts.tolist()
+    assert offsets.tolist() == expected.offsets.tolist()
+    assert numbers.tolist() == ([] if expected.which is None else expected.which.tolist())
     if len(positions) > 1:
         with pytest.raises(ValueError, match="places must rise"):
-            matrix_lists(positions.flip(0), (rows, columns), addresses, 256, transposed=transposed)
+            found.write(positions.flip(0), torch.empty(sum(found.lengths), dtype=torch.int32))
+        with pytest.raises(ValueError, match="lists takes"):
+            found.write(positions, torch.empty(3, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

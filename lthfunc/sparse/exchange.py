@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lthfunc.sparse.workspace import Workspace
+from lthfunc.sparsify.growth import RandomGrowth
 from lthfunc.sparsify.scores import Scores
 from lthfunc.training.results import LayerChange
 from lthfunc.trees.types import Growth, Masks
@@ -45,7 +47,21 @@ def by_growth(growth: Scores | Growth, sizes: Mapping[str, int]) -> Growing:
     layers, pruned weights counted."""
     if isinstance(growth, dict):
         return by_scores(growth)
+    if isinstance(growth, RandomGrowth):
+        return partial(_at_random, growth, sizes)
     return lambda taken, counts: {name: growth(name, taken[name], sizes[name], counts[name]) for name in taken}
+
+
+def _at_random(
+    growth: RandomGrowth, sizes: Mapping[str, int], taken: Mapping[str, Tensor], counts: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """The places that it gives."""
+    found = dict[str, Tensor]()
+    for name, places in taken.items():
+        numbers = growth.numbers(name, sizes[name] - len(places), counts[name])
+        found[name] = torch.empty_like(numbers)
+        torch.ops.lthfunc.free_places.default(numbers, places, found[name])
+    return found
 
 
 def exchanged(workspace: Workspace, names: Iterable[str], grow: Growing, drop_fraction: float) -> Exchange:
@@ -54,24 +70,24 @@ def exchanged(workspace: Workspace, names: Iterable[str], grow: Growing, drop_fr
     names: of the masked layers.
     """
     program, operations = workspace.program, torch.ops.lthfunc
-    positions, layers = dict(program.positions), dict[str, LayerChange]()
-    taken, numbers, counts = dict[str, Tensor](), dict[str, Tensor](), dict[str, int]()
-    for name in names:
-        first, size = program.leaves[name]
-        counts[name] = round(size * drop_fraction)
-        taken[name], numbers[name] = torch.empty(2, size - counts[name], dtype=torch.int64)
-        values = workspace.values[first : first + size]
-        operations.drop_smallest.default(values, positions[name], first, taken[name], numbers[name])
-    grown = grow(taken, counts)
+    leaves = {name: program.leaves[name] for name in names}
+    counts = {name: round(leaf.size * drop_fraction) for name, leaf in leaves.items()}
+    kept, sizes = [leaf.size - counts[name] for name, leaf in leaves.items()], [leaf.size for leaf in leaves.values()]
+    # Of all layers, one after the other: a call for each would take longer than what it does in small ones.
+    layers = torch.tensor([(*leaf, stay) for leaf, stay in zip(leaves.values(), kept, strict=True)])
+    before = torch.cat([program.positions[name] for name in leaves]) if leaves else layers
+    remaining, numbers, places = (torch.empty(sum(each), dtype=torch.int64) for each in (kept, kept, sizes))
+    dropped, again = (torch.empty(count, dtype=torch.int64) for count in (sum(counts.values()), len(leaves)))
+    operations.drop_smallest.default(workspace.values, before, layers, remaining, numbers, dropped)
+    grown = grow(dict(zip(leaves, remaining.split(kept), strict=True)), counts)
+    coming = torch.cat([grown[name] for name in leaves]) if leaves else layers
     sources = torch.arange(len(workspace.values))
-    for name, count in counts.items():
-        (first, size), before = program.leaves[name], positions[name]
-        positions[name] = torch.empty_like(before)
-        again = operations.merge_places.default(  # dropped and grown
-            taken[name], numbers[name], grown[name], before, positions[name], sources[first : first + size]
-        )
-        layers[name] = LayerChange(size, count - again, count - again)
-    return Exchange(positions, sources, layers)
+    operations.merge_places.default(remaining, numbers, dropped, coming, layers, places, sources, again)
+    return Exchange(
+        {**program.positions, **dict(zip(leaves, places.split(sizes), strict=True))}, sources,
+        {name: LayerChange(leaf.size, counts[name] - back, counts[name] - back)
+         for (name, leaf), back in zip(leaves.items(), again.tolist(), strict=True)},
+    )  # fmt: skip
 
 
 def masks_of(positions: Mapping[str, Tensor], like: Masks) -> Masks:

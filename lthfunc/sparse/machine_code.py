@@ -101,6 +101,19 @@ def finished(builder: Builder) -> MachineCode:
     return _assembled(builder, builder.write_all(), vectors + builder.tiles * local, local)
 
 
+def of_other_survivors(builder: Builder, code: MachineCode) -> MachineCode:
+    """A builder's program once more, where others of its weights survive. code: its last one."""
+    of_survivors = builder.all_of_survivors()
+    if of_survivors is None:
+        return finished(builder)
+    lists = code.lists.clone()
+    for begin, (_, weight, of) in of_survivors:
+        of.write(builder.positions[weight], lists[begin : begin + sum(of.lengths)])
+    return MachineCode(
+        code.rows, lists, code.constants, code.vectors, code.values, code.trained, code.batch, code.local
+    )
+
+
 def finished_beside(builder: Builder, instructions: Sequence[Late], code: MachineCode) -> MachineCode:
     """Instructions of their own on the activations of a builder's finished program."""
     return _assembled(builder, builder.write_beside(instructions), code.vectors, 0)

@@ -67,29 +67,53 @@ def lists_of(entries: Entries, blocks: Blocks | None) -> Lists:
     return Lists(entries.outputs, each, starts, inputs * VECTOR_BYTES, which)
 
 
-def matrix_lists(
-    positions: Tensor, shape: tuple[int, ...], addresses: Tensor, bytes_each: int, *, transposed: bool
-) -> Lists:
-    """`lists_of` a matrix's survivors, or of those of its transpose, by the kernels.
+class MatrixLists(NamedTuple):
+    """`lists_of` as many survivors of a matrix, or of its transpose, by the kernels, wherever they lie.
 
-    positions: int64 (survivors,), rising, in the flattened matrix. addresses: int64, vectors to each column's input, or
-    to each row's; bytes_each: what one takes.
+    shape: of the matrix. addresses: int64, vectors to each column's input, or to each row's. block: how many of these a
+    block has. survivors: their number.
     """
-    rows, columns = shape
-    lists, read = (columns, rows) if transposed else (rows, columns)
-    size = block_size(read, bytes_each, len(positions) / max(1, read * lists))
-    blocks, count = -(-read // size), len(positions)
-    starts, offsets, which = (
-        torch.empty(length, dtype=torch.int32) for length in (lists * blocks + 1, count, count if transposed else 0)
-    )
-    if count:
+
+    shape: tuple[int, int]
+    transposed: bool
+    addresses: Tensor
+    block: int
+    survivors: int
+
+    @property
+    def rows(self) -> int:
+        """Of the product."""
+        return self.shape[1] if self.transposed else self.shape[0]
+
+    @property
+    def blocks(self) -> int:
+        """Of each row."""
+        return -(-len(self.addresses) // self.block)
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Of `starts`, `offsets` and `which`."""
+        return self.rows * self.blocks + 1, self.survivors, self.survivors if self.transposed else 0
+
+    def write(self, positions: Tensor, into: Tensor) -> Tensor:
+        """Write all three, one after the other. positions: int64 (survivors,), rising, in the flattened matrix. into:
+        int32, of their lengths together, which is returned."""
+        if not len(positions):  # as where it is only looked at whether a network can be lowered: no kernels are built
+            return into.zero_()
         load_kernels()
-        torch.ops.lthfunc.matrix_lists(
-            positions, rows, columns, transposed, addresses, size, starts, offsets, which if transposed else None
+        torch.ops.lthfunc.matrix_lists.default(
+            positions, *self.shape, self.transposed, self.addresses, self.block, into
         )
-    else:  # as where it is only looked at whether a network can be lowered, for which no kernels are built
-        starts.zero_()
-    return Lists(lists, blocks, starts, offsets, which if transposed else None)
+        return into
+
+
+def matrix_lists(
+    shape: tuple[int, ...], addresses: Tensor, bytes_each: int, survivors: int, *, transposed: bool
+) -> MatrixLists:
+    """The lists of a matrix. bytes_each: what an input takes; all else as `MatrixLists` has it."""
+    rows, columns = shape
+    size = block_size(len(addresses), bytes_each, survivors / max(1, rows * columns))
+    return MatrixLists((rows, columns), transposed, addresses, size, survivors)
 
 
 #: Bytes of inputs that a block may span, so that it stays in a first-level cache of 32 kB beside lists and sums.

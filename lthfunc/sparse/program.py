@@ -31,7 +31,7 @@ from lthfunc.sparse.interpretation import (
     results_of,
 )
 from lthfunc.sparse.lowerings.interface import Unsupported
-from lthfunc.sparse.machine_code import MachineCode, finished, finished_beside
+from lthfunc.sparse.machine_code import MachineCode, finished, finished_beside, of_other_survivors
 from lthfunc.sparse.shared_weights import emit_operations
 from lthfunc.sparse.updates import Numbers, add_update
 from lthfunc.training.engines.aliases import changed_by
@@ -143,7 +143,8 @@ class Lowered:
         if any(len(places) != b.weights[name].survivors for name, places in positions.items()):
             return False
         b.positions = {**b.positions, **positions}
-        self.program = self.program._replace(code=finished(b), positions={**known, **positions})
+        code = of_other_survivors(b, self.program.code)
+        self.program = self.program._replace(code=code, positions={**known, **positions})
         return True
 
 

@@ -73,7 +73,8 @@ class Workspace:
         other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
         other._apart = None
         here, there = self.program.code, program.code
-        if here.vectors != there.vectors or not torch.equal(here.rows, there.rows):
+        same = here.rows is there.rows or torch.equal(here.rows, there.rows)
+        if here.vectors != there.vectors or not same:
             other._make_room()  # otherwise the same places are written, and the same stay zero
         return other
 
@@ -97,8 +98,9 @@ class Workspace:
         moved, averages = self.program.moved, self.averages
         places = [(self.program.statistics[name], self.sizes[name]) for name in moved]
         statistics = [self.constants[at : at + size] for at, size in places]
-        parts = [self.values, self.kept, self.totals, *statistics, *(averages[name] for name in moved if averages)]
-        return all(math.isfinite(torch.linalg.vector_norm(part, math.inf)) for part in parts if part.numel())
+        parts = [self.values, self.kept, *statistics, *(averages[name] for name in moved if averages)]
+        finite = torch.ops.lthfunc.are_finite.default
+        return all(map(math.isfinite, self.totals.tolist())) and all(map(finite, parts))
 
     def _hold(self, values: Tensor, frozen: Tensor) -> None:
         """Have these values in one memory, those that are trained first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,11 +26,22 @@ def random_growth(seed: int, *counters: int | str) -> Growth:
     tensor([1, 3])
     """
 
-    def grow(name: str, taken: Tensor, size: int, count: int) -> Tensor:
-        draw = generator(seed, "random-growth", *counters, name)
-        return free_places(distinct(count, size - len(taken), draw), taken)
+    return RandomGrowth(seed, counters)
 
-    return grow
+
+@dataclass(frozen=True)
+class RandomGrowth:
+    """What `random_growth` gives."""
+
+    seed: int
+    counters: tuple[int | str, ...]
+
+    def __call__(self, name: str, taken: Tensor, size: int, count: int) -> Tensor:
+        return free_places(self.numbers(name, size - len(taken), count), taken)
+
+    def numbers(self, name: str, free: int, count: int) -> Tensor:
+        """Which of so many free places of a layer grow, rising."""
+        return distinct(count, free, generator(self.seed, "random-growth", *self.counters, name))
 
 
 def ties_drawn(scores: Scores, seed: int, *counters: int | str) -> Scores:

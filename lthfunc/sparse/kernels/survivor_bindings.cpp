@@ -17,20 +17,64 @@ void find_largest(const Tensor& scores, const Tensor& taken, const Tensor& found
   std::copy_n(largest.places(), found.numel(), data<i64>("found", found, 0));
 }
 
-void drop_smallest(const Tensor& values, const Tensor& places, i64 first, const Tensor& remaining,
-                   const Tensor& numbers) {
-  const i64 count = values.numel(), kept = remaining.numel();
-  drop(data<float>("values", values, 0), data<i64>("places", places, count), count, first, kept,
-       data<i64>("remaining", remaining, 0), data<i64>("numbers", numbers, kept));
+// Where a layer's weights begin among all values, how many survive, and how many of them remain in an exchange.
+struct Layer {
+  i64 first, count, kept;
+};
+
+// The layers of an exchange, one after the other in what is dropped and what grows.
+std::vector<Layer> layers_of(const Tensor& layers, i64 values) {
+  const i64* const rows = data<i64>("layers", layers, 0);
+  require(layers.numel() % 3 == 0, "layers: three numbers for each");
+  std::vector<Layer> found;
+  for (i64 k = 0; k < layers.numel(); k += 3) {
+    const Layer layer{rows[k], rows[k + 1], rows[k + 2]};
+    require(layer.kept >= 0 && layer.kept <= layer.count && layer.first >= 0 && layer.count <= values - layer.first,
+            "layers: out of range");
+    found.push_back(layer);
+  }
+  return found;
 }
 
-i64 merge_places(const Tensor& remaining, const Tensor& numbers, const Tensor& coming, const Tensor& before,
-                 const Tensor& places, const Tensor& sources) {
-  const i64 count = remaining.numel(), comings = coming.numel(), all = count + comings;
-  return merge(data<i64>("remaining", remaining, 0), data<i64>("numbers", numbers, count), count,
-               data<i64>("coming", coming, 0), comings, data<i64>("before", before, all),
-               data<i64>("places", places, all), data<i64>("sources", sources, all));
+void drop_smallest(const Tensor& values, const Tensor& places, const Tensor& layers, const Tensor& remaining,
+                   const Tensor& numbers, const Tensor& dropped) {
+  const float* const from = data<float>("values", values, 0);
+  i64 all = 0, kept = 0;
+  const std::vector<Layer> found = layers_of(layers, values.numel());
+  for (const Layer& layer : found) all += layer.count, kept += layer.kept;
+  const i64* at = data<i64>("places", places, all);
+  i64 *stays = data<i64>("remaining", remaining, kept), *which = data<i64>("numbers", numbers, kept);
+  i64* goes = data<i64>("dropped", dropped, all - kept);
+  for (const Layer& layer : found) {
+    drop(from + layer.first, at, layer.count, layer.first, layer.kept, stays, which, goes);
+    at += layer.count, stays += layer.kept, which += layer.kept, goes += layer.count - layer.kept;
+  }
 }
+
+// again: of each layer, how many come that were dropped.
+void merge_places(const Tensor& remaining, const Tensor& numbers, const Tensor& dropped, const Tensor& coming,
+                  const Tensor& layers, const Tensor& places, const Tensor& sources, const Tensor& again) {
+  i64 all = 0, kept = 0;
+  const std::vector<Layer> found = layers_of(layers, sources.numel());
+  for (const Layer& layer : found) all += layer.count, kept += layer.kept;
+  const i64 *stays = data<i64>("remaining", remaining, kept), *which = data<i64>("numbers", numbers, kept);
+  require(coming.numel() == all - kept, "coming: as many places as are dropped");
+  const i64 *goes = data<i64>("dropped", dropped, all - kept), *comes = data<i64>("coming", coming, all - kept);
+  i64 *at = data<i64>("places", places, all), *from = data<i64>("sources", sources, 0);
+  i64* counted = data<i64>("again", again, static_cast<i64>(found.size()));
+  for (const Layer& layer : found) {
+    const i64 others = layer.count - layer.kept;
+    *counted++ = merge(stays, which, layer.kept, comes, others, goes, at, from + layer.first);
+    stays += layer.kept, which += layer.kept, goes += others, comes += others, at += layer.count;
+  }
+}
+
+void find_free_places(const Tensor& numbers, const Tensor& taken, const Tensor& places) {
+  free_places(data<i64>("numbers", numbers, 0), numbers.numel(), data<i64>("taken", taken, 0), taken.numel(),
+              data<i64>("places", places, numbers.numel()));
+}
+
+bool are_finite(const Tensor& numbers) { return all_finite(data<float>("numbers", numbers, 0), numbers.numel()); }
 
 // Rows of numbers in the order of their sources, zero where there is none.
 void move_numbers(const Tensor& numbers, const Tensor& sources, const Tensor& moved) {
@@ -40,8 +84,12 @@ void move_numbers(const Tensor& numbers, const Tensor& sources, const Tensor& mo
   const i64* const at = data<i64>("sources", sources, 0);
   float* const to = data<float>("moved", moved, 0);
   require(std::all_of(at, at + count, [=](i64 each) { return each < had; }), "sources: no such number");
+  if (!had) return std::fill_n(to, rows * count, 0.0f), void();
   for (i64 row = 0; row < rows; ++row)
-    for (i64 k = 0; k < count; ++k) to[row * count + k] = at[k] < 0 ? 0.0f : from[row * had + at[k]];
+    for (i64 k = 0; k < count; ++k) {
+      const float number = from[row * had + std::max<i64>(at[k], 0)];  // no branch: which ones came anew is random
+      to[row * count + k] = at[k] < 0 ? 0.0f : number;
+    }
 }
 
 // An instruction beside a program that takes the gradients of all of a layer's weights.
@@ -86,17 +134,20 @@ void add_layer_gradients(i64 number, i64 instruction, const Tensor& activations,
   layer.take(activations, examples, nullptr, data<float>("sums", sums, layer.size));
 }
 
+// lists: where each begins, then what each reads, and of transposed ones which survivors these are.
 void make_matrix_lists(const Tensor& places, i64 rows, i64 columns, bool transposed, const Tensor& addresses, i64 block,
-                       const Tensor& starts, const Tensor& offsets, const Maybe& which) {
+                       const Tensor& lists) {
   require(rows > 0 && columns > 0 && block > 0 && rows < MOST && columns < MOST, "sizes out of range");
   const i64 count = places.numel(), read = transposed ? rows : columns, blocks = (read + block - 1) / block;
+  const i64 bounds = (transposed ? columns : rows) * blocks + 1;
   const i64* const at = data<i64>("addresses", addresses, read);
   require(count < MOST && std::all_of(
                               at, at + read, [](i64 each) { return each >= 0 && each < MOST / BYTES; }),
           "a list reaches further than 32 bits count");
-  matrix_lists({data<i64>("places", places, 0), count, rows, columns}, transposed, at, block, blocks,
-               data<i32>("starts", starts, (transposed ? columns : rows) * blocks + 1),
-               data<i32>("offsets", offsets, count), which ? data<i32>("which", *which, count) : nullptr);
+  i32* const starts = data<i32>("lists", lists, bounds + (transposed ? 2 : 1) * count);
+  i32* const offsets = starts + bounds;
+  matrix_lists({data<i64>("places", places, 0), count, rows, columns}, transposed, at, block, blocks, starts, offsets,
+               transposed ? offsets + count : nullptr);
 }
 
 }  // namespace
@@ -104,10 +155,14 @@ void make_matrix_lists(const Tensor& places, i64 rows, i64 columns, bool transpo
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lthfunc, library) {
   library.def("largest(Tensor scores, Tensor taken, Tensor(a!) found) -> ()");
-  library.def("drop_smallest(Tensor values, Tensor places, int first, Tensor(a!) remaining, Tensor(b!) numbers) -> ()");
   library.def(
-      "merge_places(Tensor remaining, Tensor numbers, Tensor coming, Tensor before, Tensor(a!) places, "
-      "Tensor(b!) sources) -> int");
+      "drop_smallest(Tensor values, Tensor places, Tensor layers, Tensor(a!) remaining, Tensor(b!) numbers, "
+      "Tensor(c!) dropped) -> ()");
+  library.def(
+      "merge_places(Tensor remaining, Tensor numbers, Tensor dropped, Tensor coming, Tensor layers, "
+      "Tensor(a!) places, Tensor(b!) sources, Tensor(c!) again) -> ()");
+  library.def("free_places(Tensor numbers, Tensor taken, Tensor(a!) places) -> ()");
+  library.def("are_finite(Tensor numbers) -> bool");
   library.def(
       "largest_gradients(int program, int instruction, Tensor activations, int examples, Tensor taken, "
       "Tensor(a!) found) -> bool");
@@ -116,13 +171,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lthfunc, library) {
   library.def("move_numbers(Tensor numbers, Tensor sources, Tensor(a!) moved) -> ()");
   library.def(
       "matrix_lists(Tensor places, int rows, int columns, bool transposed, Tensor addresses, int block, "
-      "Tensor(a!) starts, Tensor(b!) offsets, Tensor(c!)? which) -> ()");
+      "Tensor(a!) lists) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lthfunc, CPU, library) {
   library.impl("largest", TORCH_BOX(&lthfunc::find_largest));
   library.impl("drop_smallest", TORCH_BOX(&lthfunc::drop_smallest));
   library.impl("merge_places", TORCH_BOX(&lthfunc::merge_places));
+  library.impl("free_places", TORCH_BOX(&lthfunc::find_free_places));
+  library.impl("are_finite", TORCH_BOX(&lthfunc::are_finite));
   library.impl("largest_gradients", TORCH_BOX(&lthfunc::find_largest_gradients));
   library.impl("add_layer_gradients", TORCH_BOX(&lthfunc::add_layer_gradients));
   library.impl("move_numbers", TORCH_BOX(&lthfunc::move_numbers));

@@ -49,24 +49,51 @@ LTHFUNC_INLINE unsigned not_below(const float* scores, float least) {
 #endif
 }
 
+constexpr std::uint32_t INFINITE = 0x7F800000u;
+
+// The bits of a magnitude, which are in the order of the magnitudes.
+LTHFUNC_INLINE std::uint32_t magnitude_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x7FFFFFFFu;
+}
+
 // The least of the `wanted` largest numbers, and how many that equal it are among these: digit by digit, from counts.
 struct Bound {
   std::uint32_t least = 0;
   i64 equal = 0;
 };
-Bound bound_of(const std::uint32_t* numbers, i64 count, i64 wanted) {
-  constexpr int DIGITS[] = {11, 11, 10};
+
+// number(k): of `count`, at least as many as are wanted.
+template <typename Number>
+Bound bound_of(i64 count, i64 wanted, Number number) {
+  constexpr int DIGITS[] = {11, 10};
+  constexpr int FIRST = 11, REST = 32 - FIRST;
+  // Two counts of each, since the next of a run of alike ones would wait for the last.
+  i64 counts[2][1 << FIRST] = {};
+  for (i64 k = 0; k < count; ++k) ++counts[k & 1][number(k) >> REST];
+  std::uint32_t digit = (1u << FIRST) - 1;
   Bound found{0, wanted};
-  std::uint32_t known = 0;
-  int shift = 32;
-  for (const int digit : DIGITS) {
-    shift -= digit;
-    const std::uint32_t values = (1u << digit) - 1;
-    i64 counts[1 << 11] = {};
-    for (i64 k = 0; k < count; ++k)
-      if ((numbers[k] & known) == found.least) ++counts[numbers[k] >> shift & values];
+  const auto alike = [&] { return counts[0][digit] + counts[1][digit]; };
+  while (digit && alike() < found.equal) found.equal -= alike(), --digit;
+  found.least = digit << REST;
+  // Few numbers have that digit: the others need not be looked at again. One more, which is written and not counted.
+  std::vector<std::uint32_t> left(static_cast<std::size_t>(alike() + 1));
+  std::size_t lefts = 0;
+  for (i64 k = 0; k < count; ++k) {
+    left[lefts] = number(k);
+    lefts += left[lefts] >> REST == digit;
+  }
+  std::uint32_t known = ~0u << REST;
+  int shift = REST;
+  for (const int width : DIGITS) {
+    shift -= width;
+    const std::uint32_t values = (1u << width) - 1;
+    i64 each[1 << 11] = {};
+    for (std::size_t k = 0; k < lefts; ++k)
+      if ((left[k] & known) == found.least) ++each[left[k] >> shift & values];
     std::uint32_t value = values;
-    while (counts[value] < found.equal) found.equal -= counts[value--];
+    while (value && each[value] < found.equal) found.equal -= each[value--];
     found.least |= value << shift;
     known |= values << shift;
   }
@@ -116,7 +143,7 @@ void Largest::add_one(float score, i64 place) {
 
 void Largest::keep() {
   if (found_ <= wanted_) return;
-  Bound bound = bound_of(keys_.data(), found_, wanted_);
+  Bound bound = bound_of(found_, wanted_, [this](i64 k) { return keys_[static_cast<std::size_t>(k)]; });
   i64 left = 0;
   for (std::size_t k = 0; k < static_cast<std::size_t>(found_); ++k) {
     const bool equal = keys_[k] == bound.least;  // no branches: which ones stay is not to be foreseen
@@ -136,34 +163,70 @@ const i64* Largest::places() {
   return places_.data();
 }
 
-void drop(const float* values, const i64* places, i64 count, i64 first, i64 kept, i64* remaining, i64* numbers) {
-  Largest largest(count, nullptr, 0, kept);
-  float magnitudes[SCORES_AT_ONCE];
-  for (i64 from = 0; from < count; from += SCORES_AT_ONCE) {
-    const i64 some = std::min(SCORES_AT_ONCE, count - from);
-    for (i64 k = 0; k < some; ++k) magnitudes[k] = std::fabs(values[from + k]);
-    largest.add(magnitudes, some);
-  }
-  const i64* const stays = largest.places();
-  for (i64 k = 0; k < kept; ++k) {
-    remaining[k] = places[stays[k]];
-    numbers[k] = first + stays[k];
+// No branches in these loops: which survivors leave is not to be foreseen.
+
+void drop(const float* values, const i64* places, i64 count, i64 first, i64 kept, i64* remaining, i64* numbers,
+          i64* dropped) {
+  if (std::any_of(values, values + count, [](float value) { return value != value; }))
+    throw std::invalid_argument("lthfunc: a score is NaN");
+  Bound bound = bound_of(count, kept, [values](i64 k) { return magnitude_of(values[k]); });
+  if (kept == 0) bound = {~0u, 0};
+  i64 a = 0, b = 0, beside = 0;
+  for (i64 k = 0; k < count; ++k) {
+    const std::uint32_t magnitude = magnitude_of(values[k]);
+    const bool equal = magnitude == bound.least;
+    const bool stays = (magnitude > bound.least) | (equal & (bound.equal > 0));
+    bound.equal -= equal;
+    *(stays ? remaining + a : dropped + b) = places[k];
+    *(stays ? numbers + a : &beside) = first + k;
+    a += stays;
+    b += !stays;
   }
 }
 
-i64 merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, const i64* before,
+i64 merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, const i64* dropped,
           i64* places, i64* sources) {
-  const i64 all = count + comings;
-  i64 a = 0, b = 0, c = 0, again = 0;
-  for (i64 k = 0; k < all; ++k) {
-    const bool remains = b == comings || (a < count && remaining[a] < coming[b]);
-    places[k] = remains ? remaining[a] : coming[b];
-    sources[k] = remains ? numbers[a] : -1;
-    while (c < all && before[c] < places[k]) ++c;
-    again += !remains && c < all && before[c] == places[k];
-    ++(remains ? a : b);
+  i64 a = 0, b = 0, again = 0;
+  while (a < count && b < comings) {
+    const bool remains = remaining[a] < coming[b];
+    const i64 all_bits = -static_cast<i64>(remains);
+    places[a + b] = coming[b] ^ ((remaining[a] ^ coming[b]) & all_bits);
+    sources[a + b] = numbers[a] | ~all_bits;
+    a += remains;
+    b += !remains;
+  }
+  for (; a < count; ++a) {
+    places[a + b] = remaining[a];
+    sources[a + b] = numbers[a];
+  }
+  for (; b < comings; ++b) {
+    places[a + b] = coming[b];
+    sources[a + b] = -1;
+  }
+  for (a = b = 0; a < comings && b < comings;) {
+    const i64 left = dropped[a], come = coming[b];
+    again += left == come;
+    a += left <= come;
+    b += come <= left;
   }
   return again;
+}
+
+bool all_finite(const float* numbers, i64 count) {
+  std::uint32_t most = 0;
+  for (i64 k = 0; k < count; ++k) most = std::max(most, magnitude_of(numbers[k]));
+  return most < INFINITE;
+}
+
+void free_places(const i64* numbers, i64 count, const i64* taken, i64 takens, i64* places) {
+  i64 a = 0, b = 0;  // a place that is taken has as many free ones before it as lie below it
+  while (a < takens && b < count) {
+    const bool lower = taken[a] - a <= numbers[b];
+    places[b] = numbers[b] + a;
+    a += lower;
+    b += !lower;
+  }
+  for (; b < count; ++b) places[b] = numbers[b] + a;
 }
 
 void matrix_lists(const Matrix& matrix, bool transposed, const i64* addresses, i64 block, i64 blocks, i32* starts,
@@ -191,14 +254,19 @@ void matrix_lists(const Matrix& matrix, bool transposed, const i64* addresses, i
     return transposed ? column * blocks + blocks_of[static_cast<std::size_t>(row)]
                       : row * blocks + blocks_of[static_cast<std::size_t>(column)];
   };
-  all([&](i64, i64 row, i64 column) { ++starts[list_of(row, column) + 1]; });
+  // What a list reads rises, since places do; and rows lie one after the other, so that their lists have this order.
+  all([&](i64 k, i64 row, i64 column) {
+    ++starts[list_of(row, column) + 1];
+    if (!transposed) offsets[k] = static_cast<i32>(addresses[column] * BYTES);
+  });
   for (i64 k = 0; k < lists; ++k) starts[k + 1] += starts[k];
-  // Counted survivors take the places of their lists in turn: what a list reads rises, since places do.
+  if (!transposed) return;
+  // Counted survivors take the places of their lists in turn.
   std::vector<i32> next(starts, starts + lists);
   all([&](i64 k, i64 row, i64 column) {
     const i32 place = next[static_cast<std::size_t>(list_of(row, column))]++;
-    offsets[place] = static_cast<i32>(addresses[transposed ? row : column] * BYTES);
-    if (which) which[place] = static_cast<i32>(k);
+    offsets[place] = static_cast<i32>(addresses[row] * BYTES);
+    which[place] = static_cast<i32>(k);
   });
 }
 

@@ -35,14 +35,21 @@ class Largest {
 // How many weights a layer has, of whose gradients a row of a program keeps the largest; 0 for any other instruction.
 i64 layer_size(const i64* row);
 
-// Of `count` survivors' values the `kept` of the largest magnitude: their places, and their numbers, counted from
-// `first`.
-void drop(const float* values, const i64* places, i64 count, i64 first, i64 kept, i64* remaining, i64* numbers);
+// Of `count` survivors' values the `kept` of the largest magnitude, of equal ones the first: their places, and their
+// numbers, counted from `first`; and the places of all others, which are dropped. Throws std::invalid_argument where a
+// value is NaN.
+void drop(const float* values, const i64* places, i64 count, i64 first, i64 kept, i64* remaining, i64* numbers,
+          i64* dropped);
 
 // Rising places that remain, and rising places that come, as one rising list; and for each the number of the survivor
-// that it was, `numbers` of those that remain, or -1. Returns how many come that were among as many places `before`.
-i64 merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, const i64* before,
+// that it was, `numbers` of those that remain, or -1. Returns how many come that were dropped, as many as come.
+i64 merge(const i64* remaining, const i64* numbers, i64 count, const i64* coming, i64 comings, const i64* dropped,
           i64* places, i64* sources);
+
+bool all_finite(const float* numbers, i64 count);
+
+// Where the free places of these numbers lie, counted from 0 on without those taken. All rise.
+void free_places(const i64* numbers, i64 count, const i64* taken, i64 takens, i64* places);
 
 // The lists of a matrix whose rising places survive. transposed: a list for each column, of the rows that it reads.
 // addresses: vectors to each thing that is read; block: how many of them form a block.

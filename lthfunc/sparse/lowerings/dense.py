@@ -112,12 +112,9 @@ class DenseWeights:
         """Tables of each row's first survivor, and of which weights of 16 survive (`words` masks a row)."""
 
         def tables() -> dict[str, int]:
-            kept = torch.zeros(self.outs * self.ins, dtype=torch.int64)
-            kept[self._b.positions_of(self._name)] = 1
-            rows = F.pad(kept.view(self.outs, self.ins), (0, -self.ins % LANES))
-            starts = F.pad(rows.sum(1).cumsum(0), (1, 0))
-            bits = (rows.view(-1, LANES) << torch.arange(LANES)).sum(1)
-            return {"starts": self._b.table(starts), "bits": self._b.table(bits), "words": rows.shape[1] // LANES}
+            lists = RowMasks(self.outs, self.ins)
+            starts = self._b.survivor_lists(self._name, lists)
+            return {"starts": starts, "bits": starts + lists.lengths[0], "words": lists.words}
 
         return self._b.shared((self, "survivors"), tables)
 
@@ -194,6 +191,33 @@ class DenseWeights:
             "channel_entries": self.ins // region_in.buffer.channels, **self._survivors(), "row_grad": row_grad,
             "gradients": self._values, "bias": bias,
         }  # fmt: skip
+
+
+class RowMasks(NamedTuple):
+    """The first survivor of each row of a matrix, counted from its first on, and which weights of 16 survive."""
+
+    rows: int
+    columns: int
+
+    @property
+    def words(self) -> int:
+        """Numbers that say so of a row."""
+        return -(-self.columns // LANES)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Of both lists."""
+        return self.rows + 1, self.rows * self.words
+
+    def write(self, positions: Tensor, into: Tensor) -> Tensor:
+        """Write both, as `SurvivorLists` says."""
+        kept = torch.zeros(self.rows * self.columns, dtype=torch.int64).index_fill_(0, positions, 1)
+        rows = F.pad(kept.view(self.rows, self.columns), (0, -self.columns % LANES))
+        starts, bits = into.split(self.lengths)
+        starts[0] = 0
+        starts[1:] = rows.sum(1).cumsum(0)
+        bits.copy_((rows.view(-1, LANES) << torch.arange(LANES)).sum(1))
+        return into
 
 
 class TransposedWeights(NamedTuple):

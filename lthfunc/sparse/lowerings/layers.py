@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor
-
 from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
@@ -17,7 +15,7 @@ from lthfunc.sparse.lowerings.placing import has_tokens_layout, plain_view
 from lthfunc.sparse.lowerings.product import Product, ProductLowering
 from lthfunc.sparse.lowerings.strides import NEAR_BYTES, ConvolutionAxis, flat
 from lthfunc.sparse.lowerings.tokens import tokens_linear
-from lthfunc.sparse.patterns import Lists, matrix_lists
+from lthfunc.sparse.patterns import MatrixLists, matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 from lthfunc.sparse.views import arranged_view
 
@@ -48,9 +46,9 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         source = operation.inputs[0].buffer
 
         def reading(read: TileBuffer, into: TileBuffer, *, transposed: bool) -> Product:
-            def lists_of(positions: Tensor) -> Lists:
+            def lists_of(survivors: int) -> MatrixLists:
                 each = across * VECTOR_BYTES
-                return matrix_lists(positions, shape, read.addresses(), each, transposed=transposed)
+                return matrix_lists(shape, read.addresses(), each, survivors, transposed=transposed)
 
             return Product(flat(read), flat(into), lists_of=lists_of)
 

@@ -15,7 +15,7 @@ from lthfunc.sparse.lowerings.interface import Param, claim, gradient_at, value_
 from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
-from lthfunc.sparse.patterns import Blocks, Entries, Lists, lists_of
+from lthfunc.sparse.patterns import Blocks, Entries, MatrixLists, lists_of
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
 #: From weights, by where they lie in the flattened leaf, to what a product's rows read.
@@ -25,7 +25,7 @@ EntriesOf = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
 class Product(NamedTuple):
     """A product of a layer, or of its gradient: where what its rows read lies, where it goes, and which that is.
 
-    entries_of: of a convolution; lists_of: of a linear layer, whose lists are made at once. inside: the share of its
+    entries_of: of a convolution; lists_of: of a linear layer, by its survivors' number. inside: the share of its
     work that lists do, leaving out the image's outside.
     """
 
@@ -33,7 +33,7 @@ class Product(NamedTuple):
     region_out: StridedRegion
     entries_of: EntriesOf | None = None
     inside: float = 1.0
-    lists_of: Callable[[Tensor], Lists] | None = None
+    lists_of: Callable[[int], MatrixLists] | None = None
 
     def entries(self, positions: Tensor) -> tuple[Entries, Blocks | None]:
         """What a convolution's rows read."""
@@ -179,13 +179,13 @@ class ProductLowering:
 
     def _lists(self, product: Product, *, in_blocks: bool = True) -> tuple[int, dict[str, int]]:
         """(how many rows have lists, the columns that describe them)."""
-        blocks = None
         if product.lists_of is not None:
-            lists = product.lists_of(self._positions)
-        else:
-            made, blocks = product.entries(self._positions)
-            blocks = blocks if in_blocks else None
-            lists = lists_of(made, blocks)
+            matrix = product.lists_of(self.b.weights[self.weight].survivors)
+            columns = self.b.matrix_lists(self.weight, matrix)
+            return matrix.rows, {**columns, "limits": -1, "kernel_y": 0, "kernel_x": 0}
+        made, blocks = product.entries(self._positions)
+        blocks = blocks if in_blocks else None
+        lists = lists_of(made, blocks)
         limits = None if blocks is None else blocks.limits
         return lists.rows, {
             "starts": self.b.table(lists.starts), "offsets": self.b.table(lists.offsets),

@@ -14,7 +14,7 @@ from lthfunc.sparse.lowerings.interface import Param, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.product import sums_columns
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
-from lthfunc.sparse.patterns import Lists, matrix_lists
+from lthfunc.sparse.patterns import matrix_lists
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
 
 _TILES_AT_ONCE = CONSTANTS["TILES_AT_ONCE"]
@@ -98,15 +98,10 @@ class Unrolled:
         b = self._b
 
         def made() -> dict[str, int]:
-            lists: Lists = matrix_lists(
-                b.positions_of(self._weight), (self._rows, self._units),
-                torch.arange(self._rows if transposed else self._units) * read.channel,
-                self._across * VECTOR_BYTES, transposed=transposed,
-            )  # fmt: skip
-            return {
-                "starts": b.table(lists.starts), "offsets": b.table(lists.offsets), "blocks": lists.blocks,
-                "which": -1 if lists.which is None else b.table(lists.which),
-            }  # fmt: skip
+            addresses = torch.arange(self._rows if transposed else self._units) * read.channel
+            each, survivors = self._across * VECTOR_BYTES, b.weights[self._weight].survivors
+            lists = matrix_lists((self._rows, self._units), addresses, each, survivors, transposed=transposed)
+            return b.matrix_lists(self._weight, lists)
 
         return b.shared((self, transposed), made)
 
