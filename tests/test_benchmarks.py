@@ -20,8 +20,7 @@ from lthfunc_cli.main import main
 import lthfunc as lf
 from benchmarks.chart import draw
 from benchmarks.commands import _QUICK, _run, main as commands
-from benchmarks.records import FLOPS, MOVED, saying
-from lthfunc.deployment.timing import TimedFunction, in_turn
+from benchmarks.records import FLOPS, MOVED
 from lthfunc.errors import UserError
 from lthfunc.training.engines.toolchain import why_not
 
@@ -35,18 +34,6 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path}
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
-
-
-def test_a_measurement_says_what_it_begins_with(capsys: pytest.CaptureFixture[str]) -> None:
-    def calls(name: str) -> TimedFunction:
-        return lambda n: print(f"calls of {name}", file=sys.stderr)
-
-    variants = {name: calls(name) for name in ("a", "b")}
-    found = in_turn(variants, seconds=1e-9, repeats=2, device="cpu", say=saying("tiny"))
-    assert [len(rates) for rates in found.values()] == [2, 2]
-    lines = list(dict.fromkeys(capsys.readouterr().err.splitlines()))
-    assert lines[:4] == ["tiny: a: first calls", "calls of a", "tiny: b: first calls", "calls of b"]
-    assert lines[4:] == ["tiny: turn 1 of 2", "tiny: turn 2 of 2"]
 
 
 @pytest.mark.slow
