@@ -121,6 +121,14 @@ def test_sizes_whose_product_would_overflow_are_refused(column: str) -> None:
     assert made("dropout", height=1, width=1, threshold=2**32 - 1)
 
 
+@pytest.mark.parametrize(("sides", "rows"), [((1, 1), 65), ((13, 1), 5), ((1, 13), 5), ((2**30, 2**30), 2**30)])
+def test_programs_that_would_hardly_end_are_refused(sides: tuple[int, int], rows: int) -> None:
+    """Steps of 0 stay inside any memory, however many they are: at most as many as it has vectors, 64."""
+    assert made("copy", rows=4, height=4, width=4, gate=-1)
+    with pytest.raises(ValueError, match="in: more places than there are"):
+        made("copy", rows=rows, height=sides[0], width=sides[1], gate=-1)
+
+
 def test_batches_that_no_memory_holds_are_refused() -> None:
     """Their numbers, (2³¹ − 1)² · 4, are more than 64 bits count."""
     most, nothing = 2**31 - 1, torch.zeros(0)

@@ -257,7 +257,7 @@ def test_what_is_not_a_program_is_refused_or_stays_inside_its_memory() -> None:
 
 def test_sequences_of_what_is_not_a_program_stay_inside_their_memory() -> None:
     """Token by token, with columns that move otherwise, in sequences of another length."""
-    found = tried(400, 1, decoding_programs)
+    found = tried(400, 0, decoding_programs)
     assert found["refused"] > 50
     assert found["ran"] > 50
 

@@ -150,6 +150,14 @@ Range Verifier::inside(const char* name, const char* memory, i64 size, i64 first
   return {first + beside.low, static_cast<i64>(first + reach + beside.high)};
 }
 
+// An index may step nowhere, where what it reads is the same for all; but not more often than there are places for
+// what it writes, so that a program that isn't one ends. The first index counts tiles, which a run bounds.
+void Verifier::bounded(const char* name, i64 places, std::initializer_list<Axis> axes) const {
+  wide runs = 1;
+  for (const Axis* axis = axes.begin() + 1; axis < axes.end(); ++axis)
+    if (axis->count > 0 && (runs *= axis->count) > places) refuse(std::string(name) + ": more places than there are");
+}
+
 void Verifier::movable(const char* name, i64 first, i64 least, i64 last) const {
   const i64 from = vectors() - program.local;
   if (program.local == 0 || last < from || least > last) return;
@@ -160,6 +168,7 @@ void Verifier::movable(const char* name, i64 first, i64 least, i64 last) const {
 }
 
 void Verifier::activations(const char* name, i64 first, std::initializer_list<Axis> axes, Range beside) const {
+  bounded(name, program.vectors, axes);
   const Range places = inside(name, "activations", vectors(), first, axes, beside);
   movable(name, first, places.low, places.high);
 }
@@ -174,6 +183,7 @@ void Verifier::activations_of(const char* name, i64 half, i64 first, std::initia
                               Range beside) const {
   if (half == 0) return activations(name, first, axes, beside);
   require(half == 1, "half: 0 or 1");
+  bounded(name, 2 * program.vectors, axes);
   inside(name, "activations", 2 * (vectors() - program.local), first, axes, beside);
 }
 

@@ -80,6 +80,8 @@ class Verifier {
  private:
   // Vectors of the activations that one copy of local buffers reaches to.
   i64 vectors() const { return program.vectors - (tiles - 1) * program.local; }
+  // Refuses loops over more places than there are.
+  void bounded(const char* name, i64 places, std::initializer_list<Axis> axes) const;
   // Refuses a place among local buffers that no tile's copy of them would be found for.
   void movable(const char* name, i64 first, i64 least, i64 last) const;
   // Returns the least and the last place; nothing is read or written where the first is behind the last.
