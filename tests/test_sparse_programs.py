@@ -252,6 +252,21 @@ def test_a_ticket_of_another_model_is_refused() -> None:
         lf.sparse_program(lf.models.lenet5((1, 28, 28), 3), ticket)
 
 
+def test_a_batch_of_none_has_outputs_of_their_shapes() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            x = self.layer(x)
+            return {"all": x, "sum": x.sum(1)}
+
+    model = lf.from_module(Two())
+    found = lf.sparse_program(model, lf.init(model))(torch.zeros(0, 4))
+    assert {name: tuple(each.shape) for name, each in found.items()} == {"all": (0, 3), "sum": (0,)}
+
+
 def test_threads_that_share_a_program_have_what_each_has_alone() -> None:
     model = lf.models.lenet300((1, 8, 8), 10)
     program = lf.sparse_program(model, lf.init(model))

@@ -117,3 +117,9 @@ def test_unknown_tokens_are_named() -> None:
 )
 def test_the_choice_is_by_sizes(sequences: int, length: int, found: bool) -> None:
     assert saves_work(sequences, length) is found
+
+
+def test_no_sequences_have_outputs_of_their_shape() -> None:
+    model = lf.from_module(CharTransformer((24,), 13, layers=1, heads=1, width=16), tokens=True, warn=False)
+    run = lf.sparse_program(model, lf.init(model))
+    assert run(tokens_of(0, 24, 13)).shape == apply_evaluating(model, *model.init(0), tokens_of(0, 24, 13)).shape

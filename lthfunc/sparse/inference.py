@@ -18,7 +18,7 @@ from lthfunc.sparse.token_lanes import LanesProgram, lanes_program, saves_work
 from lthfunc.sparse.workspace import Workspace, side_by_side
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import apply_masks
-from lthfunc.trees.outputs import outputs_of
+from lthfunc.trees.outputs import map_outputs, outputs_of
 from lthfunc.trees.types import Scale, Ticket, TrainState
 
 #: Examples computed at a time.
@@ -44,6 +44,8 @@ class SparseProgram:
 
     def __call__(self, x: Tensor) -> Any:
         """What the network gives. x: float32, uint8 where a scale was given, or tokens (int64); on the CPU."""
+        if len(x) == 0:  # of one example, none
+            return map_outputs(lambda outputs: outputs[:0], self._outputs(x.new_zeros(1, *x.shape[1:])))
         if len(x) <= _CHUNK:
             return self._outputs(x)
         given = [self._outputs(part) for part in torch.split(x, _CHUNK)]
