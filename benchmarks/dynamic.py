@@ -38,7 +38,7 @@ from lthfunc.trees.types import Batch, TrainState
 from . import dynamic_scale, nerva_peer, peers
 from .floors import PEAK, peak_rate, products
 from .networks import Case, cases, images
-from .records import Options, Record, checked_densities, chosen, header, record, script, speedup, write
+from .records import Options, Record, checked_densities, chosen, header, record, saying, script, speedup, write
 
 #: Takes a training of so many steps.
 Training = Callable[[int], Any]
@@ -135,11 +135,11 @@ def _measured(
     variants = _variants(case, states, every, about["threads"])
     rates: dict[tuple[str, float], list[float]] = {key: [] for key in variants}
     for key, train in variants.items():
-        _telling(case.name, key, "first steps")
+        saying(_title(case, key))("first steps")
         train(_fewest(every) if key[0] in (SET, RIGL) else 2)  # compiles, touches memory, and changes masks once
     for number in range(repeats):
         for key, train in variants.items():
-            _telling(case.name, key, f"training {number + 1} of {repeats}, {steps} steps")
+            saying(_title(case, key))(f"training {number + 1} of {repeats}, {steps} steps")
             rates[key].append(steps / seconds_of(partial(train, steps), "cpu"))
     records = [record(found, variant=name, density=density, **about) for (name, density), found in rates.items()]
     peak = peak_rate("cpu") / products(case.model, torch.rand(case.batch, *case.shape))[1]
@@ -150,8 +150,8 @@ def _measured(
     return records
 
 
-def _telling(network: str, variant: tuple[str, float], what: str) -> None:
-    print(f"{network}, {variant[0]} at {variant[1]:g}: {what}", file=sys.stderr, flush=True)
+def _title(case: Case, variant: tuple[str, float]) -> str:
+    return f"{case.name}, {variant[0]} at {variant[1]:g}"
 
 
 def _tell(case: Case, rates: dict[tuple[str, float], list[float]]) -> None:

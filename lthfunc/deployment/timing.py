@@ -82,11 +82,9 @@ def synchronize(device: str) -> None:
 
 def _title(name: Hashable) -> str:
     """A variant in words: what it is, and at which density or width where its name is a tuple."""
-    return (
-        ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in name)
-        if isinstance(name, tuple)
-        else str(name)
-    )
+    if not isinstance(name, tuple):
+        return str(name)
+    return ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in name)
 
 
 def _calls(run: TimedFunction, seconds: float, device: str) -> int:

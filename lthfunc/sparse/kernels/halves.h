@@ -16,26 +16,15 @@ struct alignas(LANES * 2) halves {
   std::uint16_t lane[LANES];
 };
 
-LTHFUNC_INLINE words bits_of(floats v) {
-  words same;
-  std::memcpy(&same, &v, sizeof same);
-  return same;
-}
-LTHFUNC_INLINE floats with_bits_of(words v) {
-  floats same;
-  std::memcpy(&same, &v, sizeof same);
-  return same;
-}
-
 // The nearest float whose lower half is zero.
 LTHFUNC_INLINE floats nearest_half(floats x) {
-  const words bits = bits_of(x);
-  const floats nearest = with_bits_of((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000);
+  const auto bits = same_bits<words>(x);
+  const floats nearest = same_bits<floats>((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000);
 #ifdef __AVX512F__
   // Where x is NaN, a quiet one of x; else what was found.
   return (floats)_mm512_fixupimm_ps((__m512)nearest, (__m512)x, _mm512_set1_epi32(0x22), 0);
 #else
-  return where(x == x, nearest, with_bits_of(bits | 0x400000));
+  return where(x == x, nearest, same_bits<floats>(bits | 0x400000));
 #endif
 }
 
@@ -47,7 +36,7 @@ LTHFUNC_INLINE void load_upper(const std::uint16_t* from, floats& to) {
   typedef std::uint16_t shorts __attribute__((vector_size(2 * LTHFUNC_REGISTER)));
   shorts upper;
   std::memcpy(&upper, from, sizeof upper);
-  to = with_bits_of(__builtin_convertvector(upper, words) << 16);
+  to = same_bits<floats>(__builtin_convertvector(upper, words) << 16);
 #endif
 }
 LTHFUNC_INLINE void store_upper(floats from, std::uint16_t* to) {
@@ -55,7 +44,7 @@ LTHFUNC_INLINE void store_upper(floats from, std::uint16_t* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)from, 16)));
 #else
   typedef std::uint16_t shorts __attribute__((vector_size(2 * LTHFUNC_REGISTER)));
-  const shorts upper = __builtin_convertvector(bits_of(from) >> 16, shorts);
+  const shorts upper = __builtin_convertvector(same_bits<words>(from) >> 16, shorts);
   std::memcpy(to, &upper, sizeof upper);
 #endif
 }

@@ -158,11 +158,14 @@ LTHFUNC_INLINE Two<H> mixed(const Two<H>& a, const Two<H>& b) {
 
 LTHFUNC_INLINE ints truncated(floats v) { return __builtin_convertvector(v, ints); }
 LTHFUNC_INLINE floats converted(ints v) { return __builtin_convertvector(v, floats); }
-LTHFUNC_INLINE floats with_bits_of(ints v) {
-  floats same;
+template <typename To, typename From>
+LTHFUNC_INLINE To same_bits(From v) {
+  To same;
+  static_assert(sizeof same == sizeof v);
   std::memcpy(&same, &v, sizeof same);
   return same;
 }
+LTHFUNC_INLINE floats with_bits_of(ints v) { return same_bits<floats>(v); }
 LTHFUNC_INLINE floats root(floats x) {
   floats result;
   for (int i = 0; i < LTHFUNC_REGISTER; ++i) result[i] = __builtin_sqrtf(x[i]);

@@ -1,6 +1,6 @@
 // Causal attention where lanes are tokens: a tile is 16 tokens of one sequence, a few tiles one after the other are all
 // of it. A tile's 16 queries are lanes; a key's and a value's numbers are read one by one. So the sums over keys that
-// softmax and outputs take are lane by lane, and only gradients of keys and values are sums over lanes.
+// softmax and outputs take are lane by lane.
 #include <algorithm>
 #include <vector>
 
