@@ -60,15 +60,11 @@ if TYPE_CHECKING:
     from lthfunc.sparse.engine import sparse_engine as sparse_engine
     from lthfunc.sparse.inference import sparse_program as sparse_program
     from lthfunc.sparse.packed_state import (
-        PackedState as PackedState,
         init_packed as init_packed,
         load_packed as load_packed,
-        pack_state as pack_state,
         save_packed as save_packed,
-        unpack_state as unpack_state,
     )
     from lthfunc.sparse.packed_training import packed_accuracy as packed_accuracy, train_packed as train_packed
-    from lthfunc.sparse.packing import pack as pack, unpack as unpack
     from lthfunc.sparse.sparse_or_dense import sparse_or as sparse_or
     from lthfunc.sparsify.activations import input_moments as input_moments, wanda as wanda
     from lthfunc.sparsify.alignment import align_units as align_units, permute_units as permute_units
@@ -301,6 +297,12 @@ if TYPE_CHECKING:
         same_bits as same_bits,
         tree_map as tree_map,
     )
+    from lthfunc.trees.packed_states import (
+        PackedState as PackedState,
+        pack_state as pack_state,
+        unpack_state as unpack_state,
+    )
+    from lthfunc.trees.packing import pack as pack, unpack as unpack
     from lthfunc.trees.transformations import compose as compose, iterate as iterate
     from lthfunc.trees.types import (
         Dataset as Dataset,

@@ -73,6 +73,38 @@ def test_a_network_of_tokens_trains_packed() -> None:
     assert lf.packed_accuracy(model.training, found, data) == pytest.approx(right)
 
 
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.read, self.judge = nn.Conv2d(1, 3, 3), nn.Embedding(6, 4), nn.Linear(60, 3)
+
+    def forward(self, image: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        both = [self.see(image).flatten(1), self.read(words).flatten(1)]
+        found: torch.Tensor = self.judge(torch.relu(torch.cat(both, 1)))
+        return found
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_network_of_several_inputs_trains_packed(named: bool) -> None:
+    draw = torch.Generator().manual_seed(SEED)
+    inputs = torch.randn(40, 1, 6, 6, generator=draw), torch.randint(6, (40, 3), generator=draw)
+    x: Any = dict(zip(("image", "words"), inputs, strict=True)) if named else inputs
+    data = lf.data.from_tensors("two", (x, inputs[1][:, 0] % 3), (x, inputs[1][:, 0] % 3), val=8)
+    net = Two()
+    model, start = lf.from_module(net, parts=data.parts), lf.init_packed(net, density=0.5, seed=SEED)
+    given: dict[str, Any] = {"optimizer": lf.adam(0.02), "batch_size": 8}
+    trainer = lf.make_trainer(model, data, engine=lf.sparse_engine, **given)
+    expected = lf.fit(trainer, lf.unpack_state(start), seed=SEED, until=60, eval_every=60, updates=SET).state
+    for module in (net, model.training):  # which takes the row of inputs apart itself
+        found = lf.train_packed(module, data, steps=60, seed=SEED, updates=SET, **given)(start)
+        assert lf.same_bits(lf.unpack_state(found), expected)
+    image, words = inputs
+    right = torch.func.functional_call(net, expected.params, (image, words)).argmax(1) == words[:, 0] % 3
+    assert lf.packed_accuracy(net, found, data) == pytest.approx(float(right.float().mean()))
+    assert right.float().mean() > 0.6
+    assert not net._forward_pre_hooks
+
+
 @pytest.mark.parametrize("stop", [5, 7])  # right before an update, and between two
 def test_a_saved_training_goes_on_to_the_same_bits(stop: int, tmp_path: Path) -> None:
     for name, optimizer in OPTIMIZERS.items():

@@ -22,11 +22,11 @@ import lthfunc as lf
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, encoded
-from lthfunc.sparse.packing import pack, unpack
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.trees.model import apply_evaluating
 from lthfunc.trees.ops import scaled
+from lthfunc.trees.packing import pack, unpack
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 

@@ -1,56 +1,27 @@
-"""The state of a training on its survivors: nothing in it, in its file or on the way is as large as the network."""
+"""States on survivors drawn at random, and in files: nothing on the way is as large as the network."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.sparse.packing import packed_like, unpacked_like
 from lthfunc.sparsify.budgets import erk_counts
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.steps import with_optimizer
 from lthfunc.trees.files import load_tree, save_tree
-from lthfunc.trees.ops import leaves, map_leaves_like, tree_map
+from lthfunc.trees.ops import leaves, tree_map
+from lthfunc.trees.packed_states import PackedState, size_of
 from lthfunc.trees.prunable import NORMS, default_prunable, is_transposed, prunable_layers
 from lthfunc.trees.rng import distinct, generator
-from lthfunc.trees.types import Buffers, Params, TrainState
+from lthfunc.trees.types import Params, TrainState
 
 _FORMAT = "lthfunc.packed/1"
-
-
-class PackedState(NamedTuple):
-    """A `TrainState` on its survivors, a pytree.
-
-    params: of masked leaves the survivors, one vector each; others as they are. positions: of each masked leaf int64
-    (survivors,), where they lie in the flattened leaf, rising. shapes: of these leaves, int64 (dimensions,). buffers:
-    of the module. opt: the optimiser's state for `params`, or ``()``. step: int64 scalar, the number of steps taken.
-    """
-
-    params: Params
-    positions: dict[str, Tensor]
-    shapes: dict[str, Tensor]
-    buffers: Buffers
-    opt: Any
-    step: Tensor
-
-    def __repr__(self) -> str:
-        kept, total = sum(map(len, self.positions.values())), sum(self.sizes.values())
-        return f"PackedState({kept:,} of {total:,} weights remain, step {int(self.step):,})"
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Of the masked leaves, pruned weights counted."""
-        return {name: _size(shape) for name, shape in self.shapes.items()}
-
-
-def _size(shape: Tensor) -> int:
-    return torch.Size(shape.tolist()).numel()
 
 
 @public
@@ -117,51 +88,6 @@ def _value(name: str, leaf: Tensor, known: Mapping[str, float]) -> Tensor:
 
 
 @public
-def pack_state(state: TrainState) -> PackedState:
-    """The state on its survivors: ``unpack_state(pack_state(state))`` has the same bits.
-
-    state: dense, its pruned weights zero. Raises UserError where a mask doesn't fit its leaf, naming the first that
-    differs.
-
-    >>> state = lf.prune(density=0.25)(lf.init(lf.from_module(nn.Linear(4, 2))))
-    >>> lf.pack_state(state)
-    PackedState(2 of 8 weights remain, step 0)
-    """
-    positions = {name: mask.flatten().nonzero().flatten() for name, mask in state.masks.items()}
-    shapes = {name: torch.tensor(mask.shape) for name, mask in state.masks.items()}
-
-    def pack(tree: Params) -> Params:
-        return packed_like(tree, positions)
-
-    opt = map_leaves_like(state.params, state.opt, pack)
-    return PackedState(pack(state.params), positions, shapes, state.buffers, opt, state.step)
-
-
-@public
-def unpack_state(state: PackedState) -> TrainState:
-    """The dense state, for a network that fits into memory: zeros, and masks, where weights were pruned.
-
-    state: packed.
-
-    >>> with torch.device("meta"):
-    ...     net = nn.Linear(4, 2)
-    >>> lf.unpack_state(lf.init_packed(net, density=0.5))
-    TrainState(10 params, 4 of 8 weights remain, step 0)
-    """
-    shapes = {name: tuple(shape.tolist()) for name, shape in state.shapes.items()}
-
-    def unpack(tree: Params) -> Params:
-        return unpacked_like(tree, state.positions, shapes)
-
-    masks = {
-        name: torch.zeros(shapes[name], dtype=torch.bool).view(-1).index_fill_(0, places, True).view(shapes[name])
-        for name, places in state.positions.items()
-    }
-    opt = map_leaves_like(state.params, state.opt, unpack)
-    return TrainState(unpack(state.params), state.buffers, masks, opt, state.step)
-
-
-@public
 def save_packed(path: str | os.PathLike[str], state: PackedState) -> None:
     """Write a packed state to a safetensors file: values, positions and moments, from which training goes on.
 
@@ -217,7 +143,7 @@ def _why_damaged(
     for name in {**positions, **shapes}:
         if name not in positions or name not in shapes or name not in params:
             return f"{name} lacks its values, positions or shape"
-        places, size = positions[name], _size(shapes[name])
+        places, size = positions[name], size_of(shapes[name])
         if places.dtype != torch.int64 or places.shape != params[name].shape or places.ndim != 1:
             return f"{name} has other positions than one for each of its values"
         if len(places) and not (int(places[0]) >= 0 and int(places[-1]) < size and bool((places.diff() > 0).all())):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from lthfunc.sparse.exchange import Growing, by_growth, exchanged
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.largest_gradients import places_of_largest
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
-from lthfunc.sparse.packed_state import PackedState, fresh_optimizer
+from lthfunc.sparse.packed_state import fresh_optimizer
 from lthfunc.sparse.program import IN_PARTS, Epilogue, Lowered, Program, Stored, lower
 from lthfunc.sparse.updates import Numbers, machine_numbers
 from lthfunc.sparse.workspace import Workspace
@@ -27,6 +26,8 @@ from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import GradientGrowth
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.module_calls import functional_call
+from lthfunc.trees.multi_input import InputSpec, taking_apart
+from lthfunc.trees.packed_states import PackedState
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Buffers, Dataset, NewMasks, Params, Split, TrainState
 
@@ -64,13 +65,13 @@ def train_packed(
 
     Memory and time follow the survivors, however many weights were pruned, and the result has the bits of the sparse
     engine on dense trees. module: the network, on the meta device where it would not fit into memory; its loss is cross
-    entropy, of tokens where they have targets. data: the data set. optimizer: `sgd` or `adam`, also chained with what
-    the sparse engine has instructions for. batch_size: examples in a step. seed: decides the order of examples.
-    updates: masks that change on the way; their `exchange` has to name what picks weights without a number for each,
-    `random_growth` or `gradient_growth`: there is no dense network to be scored. Raises UserError for an operation
-    without a lowering, an optimiser that Python would have to compute, a module that could not be compared with its
-    graph, and growth by more examples than a step's; DivergedError where a loss, weight or gradient is not finite
-    at an update of masks, or a loss or weight at the end.
+    entropy, of tokens where they have targets. data: the data set, which may have several inputs. optimizer: `sgd` or
+    `adam`, also chained with what the sparse engine has instructions for. batch_size: examples in a step. seed: decides
+    the order of examples. updates: masks that change on the way; their `exchange` has to name what picks weights
+    without a number for each, `random_growth` or `gradient_growth`: there is no dense network to be scored. Raises
+    UserError for an operation without a lowering, an optimiser that Python would have to compute, a module that could
+    not be compared with its graph, and growth by more examples than a step's; DivergedError where a loss, weight or
+    gradient is not finite at an update of masks, or a loss or weight at the end.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> with torch.device("meta"):
@@ -158,7 +159,7 @@ class _PackedNetwork:
         self._params = {name: _of_shape(leaf) for name, leaf in module.named_parameters()}
         _check_fits(module, state)
         example = torch.zeros(TRACED_BATCH, *self._shape, dtype=_computed(self._stored.dtype))
-        self._graph = _graph(module, self._params, state.buffers, example, training=numbers is not None)
+        self._graph = _graph(module, data.parts, self._params, state.buffers, example, training=numbers is not None)
         self._buffers = state.buffers
         self._lowered: Lowered | None = None
 
@@ -244,7 +245,9 @@ def _computed(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.int64 else torch.float32
 
 
-def _graph(module: nn.Module, params: Params, buffers: Buffers, example: Tensor, *, training: bool) -> Captured:
+def _graph(
+    module: nn.Module, parts: Sequence[InputSpec], params: Params, buffers: Buffers, example: Tensor, *, training: bool
+) -> Captured:
     """The operations of a module, compared with it where it is not made of known layers."""
     name, on_meta = type(module).__name__, any(leaf.is_meta for leaf in module.parameters())
     strange = [type(part).__name__ for part in module.modules() if not type(part).__module__.startswith(_KNOWN)]
@@ -253,7 +256,7 @@ def _graph(module: nn.Module, params: Params, buffers: Buffers, example: Tensor,
             f"{strange[0]}: cannot be compared with its graph on the meta device; layers of torch.nn alone, in an "
             "nn.Sequential, need no comparison"
         )
-    own = copy.deepcopy(module).train(training)
+    own = taking_apart(module, parts).train(training)
     given = {key: leaf.detach() for key, leaf in module.named_parameters()} if strange else params
     return captured_call(
         name, lambda leaves, inputs: functional_call(own, leaves, inputs), given,

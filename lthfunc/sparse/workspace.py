@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.packing import columns, packed_like, unpacked_like
 from lthfunc.sparse.pages import zeros
 from lthfunc.sparse.program import Program
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.trees.ops import clone, map_leaves_like
+from lthfunc.trees.packing import columns, packed_like, unpacked_like
 from lthfunc.trees.types import Buffers, Params
 
 _NOTHING = torch.zeros(0)

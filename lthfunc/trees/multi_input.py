@@ -5,8 +5,9 @@ So data sets, batches and engines handle one tensor of inputs, whatever a networ
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,3 +59,11 @@ class UnpackInputs(NamedTuple):
             for part, piece in zip(self.parts, pieces, strict=True)
         ]
         return tuple(each for name, each in apart if not name), {name: each for name, each in apart if name}
+
+
+def taking_apart(module: nn.Module, parts: Sequence[InputSpec]) -> nn.Module:
+    """A copy of a module that is called with several inputs in one tensor, as the module itself may be already."""
+    own = copy.deepcopy(module)
+    if parts and not any(isinstance(hook, UnpackInputs) for hook in own._forward_pre_hooks.values()):
+        own.register_forward_pre_hook(UnpackInputs(tuple(parts)), with_kwargs=True)  # type: ignore[arg-type]
+    return own

@@ -16,13 +16,13 @@ from torch.fx import GraphModule
 from lthfunc.arguments import public
 from lthfunc.deployment.compaction.compact import Compacted, compact_training, cut, left_out, put_back
 from lthfunc.errors import UserError
-from lthfunc.sparse.packing import columns, packed_like
 from lthfunc.training.chain import ChainContext, numbers_of, updated
 from lthfunc.training.engines.interface import Engine, Running, Work
 from lthfunc.training.engines.table import Making, make_engine
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.trees.ops import as_numbers, map_leaves_like, scattered
+from lthfunc.trees.packing import columns, packed_like
 from lthfunc.trees.types import Params, TrainState
 
 
