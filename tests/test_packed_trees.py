@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.trees.files import load_tree, tree_bytes, tree_of
+from lthfunc.trees.ops import scattered
+from lthfunc.trees.packed_trees import OnPlaces, mask_on
 
 SHAPE = (30, 40, 3)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.int64, torch.uint8)
@@ -82,6 +85,35 @@ def test_another_program_reads_survivors_and_bits(tmp_path: Path) -> None:
     dense = np.zeros(bits.shape, np.float32)
     dense[bits == 1] = np.frombuffer(parts["params/w"], np.float32)
     assert np.array_equal(dense.reshape(shape), leaf.numpy())
+
+
+@given(
+    density=st.sampled_from([0.0, 0.0004, 0.01, 0.1, 0.45, 0.5, 0.7, 1.0]), other=st.sampled_from([0.0, 0.1, 0.6]),
+    shape=st.sampled_from([(), (7,), (64,), (5, 13), (40, 50, 3)]), seed=st.integers(0, 99),
+    odd=st.lists(st.sampled_from([0.0, -0.0, float("nan"), float("inf"), 1e-45, 3.0]), max_size=6),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_leaves_on_survivors_are_written_to_the_bytes_of_dense_ones(
+    density: float, other: float, shape: tuple[int, ...], seed: int, odd: list[float]
+) -> None:
+    """Also where survivors are zero, and for the network that was best before masks changed."""
+    masks = [mask_of(part, at, shape) for at, part in enumerate((density, density, other), seed)]
+    masks[2] |= masks[0]
+    places = [mask.flatten().nonzero().flatten() for mask in masks]
+    values = [torch.randn(len(each), generator=torch.Generator().manual_seed(seed)) for each in places]
+    for leaf in values:
+        leaf[: len(odd)] = torch.tensor(odd)[: len(leaf)]
+    packed = [OnPlaces(leaf, at, mask.shape) for leaf, at, mask in zip(values, places, masks, strict=True)]
+    dense = [scattered(*each) for each in packed]
+    bias = torch.randn(90, generator=torch.Generator().manual_seed(seed))
+    ours, theirs = (
+        {"params": {"w": one, "b": bias}, "masks": {"w": mask}, "opt": {"0": {"w": one}, "1": {"": bias}},
+         "chosen": {"w": two}, "wider": {"w": three}, "alone": two}
+        for (one, two, three), mask in ((packed, mask_on(places[0], masks[0].shape)), (dense, masks[0]))
+    )  # fmt: skip
+    for whole in (True, False):
+        assert tree_bytes(ours, packed=whole) == tree_bytes(theirs, packed=whole)
+    assert lf.same_bits(back(ours)[0], theirs)
 
 
 def changed(payload: bytes, change: Any) -> bytes:

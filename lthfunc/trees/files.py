@@ -20,7 +20,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
 from lthfunc.printable import dtype_name
 from lthfunc.trees.atomic_io import write_atomically
-from lthfunc.trees.packed_trees import PackedLeaves, packed_leaves, unpacked
+from lthfunc.trees.packed_trees import OnPlaces, PackedLeaves, packed_leaves, unpacked
 from lthfunc.trees.types import Ticket
 
 _TICKET = "lthfunc.ticket/1"
@@ -61,16 +61,18 @@ def save_tree(
 def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = None, *, packed: bool = False) -> bytes:
     """The content of a file that `save_tree` writes; equal trees give equal bytes.
 
-    packed: as `packed_trees` has them.
+    tree: its leaves may be `OnPlaces`. packed: as `packed_trees` has them.
     """
     for name in (_ORDER, _PACKED):
         if name in (metadata or {}):
             raise invalid("metadata", name, f"another name: the file itself has {_ORDER!r} and {_PACKED!r}")
-    flat = {name: leaf.detach().cpu().contiguous() for name, leaf in flatten(tree).items()}
-    about, seen = {**(metadata or {}), _ORDER: list(flat)}, set()
+    leaves = {name: _on_cpu(leaf) for name, leaf in _flat(tree, (Tensor, OnPlaces)).items()}
+    about, seen = {**(metadata or {}), _ORDER: list(leaves)}, set()
     if packed:
-        flat, *rest = packed_leaves(flat)
+        flat, *rest = packed_leaves(leaves)
         about[_PACKED] = dict(zip(PackedLeaves._fields[1:], rest, strict=True))
+    else:
+        flat = {name: leaf.dense() if isinstance(leaf, OnPlaces) else leaf for name, leaf in leaves.items()}
     for name, leaf in flat.items():
         memory = leaf.untyped_storage().data_ptr()
         flat[name] = leaf.clone() if memory in seen else leaf  # safetensors refuses tensors that share memory
@@ -81,6 +83,10 @@ def tree_bytes(tree: Mapping[str, Any], metadata: Mapping[str, Any] | None = Non
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"metadata: invalid value (expected JSON values: {error})") from error
     return safetensors.torch.save(flat, header)
+
+
+def _on_cpu(leaf: Tensor | OnPlaces) -> Tensor | OnPlaces:
+    return leaf if isinstance(leaf, OnPlaces) else leaf.detach().cpu().contiguous()
 
 
 @public
@@ -221,18 +227,22 @@ def _ticket(
     return Ticket(tree.get("params", {}), tree.get("buffers", {}), tree.get("masks", {})), metadata
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of nested dictionaries, by their names joined with slashes. Raises UserError for anything else."""
-    flat: dict[str, Tensor] = {}
+    return _flat(tree, (Tensor,))
+
+
+def _flat(tree: Mapping[str, Any], kinds: tuple[type, ...], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         if _SEPARATOR in name:
             raise ValueError(f"tree key {name!r} must not contain {_SEPARATOR!r}")
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, kinds):
             flat[prefix + name] = value
         elif not isinstance(value, Mapping):
             raise UserError(f"tree: {prefix + name!r} must be a tensor or a dict of them, not {described(value)}")
         else:
-            flat.update(flatten(value, f"{prefix}{name}{_SEPARATOR}"))
+            flat.update(_flat(value, kinds, f"{prefix}{name}{_SEPARATOR}"))
     return flat
 
 

@@ -2,7 +2,8 @@
 
 A mask is bits, eight to a byte, or the places of what remains, whichever takes less. Leaves of one name and shape
 (params, moments, the network chosen so far) share a mask where everything outside it is zero; others have places of
-their own. Nothing is lost: only what is +0.0 to the bit is left out.
+their own. Nothing is lost: only what is +0.0 to the bit is left out. Who has leaves on their survivors writes them
+without dense ones (`OnPlaces`), to the same bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,26 @@ _SPARSEST = 4096
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+class OnPlaces(NamedTuple):
+    """A leaf on its survivors: all other numbers are +0.0, or False.
+
+    values: (n,). places: int64 (n,), where they lie in the flattened leaf, rising. shape: of the leaf.
+    """
+
+    values: Tensor
+    places: Tensor
+    shape: torch.Size
+
+    def dense(self) -> Tensor:
+        """The leaf."""
+        return scattered(self.values, self.places, self.shape)
+
+
+def mask_on(places: Tensor, shape: torch.Size) -> OnPlaces:
+    """A mask that is True at these places."""
+    return OnPlaces(torch.ones(1, dtype=torch.bool).expand(len(places)), places, shape)
+
+
 class _Places(NamedTuple):
     """Where numbers are. name: of the tensor that says so; places: in the flattened leaf, int64, rising."""
 
@@ -42,7 +63,7 @@ class PackedLeaves(NamedTuple):
     places: dict[str, str]
 
 
-def packed_leaves(flat: Mapping[str, Tensor]) -> PackedLeaves:
+def packed_leaves(flat: Mapping[str, Tensor | OnPlaces]) -> PackedLeaves:
     """Leaves on the CPU, by their paths: masks as bits or places, and without zeros where these are half of a leaf.
 
     >>> leaf = torch.zeros(100).index_fill(0, torch.tensor([3]), 5.0)
@@ -53,28 +74,34 @@ def packed_leaves(flat: Mapping[str, Tensor]) -> PackedLeaves:
     found = PackedLeaves({}, {}, {})
     known = dict[tuple[str, torch.Size], list[_Places]]()
 
-    def add(path: str, name: str, mask: Tensor) -> _Places:
-        where = _Places(name, mask.flatten().nonzero().flatten())
-        known.setdefault((_last(path), mask.shape), []).append(where)
-        found.tensors[name], found.shapes[name] = _stored(mask, where.places), list(mask.shape)
+    def add(path: str, name: str, places: Tensor, shape: torch.Size) -> _Places:
+        where = _Places(name, places)
+        known.setdefault((_last(path), shape), []).append(where)
+        found.tensors[name], found.shapes[name] = _stored(places, shape.numel()), list(shape)
         return where
 
     for path, leaf in flat.items():
-        if leaf.dtype == torch.bool and leaf.numel() >= _LEAST:
-            add(path, path, leaf)
+        if _is_mask(leaf):
+            add(path, path, leaf.places if isinstance(leaf, OnPlaces) else _nonzero(leaf), leaf.shape)
     for path, leaf in flat.items():
-        bits = _bits(leaf)
-        if bits is None:
-            found.tensors.setdefault(path, leaf)
+        if path in found.tensors:
             continue
-        count = int(bits.count_nonzero())
-        where = next((each for each in known.get((_last(path), leaf.shape), []) if _covers(each, bits, count)), None)
-        if where is None and 2 * count <= len(bits):
-            where = add(path, f"{path}/places", (bits != 0).view(leaf.shape))
-        if where is None:
-            found.tensors[path] = leaf
+        numbers = _numbers(leaf)
+        if numbers is None:
+            found.tensors[path] = leaf.dense() if isinstance(leaf, OnPlaces) else leaf
+            continue
+        count, most = numbers.count, leaf.shape.numel() // 2
+        for where in known.get((_last(path), leaf.shape), []):
+            values = numbers.at(where.places) if count <= len(where.places) <= most else None
+            if values is not None:
+                found.tensors[path], found.places[path] = values, where.name
+                break
         else:
-            found.tensors[path], found.places[path] = leaf.flatten().index_select(0, where.places), where.name
+            if count <= most:
+                where = add(path, f"{path}/places", numbers.places(), leaf.shape)
+                found.tensors[path], found.places[path] = numbers.all(), where.name
+            else:
+                found.tensors[path] = leaf.dense() if isinstance(leaf, OnPlaces) else leaf
     return found
 
 
@@ -82,24 +109,63 @@ def _last(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def _bits(leaf: Tensor) -> Tensor | None:
-    """A leaf's bits as whole numbers (n,); None where it stays as it is."""
-    whole = _WHOLE.get(leaf.element_size()) if leaf.is_floating_point() or leaf.is_complex() else None
-    return None if whole is None or leaf.numel() < _LEAST else leaf.flatten().view(whole)
+def _nonzero(leaf: Tensor) -> Tensor:
+    return leaf.flatten().nonzero().flatten()
 
 
-def _covers(where: _Places, bits: Tensor, count: int) -> bool:
-    """Whether a leaf's `count` numbers that are not zero all lie there, and these places are at most half of it."""
-    size = len(where.places)
-    return count <= size <= len(bits) // 2 and int(bits.index_select(0, where.places).count_nonzero()) == count
+def _is_mask(leaf: Tensor | OnPlaces) -> bool:
+    values = leaf.values if isinstance(leaf, OnPlaces) else leaf
+    return values.dtype == torch.bool and leaf.shape.numel() >= _LEAST
 
 
-def _stored(mask: Tensor, places: Tensor) -> Tensor:
-    """A mask as a file has it: bits, or its places."""
-    size, count = mask.numel(), len(places)
+class _Numbers:
+    """What is in a leaf. values: all its numbers (n,), or those at `given`, places that rise; bits: theirs."""
+
+    def __init__(self, values: Tensor, bits: Tensor, given: Tensor | None) -> None:
+        self._values, self._bits, self._given = values, bits, given
+        self.count = int(bits.count_nonzero())
+
+    def places(self) -> Tensor:
+        """Of what is not +0.0."""
+        live = _nonzero(self._bits)
+        return live if self._given is None else self._given.index_select(0, live)
+
+    def all(self) -> Tensor:
+        """At these places."""
+        return self._values.index_select(0, _nonzero(self._bits))
+
+    def at(self, places: Tensor) -> Tensor | None:
+        """The numbers at these places; None where one elsewhere is not +0.0."""
+        if self._given is None:
+            left = int(self._bits.index_select(0, places).count_nonzero())
+            return self._values.index_select(0, places) if left == self.count else None
+        if self._given is places or torch.equal(self._given, places):
+            return self._values
+        spread = torch.zeros(len(places), dtype=self._values.dtype)
+        if self.count:
+            live = _nonzero(self._bits)
+            own = self._given.index_select(0, live)
+            here = torch.searchsorted(places, own).clamp_(max=len(places) - 1)
+            if not torch.equal(places.index_select(0, here), own):
+                return None
+            spread.index_copy_(0, here, self._values.index_select(0, live))
+        return spread
+
+
+def _numbers(leaf: Tensor | OnPlaces) -> _Numbers | None:
+    """What is in a leaf; None where it is stored as it is."""
+    values, given = (leaf.values, leaf.places) if isinstance(leaf, OnPlaces) else (leaf.flatten(), None)
+    whole = _WHOLE.get(values.element_size()) if values.is_floating_point() or values.is_complex() else None
+    return None if whole is None or leaf.shape.numel() < _LEAST else _Numbers(values, values.view(whole), given)
+
+
+def _stored(places: Tensor, size: int) -> Tensor:
+    """A mask of so many numbers as a file has it: bits, or its places."""
+    count = len(places)
     if _BITS_A_PLACE * count < size <= _SPARSEST * count:
         return places.to(torch.int32 if size < 2**31 else torch.int64)
-    return torch.from_numpy(np.packbits(mask.numpy()))
+    bits = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8).index_select(0, places & 7)
+    return torch.zeros(-(-size // 8), dtype=torch.uint8).index_add_(0, places >> 3, bits)
 
 
 def unpacked(paths: Iterable[str], tensor: Callable[[str], Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
