@@ -25,6 +25,7 @@ from lthfunc.scheduling.checkpointing import train_with_checkpoints
 from lthfunc.scheduling.queue import Execution
 from lthfunc.training.batches import batches
 from lthfunc.training.finiteness import are_finite
+from lthfunc.training.packed_fits import dense_fit
 from lthfunc.training.results import Stopped
 from lthfunc.trees.types import Dataset
 
@@ -218,7 +219,7 @@ def test_a_step_that_is_not_finite_ends_a_training_at_the_last_good_state(
     assert "learning rate" in str(error.value)
     kept = load_checkpoint(tmp_path / "seed3" / "round01", task.start, plan.trainer.work.optimizer)
     assert kept is not None
-    state, since = kept.progress.fit.state, kept.progress.fit.since
+    state, since = dense_fit(kept.progress.fit).state, kept.progress.fit.since
     assert since is not None
     assert are_finite([state], [since]) == [True]
     assert f"of step {int(state.step) + 1} is" in str(error.value)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
-from lthfunc.sparse.engine import takes_whole_steps
 from lthfunc.sparse.kernels import build
+from lthfunc.sparse.loops import takes_whole_steps
 from lthfunc.sparse.program import Epilogue, Stored, program_of
 from lthfunc.sparse.python_losses import why_not_loss
 from lthfunc.sparse.workspace import Workspace

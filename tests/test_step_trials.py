@@ -19,7 +19,7 @@ from lthfunc.training.losses import accuracy, cross_entropy
 from lthfunc.training.nonfinite import _error
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.results import SinceLastPoint
-from lthfunc.training.session import check_pruned_zero
+from lthfunc.training.state_checks import check_pruned_zero
 from lthfunc.training.step_check import check_step
 from lthfunc.training.trainer import checked_quality
 from lthfunc.trees.side_effects import SideEffects

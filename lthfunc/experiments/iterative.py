@@ -19,6 +19,7 @@ from lthfunc.sparsify.structures import Select, unstructured
 from lthfunc.sparsify.transforms import prune
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.mask_updates import MaskUpdates
+from lthfunc.training.packed_fits import AnyFit
 from lthfunc.training.results import Fit
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.global_rng import seeded_generators
@@ -151,7 +152,7 @@ class Round(NamedTuple):
 class Progress(NamedTuple):
     """An unfinished training. anchor: the dense training's, once it has passed it; None before, and for all others."""
 
-    fit: Fit
+    fit: AnyFit
     anchor: TrainState | None = None
 
 

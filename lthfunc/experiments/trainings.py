@@ -11,6 +11,7 @@ from lthfunc.sparsify.rewinding import learning_rate_rewound
 from lthfunc.sparsify.transforms import ticket
 from lthfunc.training.averaging import result_of
 from lthfunc.training.loop import fit_together, untrained_fits
+from lthfunc.training.packed_fits import AnyFit, dense_fit
 from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, as_observers
 from lthfunc.training.trainer import Trainer, measure
 from lthfunc.trees.types import TrainState
@@ -41,10 +42,10 @@ def train_together(
     number, seeds = tasks[0].number, [task.seed for task in tasks]
     starts, (trainer, *_) = zip(*(beginning(plan, task) for task in tasks), strict=True)
     through = plan.masks_through(number)
-    fits = None if so_far is None else [each.fit for each in so_far]
+    fits = None if so_far is None else [dense_fit(each.fit) for each in so_far]
 
     def fitted(until: int, anchors: Sequence[TrainState | None]) -> list[Fit]:
-        def under_way(fits: Sequence[Fit]) -> list[Progress]:
+        def under_way(fits: Sequence[AnyFit]) -> list[Progress]:
             return [Progress(*each) for each in zip(fits, anchors, strict=True)]
 
         kept = None if checkpointer is None else checkpointer.of(under_way)

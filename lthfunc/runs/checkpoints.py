@@ -7,6 +7,7 @@ damaged one is recognised. Only the latest is kept; it is deleted when its train
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,12 @@ from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
 from lthfunc.training.optimizer_states import fresh_state
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.packed_fits import PackedFit
 from lthfunc.training.results import BestNetwork, Fit, Point, SinceLastPoint
 from lthfunc.trees.files import tree_bytes, tree_of
-from lthfunc.trees.ops import flattened, leaf_difference, to_device
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.ops import flattened, leaf_difference, map_leaves_like, to_device
+from lthfunc.trees.packed_trees import OnPlaces, mask_on
+from lthfunc.trees.types import Params, TrainState
 
 _FORMAT = "lthfunc.checkpoint/2"
 #: Without the names of what the optimiser keeps, and dense; read as well.
@@ -50,14 +53,7 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
     fit, anchor = progress
     state, since = fit.state, fit.since
     assert since is not None
-    tree: dict[str, Any] = {
-        "params": state.params,
-        "buffers": state.buffers,
-        "masks": state.masks,
-        "opt": _numbered(state),
-        "chosen": {"params": fit.best.params, "buffers": fit.best.buffers},
-        "random": since.random,
-    }
+    tree = {**(_packed_trees(fit) if isinstance(fit, PackedFit) else _dense_trees(fit)), "random": since.random}
     if anchor is not None:
         tree["anchor"] = {"params": anchor.params, "buffers": anchor.buffers}
     if fit.memory:
@@ -77,10 +73,39 @@ def save_checkpoint(place: Path, progress: Progress, seconds: float, energy: Met
     return put_checkpoint(place, f"checkpoint-{about['step']:09d}-{sum_of(payload).sha256}.safetensors", payload)
 
 
-def _numbered(state: TrainState) -> dict[str, dict[str, Tensor]]:
+def _dense_trees(fit: Fit) -> dict[str, Any]:
+    """The networks of a fit, and its optimiser's state."""
+    state, best = fit.state, fit.best
+    return {
+        "params": state.params, "buffers": state.buffers, "masks": state.masks,
+        "opt": _numbered(state.opt, state.params), "chosen": {"params": best.params, "buffers": best.buffers},
+    }  # fmt: skip
+
+
+def _packed_trees(fit: PackedFit) -> dict[str, Any]:
+    """The same on survivors, without dense leaves."""
+    state, best = fit.state, fit.best.network
+    shapes = {name: torch.Size(shape.tolist()) for name, shape in state.shapes.items()}
+
+    def on_places(leaves: Params, positions: Mapping[str, Tensor] = state.positions) -> dict[str, Any]:
+        return {
+            name: OnPlaces(leaf, positions[name], shapes[name]) if name in shapes else leaf
+            for name, leaf in leaves.items()
+        }
+
+    return {
+        "params": on_places(state.params),
+        "buffers": state.buffers,
+        "masks": {name: mask_on(places, shapes[name]) for name, places in state.positions.items()},
+        "opt": _numbered(map_leaves_like(state.params, state.opt, on_places), state.params),
+        "chosen": {"params": on_places(best.params, best.positions), "buffers": best.buffers},
+    }
+
+
+def _numbered(opt: Any, params: Params) -> dict[str, dict[str, Any]]:
     """The leaves of an optimiser's state by number, each under the name of its parameter, which masks go by."""
-    paths, found, _ = optree.tree_flatten_with_path(state.opt)
-    names = [path[-1] if path and path[-1] in state.params else "" for path in paths]
+    paths, found, _ = optree.tree_flatten_with_path(opt, is_leaf=lambda node: isinstance(node, OnPlaces))
+    names = [path[-1] if path and path[-1] in params else "" for path in paths]
     return {str(number): {name: leaf} for number, (name, leaf) in enumerate(zip(names, found, strict=True))}
 
 

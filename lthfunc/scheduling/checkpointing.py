@@ -18,6 +18,7 @@ from lthfunc.runs.checkpoints import checkpoints, load_checkpoint, save_checkpoi
 from lthfunc.scheduling.queue import Execution, TrainingCost, place_of
 from lthfunc.scheduling.ranks import broadcast_training, check_same_networks, naming_lost_ranks
 from lthfunc.training.batches import steps_per_epoch
+from lthfunc.training.packed_fits import dense_fit
 from lthfunc.training.results import Checkpointer, Observers
 
 #: Checkpoints at an interval in seconds are written less often if they would take more than this share of the time.
@@ -54,7 +55,7 @@ def train_with_checkpoints(
     if len(saved) < count or len({int(each.progress.fit.state.step) for each in saved}) > 1:
         saved = []  # one of them is damaged: all trainings of this program start again
     if run.config.compact and saved:
-        now = saved[0].progress.fit.state
+        now = dense_fit(saved[0].progress.fit).state
         # A unit may have died since the start; with other units removed, sums would be in another order.
         saved = saved if same_cuts(trainer.work.model, beginnings[0].start, now, trainer.data.shape) else []
     before = sum(each.seconds for each in saved) / count
@@ -68,7 +69,7 @@ def train_with_checkpoints(
         phases.resume(saved[0].energy.over(1 / count))
     interval = parse_interval(run.config.checkpoint_every)
     writer = _CheckpointWriter(interval, places, seconds, phases)
-    checkpointer = Checkpointer(writer.write, run.stopping, writer.due, interval.after)
+    checkpointer = Checkpointer(writer.write, run.stopping, writer.due, interval.after, packed=True)
     if phases is not None:
         checkpointer = _metered(checkpointer, phases)
     collectives, so_far = trainer.work.collectives, [each.progress for each in saved] or None

@@ -9,6 +9,7 @@ from typing import Any
 from lthfunc.experiments.connectivity import Segment
 from lthfunc.experiments.iterative import Plan, Progress
 from lthfunc.scheduling.queue import PLANNED, Beginning, Workload
+from lthfunc.training.packed_fits import dense_fit
 from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observers, Point
 from lthfunc.training.session import TrainingSession
 from lthfunc.training.trainer import Trainer
@@ -24,7 +25,7 @@ def _train(
     so_far: Sequence[Progress] | None,
 ) -> list[tuple[Segment, TrainState]]:
     (task,) = tasks
-    fit = so_far[0].fit if so_far else None
+    fit = dense_fit(so_far[0].fit) if so_far else None
     state = task.start if fit is None else fit.state
     saver: Checkpointer[Fit] = checkpointer.of(lambda fits: [Progress(each) for each in fits])
     return [(task, train_to(plan.trainer, state, task.order, task.until, observe, saver, fit))]

@@ -17,7 +17,7 @@ from lthfunc.experiments.config import Config
 from lthfunc.experiments.iterative import Plan
 from lthfunc.scheduling.executors import PATIENCE, Event, throttled, try_training
 from lthfunc.scheduling.queue import Execution
-from lthfunc.sparse.engine import takes_whole_steps
+from lthfunc.sparse.loops import takes_whole_steps
 from lthfunc.sparse.sparse_or_dense import always_sparse
 
 

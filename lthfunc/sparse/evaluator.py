@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,7 +18,8 @@ from lthfunc.training.engines.interface import Network, Work, device_of
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.losses import accuracy, cross_entropy
 from lthfunc.training.steps import Metrics
-from lthfunc.trees.types import Batch, Buffers, Masks, Params, Split
+from lthfunc.trees.packed_states import PackedState, unpack_state
+from lthfunc.trees.types import Batch, Masks, Split
 
 #: Examples measured at a time, and bytes of activations that they may take.
 _CHUNK, _BYTES = 512, 64 * 2**20
@@ -36,7 +38,7 @@ class Evaluator(threading.local):
     def quality(self, network: Network, split: Split) -> Evaluation:
         """Mean loss and accuracy over a split."""
         work = self._work
-        workspace = self._workspace_for(network.params, network.buffers, split)
+        workspace = self._workspace_for(network, split)
         chunk, tuner = workspace.program.batch, self._tuners.of(torch.get_num_threads())
 
         def metrics_of(batch: Batch) -> Metrics:
@@ -53,12 +55,15 @@ class Evaluator(threading.local):
         (quality,) = evaluate(metrics_of, split, device_of(network.params), chunk)
         return quality
 
-    def _workspace_for(self, params: Params, buffers: Buffers, split: Split) -> Workspace:
-        masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1}
+    def _workspace_for(self, network: Network, split: Split) -> Workspace:
+        params, buffers = network.params, network.buffers
+        given = network.positions if isinstance(network, PackedState) else {}
+        masks = {name: leaf != 0 for name, leaf in params.items() if leaf.ndim > 1 and name not in given}
         stored = Stored(tuple(split.x.shape[1:]), split.x.dtype, self._work.scale)
         if self._last is not None and self._last[1] == stored and self._last[0].program.fits(buffers):
             lowered, _, kept = self._last
-            if _is_covered(masks, lowered) or lowered.move_to(_places(masks, lowered)):
+            fits = given.keys() <= lowered.program.positions.keys() <= masks.keys() | given.keys()
+            if fits and (_is_covered(masks, given, lowered) or lowered.move_to({**given, **_places(masks, lowered)})):
                 workspace = kept.loaded(lowered.program, params, buffers)
                 self._last = lowered, stored, workspace
                 return workspace
@@ -66,10 +71,14 @@ class Evaluator(threading.local):
         graph = captured(self._work.model, stored.shape, training=False)
         epilogue = Epilogue("cross_entropy" if self._counts else None, gradients=False)
         while True:
-            lowered = lower(graph, params, buffers, masks, batch=chunk, stored=stored, epilogue=epilogue)
+            lowered = lower(
+                graph, params, buffers, masks, batch=chunk, stored=stored, epilogue=epilogue, positions=given
+            )
             if lowered.program.code.vectors * VECTOR_BYTES <= _BYTES or chunk <= LANES:
                 break
             chunk = max(LANES, chunk // 2)
+        if isinstance(network, PackedState) and not given.keys() <= lowered.program.positions.keys():
+            return self._workspace_for(unpack_state(network), split)  # a masked leaf has no list in this mode
         workspace = Workspace(lowered.program, params, buffers)
         self._last = lowered, stored, workspace
         return workspace
@@ -79,11 +88,14 @@ class Evaluator(threading.local):
 _FILLED = 0.98
 
 
-def _is_covered(masks: Masks, lowered: Lowered) -> bool:
-    """Whether all these survivors are among the program's, and not far fewer."""
+def _is_covered(masks: Masks, given: Mapping[str, Tensor], lowered: Lowered) -> bool:
+    """Whether all these survivors are among the program's, and not far fewer. given: places of others, the same."""
+    known = lowered.program.positions
+    if any(places is not known[name] and not torch.equal(places, known[name]) for name, places in given.items()):
+        return False
     ours = theirs = 0
-    for name, positions in lowered.program.positions.items():
-        mask = masks[name].flatten()
+    for name in known.keys() - given.keys():
+        positions, mask = known[name], masks[name].flatten()
         inside, count = int(mask.index_select(0, positions).sum()), int(mask.sum())
         if inside < count:
             return False
@@ -95,8 +107,8 @@ def _places(masks: Masks, lowered: Lowered) -> dict[str, Tensor]:
     """Where these survivors lie. Those that are still zero, as weights that grew are, are missing in the masks: first
     places of other zeros stand for a few of them, so that the program's number is reached."""
     found = {}
-    for name, positions in lowered.program.positions.items():
-        mask = masks[name].flatten()
+    for name in masks.keys() & lowered.program.positions.keys():
+        positions, mask = lowered.program.positions[name], masks[name].flatten()
         places, count = mask.nonzero().flatten(), len(positions)
         if _FILLED * count <= len(places) < count:
             free = mask.logical_not().nonzero().flatten()[: count - len(places)]

@@ -90,9 +90,9 @@ def exchanged(workspace: Workspace, names: Iterable[str], grow: Growing, drop_fr
     )  # fmt: skip
 
 
-def masks_of(positions: Mapping[str, Tensor], like: Masks) -> Masks:
-    """Dense masks of survivors at these positions. like: masks of their names and shapes."""
+def masks_of(positions: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Masks:
+    """Dense masks of survivors at these positions."""
     return {
-        name: torch.zeros_like(mask).view(-1).index_fill_(0, positions[name], True).view(mask.shape)
-        for name, mask in like.items()
+        name: torch.zeros(shape, dtype=torch.bool).view(-1).index_fill_(0, positions[name], True).view(shape)
+        for name, shape in shapes.items()
     }

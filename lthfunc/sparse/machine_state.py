@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lthfunc.sparse.updates import Numbers, moments_of, state_after
 from lthfunc.sparse.workspace import Workspace
@@ -13,7 +14,7 @@ from lthfunc.training.accumulation import AccumulateNumbers
 from lthfunc.training.averaging import AverageState, EMANumbers
 from lthfunc.training.chain import ChainState
 from lthfunc.training.optimizers import AdamNumbers, SGDNumbers
-from lthfunc.trees.types import Buffers
+from lthfunc.trees.types import Buffers, Params
 
 
 def load_optimizer(workspace: Workspace, numbers: Sequence[Numbers], opt: Any) -> None:
@@ -35,12 +36,21 @@ def load_optimizer(workspace: Workspace, numbers: Sequence[Numbers], opt: Any) -
     workspace.clock = clock
 
 
-def optimizer_after(workspace: Workspace, numbers: Sequence[Numbers], opt: Any, buffers: Buffers, steps: int) -> Any:
-    """The public state after `steps` more steps. opt: the one before; buffers: those of now."""
+def optimizer_after(
+    workspace: Workspace,
+    numbers: Sequence[Numbers],
+    opt: Any,
+    buffers: Buffers,
+    steps: int,
+    leaves: Callable[[Tensor], Params] | None = None,
+) -> Any:
+    """The public state after `steps` more steps. opt: the one before; buffers: those of now. leaves: makes the leaves
+    of its trees from a number for each value, dense ones by default."""
+    leaves = leaves or workspace.dense
     sums, clock = int(any(isinstance(part, AccumulateNumbers) for part in numbers)), workspace.clock
     rows, found = iter(workspace.kept[sums:]), []
     for part, state in zip(numbers, _states(opt), strict=True):
-        moments = [workspace.dense(next(rows)) for _ in moments_of(state)]
+        moments = [leaves(next(rows)) for _ in moments_of(state)]
         if isinstance(part, EMANumbers):
             power = clock[2].clone()
             means = {name: at.clone().view_as(state.buffers[name]) for name, at in workspace.averages.items()}

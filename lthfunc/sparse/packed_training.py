@@ -38,18 +38,6 @@ _CHUNK = 128
 _KNOWN = ("torch.nn.modules.", "torchvision.models.", "torchvision.ops.", "lthfunc.models.")
 
 
-class PackedWorkspace(Workspace):
-    """A workspace whose trees are packed ones: what it is filled from and what is read back."""
-
-    def vector(self, tree: Params) -> Tensor:
-        """All leaves, one after the other."""
-        return torch.cat([tree[name].flatten() for name in self.program.leaves]).float()
-
-    def dense(self, vector: Tensor) -> Params:
-        """The leaves, in memory of their own."""
-        return {name: part.view(self.shapes[name]) for name, part in self.parts(vector.clone()).items()}
-
-
 @public
 def train_packed(
     module: nn.Module,
@@ -113,11 +101,15 @@ def train_packed(
                     running, positions = network.updated(running, updates, now, state.sizes)
         finally:
             feed.close()
-        params, taken = running.dense(running.values), steps - int(state.step)
+        taken = steps - int(state.step)
         buffers = running.buffers(state.buffers, taken * parts)
-        opt = optimizer_after(running, numbers, opt, buffers, taken)
         kept = {name: positions[name] for name in state.positions}
-        return PackedState(params, kept, state.shapes, buffers, opt, torch.full_like(state.step, steps))
+
+        def packed(vector: Tensor) -> Params:
+            return running.packed(vector, kept)
+
+        opt = optimizer_after(running, numbers, opt, buffers, taken, packed)
+        return PackedState(packed(running.values), kept, state.shapes, buffers, opt, torch.full_like(state.step, steps))
 
     return transformation
 
@@ -165,7 +157,7 @@ class _PackedNetwork:
 
     def workspace(self, state: PackedState, numbers: tuple[Numbers, ...] = (), opt: object = None) -> Workspace:
         """What runs from a state on."""
-        made = PackedWorkspace(self._program(state.positions), state.params, state.buffers)
+        made = Workspace(self._program(state.positions), state.params, state.buffers)
         if numbers:
             load_optimizer(made, numbers, opt)
         return made

@@ -11,6 +11,7 @@ from lthfunc.training.engines.interface import Engine, Network, Running, Work
 from lthfunc.training.engines.table import make_engine
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.prefetch import Prefetcher
+from lthfunc.trees.packed_states import PackedState
 from lthfunc.trees.types import Masks, Split, TrainState
 
 
@@ -51,6 +52,8 @@ def sparse_or(dense: str) -> Callable[[Work], Engine]:
             return engine_of(states, prefetcher).change(running, states, prefetcher)
 
         def measure(networks: Sequence[Network], split: Split) -> list[Evaluation]:
+            if any(isinstance(each, PackedState) for each in networks):  # which the sparse engine has trained
+                return engines[True].measure(networks, split)
             # What is zero counts as pruned: masks are not known here, and nothing else matters to a forward pass.
             masks = {name: networks[0].params[name] != 0 for name in work.model.prunable}
             return choose(masks, tuple(split.x.shape[1:])).measure(networks, split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -132,8 +132,10 @@ class Workspace:
         return self._apart
 
     def vector(self, tree: Params) -> Tensor:
-        """The survivors of all leaves, one after the other."""
-        packed = packed_like(tree, self.program.positions)
+        """The survivors of all leaves, one after the other. tree: leaves are dense, or on their survivors already."""
+        places = self.program.positions
+        dense = {name: where for name, where in places.items() if len(where) < tree[name].numel()}
+        packed = packed_like(tree, dense)
         return torch.cat([packed[name].flatten() for name in self.program.leaves]).float()
 
     def parts(self, vector: Tensor) -> Params:
@@ -148,6 +150,12 @@ class Workspace:
         """Dense leaves, in memory of their own."""
         leaves = unpacked_like(self.parts(vector.clone()), self.program.positions, self.shapes)
         return {name: leaf.view(self.shapes[name]) for name, leaf in leaves.items()}
+
+    def packed(self, vector: Tensor, masked: Container[str]) -> Params:
+        """Leaves in memory of their own: those that are masked on their survivors, others dense."""
+        positions = {name: where for name, where in self.program.positions.items() if name not in masked}
+        leaves = unpacked_like(self.parts(vector.clone()), positions, self.shapes)
+        return {name: leaf if name in masked else leaf.view(self.shapes[name]) for name, leaf in leaves.items()}
 
     def buffers(self, before: Buffers, steps: int) -> Buffers:
         """The module's buffers after `steps` more steps."""

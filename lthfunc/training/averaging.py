@@ -8,7 +8,7 @@ the same weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,10 @@ from lthfunc.training.chain import ChainContext, ChainState, Part
 from lthfunc.training.optimizers import table_like
 from lthfunc.training.schedules import constant
 from lthfunc.trees.ops import clone
+from lthfunc.trees.packed_states import PackedState
 from lthfunc.trees.types import Buffers, Params, TrainState
+
+S = TypeVar("S", bound=TrainState | PackedState)
 
 
 class AverageState(NamedTuple):
@@ -121,9 +124,10 @@ def averaged(state: TrainState) -> TrainState:
     return state._replace(params=found.params, buffers=found.buffers)
 
 
-def result_of(state: TrainState) -> TrainState:
+def result_of(state: S) -> S:
     """The network that training gives: the averaged one where the optimiser keeps an average, else the last step's."""
-    return state if _average_in(state.opt) is None else averaged(state)
+    found = _average_in(state.opt)
+    return state if found is None else cast("S", state._replace(params=found.params, buffers=found.buffers))
 
 
 def _average_in(opt: Any) -> AverageState | None:

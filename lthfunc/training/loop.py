@@ -19,9 +19,19 @@ from lthfunc.training.mask_updates import MaskUpdates, following
 from lthfunc.training.nonfinite import recover_from_nonfinite
 from lthfunc.training.optimizer_states import with_rates_of
 from lthfunc.training.optimizers import Optimizer
+from lthfunc.training.packed_fits import (
+    AnyFit,
+    AnyState,
+    best_network,
+    dense_fit,
+    evaluated,
+    packed_fit,
+    unfinished_fits,
+    without_moments,
+)
 from lthfunc.training.precision import Precision
-from lthfunc.training.results import BestNetwork, Checkpointer, Fit, Observer, Observers, Point, as_observers
-from lthfunc.training.session import Snapshot, TrainingSession, unfinished_fits
+from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, Point, as_observers
+from lthfunc.training.session import Snapshot, TrainingSession
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
 from lthfunc.trees.dataset_checks import check_data
@@ -98,7 +108,7 @@ def fit_together(
     eval_every: int,
     observe: Observers | None = None,
     so_far: Sequence[Fit] | None = None,
-    checkpointer: Checkpointer[Fit] | None = None,
+    checkpointer: Checkpointer[Any] | None = None,
     updates: MaskUpdates | None = None,
 ) -> list[Fit]:
     """Run `fit` for several states at the same step, vmapped into one program.
@@ -119,7 +129,7 @@ def fit_together(
     if so_far is None:
         _check_steps_left(int(states[0].step), until)
         so_far = untrained_fits(trainer, states, checkpointer)
-    fits = list(so_far)
+    fits: list[AnyFit] = list(so_far)
     step = fits[0].curve[-1].step
     _check_steps_left(step, until)
     since = [each.since for each in fits]
@@ -127,6 +137,7 @@ def fit_together(
     with TrainingSession(
         trainer, states, seeds, until, since=since, observe=observe, checkpointer=checkpointer
     ) as training:
+        fits = _held(training, fits, until)
         while fits[0].curve[-1].step < until:
             last = fits[0].curve[-1].step
             look = min(until, last - last % eval_every + eval_every)
@@ -139,39 +150,49 @@ def fit_together(
                     observe(step, [each.curve[-1] for each in fits])
             if updates is not None and step == change:
                 phase("preparation", step)
-                fits = _changed(training, updates, seeds, step, until, fits, evaluated=step == look)
-            if training.on_survivors and fits[0].curve[-1].step < until:  # which has the moments
-                fits = [each._replace(state=each.state._replace(opt=())) for each in fits]
-    return fits
+                fits = _changed(training, updates, seeds, step, until, fits, known=step == look)
+            fits = _held(training, fits, until)
+    return [dense_fit(each) for each in fits]
+
+
+def _held(training: TrainingSession, fits: Sequence[AnyFit], until: int) -> list[AnyFit]:
+    """The fits on survivors, while the running loop keeps these alone. It has the moments, too."""
+    if not training.on_survivors or fits[0].curve[-1].step >= until:
+        return list(fits)
+    return [without_moments(each) for each in fits]
 
 
 def _evaluated(
-    training: TrainingSession, seeds: Sequence[int], step: int, fits: Sequence[Fit], phase: Callable[[str, int], None]
-) -> list[Fit]:
+    training: TrainingSession, seeds: Sequence[int], step: int, fits: Sequence[AnyFit],
+    phase: Callable[[str, int], None],
+) -> list[AnyFit]:  # fmt: skip
     """The fits with their states at this step, and a point more."""
-    now = _finite_now(training, seeds, step, fits)
-    losses = training.mark(*now)
+    states, since = training.packed_now() or _finite_now(training, seeds, step, fits)
+    now = unfinished_fits(fits, states, since)
+    if training.on_survivors:  # also after what was not finite was left out
+        now = [packed_fit(each) for each in now]
+    losses = training.mark([each.state for each in now if isinstance(each, Fit)], since)
     phase("evaluation", step)
-    points = _measure(training.trainer, now[0], losses, step)
-    return [_extended(*item) for item in zip(unfinished_fits(fits, *now), points, strict=True)]
+    points = _measure(training.trainer, [each.state for each in now], losses, step)
+    return [evaluated(*item) for item in zip(now, points, strict=True)]
 
 
 def _changed(
-    training: TrainingSession, updates: MaskUpdates, seeds: Sequence[int], step: int, until: int, fits: Sequence[Fit],
-    *, evaluated: bool,
-) -> list[Fit]:  # fmt: skip
-    """The fits after an update of masks at this step, of which they have the states if they were evaluated there."""
+    training: TrainingSession, updates: MaskUpdates, seeds: Sequence[int], step: int, until: int,
+    fits: Sequence[AnyFit], *, known: bool,
+) -> list[AnyFit]:  # fmt: skip
+    """The fits after an update of masks at this step. known: whether they have the states there."""
     exchanged = updates.on_survivors(training, fits, step, until)
     if exchanged is not None:
         return exchanged
-    if not evaluated:
+    if not known:
         fits = unfinished_fits(fits, *_finite_now(training, seeds, step, fits))
-    changed = [updates.applied(each, seed, until) for each, seed in zip(fits, seeds, strict=True)]
+    changed = [updates.applied(dense_fit(each), seed, until) for each, seed in zip(fits, seeds, strict=True)]
     training.change_to([each.state for each in changed], [each.since for each in fits if each.since])
-    return changed
+    return list(changed)
 
 
-def _finite_now(training: TrainingSession, seeds: Sequence[int], step: int, fits: Sequence[Fit]) -> Snapshot:
+def _finite_now(training: TrainingSession, seeds: Sequence[int], step: int, fits: Sequence[AnyFit]) -> Snapshot:
     """Where the training stands, at this step, once what was not finite on the way was left out."""
     now = training.now()
     if all(training.are_finite(now)):
@@ -187,19 +208,7 @@ def untrained_fits(
     if checkpointer is not None:
         checkpointer.on_phase("evaluation", step)
     points = _measure(trainer, states, [math.nan] * len(states), step)
-    return [Fit(state, _best(point, state), (point,)) for state, point in zip(states, points, strict=True)]
-
-
-def _extended(fit: Fit, point: Point) -> Fit:
-    changed = max((each.step for each in fit.changes if each.exchanged), default=-1)
-    better = point.val_loss < fit.best.point.val_loss or fit.best.point.step <= changed
-    chosen = _best(point, fit.state) if better else fit.best
-    return fit._replace(best=chosen, curve=(*fit.curve, point), since=None)
-
-
-def _best(point: Point, state: TrainState) -> BestNetwork:
-    result = result_of(state)
-    return BestNetwork(point, result.params, result.buffers)
+    return [Fit(state, best_network(point, state), (point,)) for state, point in zip(states, points, strict=True)]
 
 
 @public
@@ -279,6 +288,6 @@ def _check_steps_left(step: int, until: int) -> None:
         raise UserError(f"steps: the state is already at step {step} of {until}; rewind or fine-tune first")
 
 
-def _measure(trainer: Trainer, states: Sequence[TrainState], losses: Sequence[float], step: int) -> list[Point]:
+def _measure(trainer: Trainer, states: Sequence[AnyState], losses: Sequence[float], step: int) -> list[Point]:
     qualities = measure(trainer, [result_of(state) for state in states], trainer.data.val)
     return [Point(step, loss, quality.loss, quality.accuracy) for loss, quality in zip(losses, qualities, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import torch
 
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.tracebacks import is_library_function
+from lthfunc.training.packed_fits import AnyFit
 from lthfunc.training.results import (
     Deciding,
     DenseNetwork,
@@ -68,7 +69,7 @@ class MaskUpdates(NamedTuple):
     exchange: Callable[[DenseNetwork, UpdateContext], DropAndGrow | NewMasks] | None = None
     draws_after_network: bool = False
 
-    def following(self, fit: Fit, until: int) -> int | None:
+    def following(self, fit: AnyFit, until: int) -> int | None:
         """The step of a fit's next update before step `until`; None if there is none."""
         first = fit.changes[-1].step + 1 if fit.changes else fit.curve[0].step
         return next((step for step in self.steps if first <= step < until), None)
@@ -83,8 +84,8 @@ class MaskUpdates(NamedTuple):
         change = MaskChange(now.step, layer_changes(state.masks, after.masks), masks_digest(after.masks))
         return fit._replace(state=after, changes=(*fit.changes, change), memory=now.memory)
 
-    def on_survivors(self, training: Exchanging, fits: Sequence[Fit], step: int, until: int) -> list[Fit] | None:
-        """The fits after an update at this step without their dense states, which `training` holds; None if it can't.
+    def on_survivors(self, training: Exchanging, fits: Sequence[AnyFit], step: int, until: int) -> list[AnyFit] | None:
+        """The fits after an update at this step without their states, which `training` holds; None if it can't.
 
         Their `state` and `since` are those of before.
         """
@@ -128,10 +129,11 @@ class Exchanging(Protocol):
         """What each state's masks are now; None, with nothing done, where it can't."""
 
 
-def can_exchange(found: DropAndGrow | NewMasks, masks: Masks) -> bool:
-    """Whether new masks, or scores of type float32, are given for each weight, and the fraction is one."""
+def can_exchange(found: DropAndGrow | NewMasks, shapes: Mapping[str, torch.Size]) -> bool:
+    """Whether new masks, or scores of type float32, are given for each weight, and the fraction is one. shapes: of the
+    masks."""
     if isinstance(found, NewMasks):
-        kinds = {name: (mask.shape, torch.bool) for name, mask in masks.items()}
+        kinds = {name: (shape, torch.bool) for name, shape in shapes.items()}
         return all({name: (mask.shape, mask.dtype) for name, mask in each.items()} == kinds for each in found)
     growth, drop_fraction = found
     if not 0 <= drop_fraction <= 1:
@@ -139,7 +141,7 @@ def can_exchange(found: DropAndGrow | NewMasks, masks: Masks) -> bool:
     if not isinstance(growth, dict):
         return True
     kinds = {name: (leaf.shape, leaf.dtype) for name, leaf in growth.items()}
-    return kinds == {name: (mask.shape, torch.float32) for name, mask in masks.items()}
+    return kinds == {name: (shape, torch.float32) for name, shape in shapes.items()}
 
 
 def seeded_update(now: UpdateContext, device: torch.device) -> AbstractContextManager[None]:
@@ -201,6 +203,6 @@ def masks_digest(masks: Masks) -> str:
     return found.hexdigest()
 
 
-def following(updates: MaskUpdates | None, fits: Sequence[Fit], until: int) -> int | None:
+def following(updates: MaskUpdates | None, fits: Sequence[AnyFit], until: int) -> int | None:
     """The step of the next update of fits that train together, which have the same steps behind them."""
     return None if updates is None else updates.following(fits[0], until)

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 
 from lthfunc.errors import DivergedError
 from lthfunc.training.optimizer_states import schedule_in
-from lthfunc.training.results import Fit, SinceLastPoint, Stopped
+from lthfunc.training.packed_fits import AnyFit, unfinished_fits
+from lthfunc.training.results import SinceLastPoint, Stopped
 from lthfunc.training.schedules import rate_at
-from lthfunc.training.session import Snapshot, TrainingSession, unfinished_fits
+from lthfunc.training.session import Snapshot, TrainingSession
 from lthfunc.trees.types import TrainState
 
 
 def recover_from_nonfinite(
-    training: TrainingSession, snapshot: Snapshot, seeds: Sequence[int], look: int, fits: Sequence[Fit]
+    training: TrainingSession, snapshot: Snapshot, seeds: Sequence[int], look: int, fits: Sequence[AnyFit]
 ) -> Snapshot:
     """Repeat the steps from the snapshot to step `look` one at a time; the training then stands there, finite.
 

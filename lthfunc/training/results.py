@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -121,7 +121,9 @@ class Checkpointer(Generic[T]):
     save: called with the unfinished trainings, in the order of their states. should_stop: whether to stop after the
     current step. due: whether to save at this step, asked from time to time. next_check: step -> the next step at which
     to ask as well, or None. on_phase: called with what begins or continues at a step ("preparation" of the engine,
-    "training" or "evaluation") once the device has finished what came before, for energy meters.
+    "training" or "evaluation") once the device has finished what came before, for energy meters. packed: whether
+    `save` also takes fits on survivors (`PackedFit`), which it then gets where the loop keeps survivors alone; dense
+    trees are made otherwise.
     """
 
     save: Callable[[Sequence[T]], None]
@@ -129,12 +131,11 @@ class Checkpointer(Generic[T]):
     due: Callable[[int], bool] = lambda step: False
     next_check: Callable[[int], int | None] = lambda step: None
     on_phase: Callable[[str, int], None] = lambda phase, step: None
+    packed: bool = False
 
     def of(self, wrap: Callable[[Sequence[S]], Sequence[T]]) -> Checkpointer[S]:
         """A checkpointer of parts of what this one keeps. wrap: the parts -> what this one keeps."""
-        return Checkpointer(
-            lambda parts: self.save(wrap(parts)), self.should_stop, self.due, self.next_check, self.on_phase
-        )
+        return replace(self, save=lambda parts: self.save(wrap(parts)))  # type: ignore[arg-type,return-value]
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error)

@@ -5,27 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
-from lthfunc.training.chain import is_library_optimizer
-from lthfunc.training.engines.interface import OnSurvivors, Running, Tick, Work
+from lthfunc.training.engines.interface import OnSurvivors, Running, Tick
 from lthfunc.training.finiteness import are_finite, endless
 from lthfunc.training.mask_updates import can_exchange
-from lthfunc.training.optimizer_states import schedule_in
+from lthfunc.training.packed_fits import AnyFit, unfinished_fits
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.results import Checkpointer, Deciding, Exchanged, Fit, Observers, SinceLastPoint, Stopped
-from lthfunc.training.schedules import all_end_at
+from lthfunc.training.results import Checkpointer, Deciding, Exchanged, Observers, SinceLastPoint, Stopped
+from lthfunc.training.state_checks import check_pruned_zero, check_rates
 from lthfunc.training.steps import with_optimizer
 from lthfunc.training.trainer import Trainer, training_context
 from lthfunc.trees.global_rng import seeded_state
+from lthfunc.trees.packed_states import PackedState
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
 
 #: States, and what each did since its last mark (empty at the mark itself).
 Snapshot = tuple[list[TrainState], list[SinceLastPoint]]
+#: The same on survivors.
+PackedSnapshot = tuple[list[PackedState], list[SinceLastPoint]]
 
 
 class TrainingSession:
@@ -46,7 +49,7 @@ class TrainingSession:
         *,
         since: Sequence[SinceLastPoint | None] = (),
         observe: Observers | None = None,
-        checkpointer: Checkpointer[Fit] | None = None,
+        checkpointer: Checkpointer[Any] | None = None,
     ) -> None:
         if len(states) > 1 and trainer.work.collectives.world_size > 1:
             raise UserError("ranks: several ranks train one state together, not several states")
@@ -80,7 +83,7 @@ class TrainingSession:
         if drawing:
             self._random = None
 
-    def to(self, stop: int, fits: Sequence[Fit] = ()) -> None:
+    def to(self, stop: int, fits: Sequence[AnyFit] = ()) -> None:
         """Train to step `stop`. fits: in which a checkpointer saves the states. Raises Stopped."""
         prefetcher, checkpointer = self._prefetcher, self.checkpointer
         assert prefetcher is not None
@@ -108,11 +111,20 @@ class TrainingSession:
 
     def now(self) -> Snapshot:
         """The states, and what each did since the last mark; within `drawing`, if training is to continue from them."""
-        random = _generator(self._device)
-        losses = zip(self.running.losses(), self._steps, strict=True)
         states = self.running.states()
         check_pruned_zero(states, self.trainer.work)
-        return states, [SinceLastPoint(loss, steps, random) for loss, steps in losses]
+        return states, self._since(_generator(self._device))
+
+    def packed_now(self) -> PackedSnapshot | None:
+        """The same on survivors, where the running loop keeps these alone; None elsewhere, and where something is not
+        finite."""
+        if not self._is_finite_on_survivors():
+            return None
+        return [each.packed() for each in self.on_survivors], self._since(_generator(self._device))
+
+    def _since(self, random: Tensor) -> list[SinceLastPoint]:
+        losses = zip(self.running.losses(), self._steps, strict=True)
+        return [SinceLastPoint(loss, steps, random) for loss, steps in losses]
 
     def are_finite(self, now: Snapshot) -> list[bool]:
         """For each state, whether all its numbers and the losses on its way are finite.
@@ -122,9 +134,12 @@ class TrainingSession:
         return are_finite(*now, apart=self._endless)
 
     def mark(self, states: list[TrainState], since: list[SinceLastPoint]) -> list[float]:
-        """Count anew from the current step; returns the mean losses up to here (NaN over no step)."""
-        self.running.count_from([0.0] * len(states))
-        self._steps = [0] * len(states)
+        """Count anew from the current step; returns the mean losses up to here (NaN over no step).
+
+        states: of now, or none where the running loop keeps survivors alone.
+        """
+        self.running.count_from([0.0] * len(since))
+        self._steps = [0] * len(since)
         self._mark_snapshot(states, [])
         return [each.loss / each.steps if each.steps else math.nan for each in since]
 
@@ -161,7 +176,7 @@ class TrainingSession:
     def _ready(self, states: Sequence[TrainState]) -> list[TrainState]:
         """The states with an optimiser. Raises UserError where steps would change nothing."""
         ready = [with_optimizer(state, self.trainer.work.optimizer) for state in states]
-        _check_rates(ready, self._end)
+        check_rates(ready, self._end)
         return ready
 
     def _continue(self, ready: list[TrainState], since: Sequence[SinceLastPoint | None]) -> None:
@@ -190,27 +205,28 @@ class TrainingSession:
         something is not finite, where scores are not float32, where a share is out of range, and where masks don't fit.
         """
         networks = self.on_survivors
-        if not networks:
-            return None
-        losses = self.running.losses()
-        if not (all(map(math.isfinite, losses)) and all(each.is_finite() for each in networks)):
+        if not self._is_finite_on_survivors():
             return None
         given = [decide(network.network, seed) for network, seed in zip(networks, self._seeds, strict=True)]
-        if not all(can_exchange(each, network.masks) for each, network in zip(given, networks, strict=True)):
+        if not all(can_exchange(each, network.shapes) for each, network in zip(given, networks, strict=True)):
             return None
         with training_context(self.trainer):
             found = [network.exchange(each) for network, each in zip(networks, given, strict=True)]
-        random = seeded_state(self._draw_key(), self._device)
-        sums = zip(losses, self._steps, strict=True)
-        self._mark_snapshot([], [SinceLastPoint(loss, count, random) for loss, count in sums])
+        self._mark_snapshot([], self._since(seeded_state(self._draw_key(), self._device)))
         return found
+
+    def _is_finite_on_survivors(self) -> bool:
+        """Whether the running loop keeps survivors alone, and all numbers and losses are finite."""
+        networks = self.on_survivors
+        finite = all(map(math.isfinite, self.running.losses())) if networks else False
+        return finite and all(each.is_finite() for each in networks)
 
     def close(self) -> None:
         """End the thread of a streamed prefetcher."""
         if self._prefetcher is not None:
             self._prefetcher.close()
 
-    def asked(self, checkpointer: Checkpointer[Fit]) -> bool:
+    def asked(self, checkpointer: Checkpointer[Any]) -> bool:
         """Whether to stop; all ranks stop once one of them is asked to."""
         stopping, collectives = checkpointer.should_stop(), self.trainer.work.collectives
         if collectives.world_size == 1:
@@ -222,11 +238,14 @@ class TrainingSession:
         rank = self.trainer.work.collectives.rank  # each draws for its part of a batch
         return key(self._seeds[0], "layers", self._step, *([rank] if rank else []))
 
-    def _ask(self, checkpointer: Checkpointer[Fit], fits: Sequence[Fit]) -> None:
+    def _ask(self, checkpointer: Checkpointer[Any], fits: Sequence[AnyFit]) -> None:
         stopping = self.asked(checkpointer)
         if stopping or checkpointer.due(self._step):
-            now = self.now()
-            if all(self.are_finite(now)):
+            packed = self.packed_now() if checkpointer.packed else None
+            now = self.now() if packed is None else None
+            if packed is not None:
+                checkpointer.save(unfinished_fits(fits, *packed))
+            elif now is not None and all(self.are_finite(now)):
                 checkpointer.save(unfinished_fits(fits, *now))
         if stopping:
             raise Stopped
@@ -252,38 +271,6 @@ class TrainingSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _check_rates(states: Sequence[TrainState], end: int) -> None:
-    """Raise UserError where steps past a schedule's end would change nothing."""
-    known = [found for state in states if (found := schedule_in(state.opt)) is not None]
-    still = next((step for step in all_end_at(known, end) if step is not None), None)
-    if still is not None:
-        raise UserError(
-            f"learning rate: the schedule ends at about 0, so that steps {still} to {end} would change nothing; "
-            "raise its end (--lr-final, or final=... in Python), train no further, or rewind the step"
-        )
-
-
-def check_pruned_zero(states: Sequence[TrainState], work: Work) -> None:
-    """Raise UserError where a pruned weight is no longer zero, which a user's module or optimiser may cause."""
-    pruned = [(state.params[name], name, mask) for state in states for name, mask in state.masks.items()]
-    if not pruned or (work.side_effects.known and is_library_optimizer(work.optimizer)):
-        return
-    # Numbers that are not finite are found elsewhere (`are_finite`); the device is waited for once.
-    left = [leaf.masked_fill(mask, 0).nan_to_num(0, 0, 0).any() for leaf, _, mask in pruned]
-    alive = torch.stack(left).tolist()
-    if any(alive):
-        raise UserError(
-            f"{pruned[alive.index(True)][1]}: pruned weights are no longer zero after a step; the module writes into "
-            "them in forward, or the optimizer moves weights without a gradient (Optimizer(..., mixes=True) masks them "
-            "again)"
-        )
-
-
-def unfinished_fits(fits: Sequence[Fit], states: Sequence[TrainState], since: Sequence[SinceLastPoint]) -> list[Fit]:
-    """Fits that have continued to these states."""
-    return [fit._replace(state=state, since=each) for fit, state, each in zip(fits, states, since, strict=True)]
 
 
 def _generator(device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +14,8 @@ from lthfunc.training.results import DropAndGrow, Exchanged
 from lthfunc.training.steps import Work as Work
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
-from lthfunc.trees.types import Buffers, Masks, NewMasks, Params, Split, TrainState
+from lthfunc.trees.packed_states import PackedState
+from lthfunc.trees.types import Buffers, NewMasks, Params, Split, TrainState
 
 #: Told how many steps were taken since the last time; True asks to stop.
 Tick = Callable[[int], bool]
@@ -38,7 +39,8 @@ def _flops(model: Model, shape: tuple[int, ...]) -> int:
 
 
 class Network(Protocol):
-    """What is evaluated: a state, a ticket, or the best network of a fit."""
+    """What is evaluated: a state, a ticket, or the best network of a fit; or a `PackedState`, by the engine whose loop
+    gave it."""
 
     @property
     def params(self) -> Params:
@@ -79,8 +81,11 @@ class OnSurvivors(Protocol):
     """A network of a loop under way, of which the loop keeps the surviving weights alone."""
 
     @property
-    def masks(self) -> Masks:
-        """Its masks now."""
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Of its masks."""
+
+    def packed(self) -> PackedState:
+        """The public state of now on its survivors, in memory of its own."""
 
     def is_finite(self) -> bool:
         """Whether all its numbers are finite."""
