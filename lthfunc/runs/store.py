@@ -41,16 +41,16 @@ def save_training(folder: Path, config: Config, seed: int, result: Round, item: 
     if pruned:
         about[FIRST] = f"../{ANCHOR}" if from_anchor else INITIAL
     files = {
-        PARAMS: tree_bytes({"params": state.params, "buffers": state.buffers}, about, packed=config.packed),
-        MASKS: tree_bytes({"masks": state.masks}, about, packed=config.packed),
+        PARAMS: tree_bytes({"params": state.params, "buffers": state.buffers}, about, packed=True),
+        MASKS: tree_bytes({"masks": state.masks}, about, packed=True),
     }
     if result.variant == TICKET and result.number == first_round(config):
         anchor = result.anchor
         tree = {"params": anchor.params, "buffers": anchor.buffers}
-        files[f"../{ANCHOR}"] = tree_bytes(tree, {**about, "step": int(anchor.step)}, packed=config.packed)
+        files[f"../{ANCHOR}"] = tree_bytes(tree, {**about, "step": int(anchor.step)}, packed=True)
     if pruned and not from_anchor:
         tree = {"params": result.start.params, "buffers": result.start.buffers}
-        files[INITIAL] = tree_bytes(tree, {**about, "step": int(result.fit.curve[0].step)}, packed=config.packed)
+        files[INITIAL] = tree_bytes(tree, {**about, "step": int(result.fit.curve[0].step)}, packed=True)
     for name, payload in files.items():
         safe_files.write(folder, place / name, payload)
     write_manifest(place, {name: sum_of(payload) for name, payload in files.items()})

@@ -76,8 +76,8 @@ class Running:
     )  # fmt: skip
     packed: bool = setting(
         False,
-        "Write networks and masks without the weights that are pruned: smaller files, which lthfunc reads as any "
-        "others; `lthfunc export` is for other programs.",
+        "Write the ticket files at the top without the weights that are pruned, as all other files of a run are: "
+        "smaller ones, which lthfunc reads as any others; `lthfunc export` is for other programs.",
         RUN, (*_RUNS, "methods", "branch", "transfer"), changes_results=False,
     )  # fmt: skip
     on_nonfinite: str = setting(
