@@ -25,7 +25,10 @@ NARROW = {
     "lstm": {"width": "32"},
 }
 #: Not the smallest of their family.
-LONG = ("alexnet", "resnet32", "resnet34", "resnet50", "resnet56", "densenet121", "vgg11", "vgg13", "vgg16", "vgg19")
+LONG = (
+    "alexnet", "resnet18", "resnet32", "resnet34", "resnet50", "resnet56", "wrn-28-10", "densenet121", "vgg11", "vgg13",
+    "vgg16", "vgg19",
+)  # fmt: skip
 CLASSES = 7
 
 

@@ -247,6 +247,7 @@ def test_whole_commands_are_clocked() -> None:
     assert steps + evaluation < 1
 
 
+@pytest.mark.long
 def test_memory_stays_flat_over_fifty_rounds(tmp_path: Path) -> None:
     """A round leaves its line, some kilobytes; trees of earlier rounds are gone."""
     done = run(

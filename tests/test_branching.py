@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,21 @@ def flipped(pruned, anchor):
 '''
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three rounds with two seeds and a control."""
+    folder = tmp_path_factory.mktemp("branching") / "run"
+    command = "prune --rounds 3 --steps 20 --replicates 2 --jobs 1 --control reinit --engine eager --out"
+    assert main([*command.split(), str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run of three rounds with two seeds and a control."""
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, and functions of a user's own beside."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
-    command = "prune --rounds 3 --steps 20 --replicates 2 --jobs 1 --control reinit --engine eager --out run"
-    assert main(command.split()) == 0
+    shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
 
 

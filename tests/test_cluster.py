@@ -67,6 +67,7 @@ def same_run(left: Path, right: Path) -> None:
     assert sorted(trainings[0], key=key) == sorted(trainings[1], key=key)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced(local: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     process = started(folder, *LONG, "--executor", "ray")

@@ -108,10 +108,10 @@ def test_outputs_are_those_of_the_masked_network(arch: str, density: float, sele
     [
         "mobilenet_v2",
         pytest.param("densenet121", marks=pytest.mark.long),
-        "shufflenet_v2_x0_5",
+        pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.long),
         pytest.param("efficientnet_b0", marks=pytest.mark.long),
         "resnet18",
-        "regnet_y_400mf",
+        pytest.param("regnet_y_400mf", marks=pytest.mark.long),
     ],
 )
 def test_networks_of_torchvision(name: str) -> None:

@@ -84,7 +84,9 @@ print(abs(got - wanted).max() / abs(wanted).max())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "arch"), [("onnx", "lenet5"), ("aoti", "lenet300")])  # which compiles quickly
+@pytest.mark.parametrize(
+    ("target", "arch"), [("onnx", "lenet5"), pytest.param("aoti", "lenet300", marks=pytest.mark.long)]
+)
 def test_files_predict_the_same_in_a_process_without_this_library(target: str, arch: str, tmp_path: Path) -> None:
     subject, _ = exported(target, arch, tmp_path)
     x = subject.inputs(50, seed=1)

@@ -33,9 +33,10 @@ def run(arguments: list[str], **env: str) -> None:
 
 
 @pytest.mark.parametrize("tests", [
-    ("layers.py", "updates.py", "tokens.py::test_transformers", "recurrent.py::test_both_directions_of_two_layers",
-     "normalisation.py::test_residual_blocks", "frozen.py::test_gradients_of_what_is_trained[1-groups]"),
-    pytest.param(("edges.py", "transposed.py", "resampling.py"), marks=pytest.mark.long),
+    ("layers.py::test_linear_layers_as_dense_products", "updates.py", "tokens.py::test_transformers",
+     "recurrent.py::test_both_directions_of_two_layers", "normalisation.py::test_residual_blocks",
+     "frozen.py::test_gradients_of_what_is_trained[1-groups]"),
+    pytest.param(("layers.py", "edges.py", "transposed.py", "resampling.py"), marks=pytest.mark.long),
 ], ids=["layers", "more"])  # fmt: skip
 def test_avx2(tests: tuple[str, ...]) -> None:
     run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/test_sparse_{name}" for name in tests)])

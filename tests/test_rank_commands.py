@@ -87,6 +87,7 @@ def test_a_run_on_two_ranks_is_a_run(tmp_path: Path) -> None:
     assert begun["ranks"] == 2
 
 
+@pytest.mark.long
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_with_another_number(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with Crew([[*LONG, "100", "--out", folder]] * 2) as crew:
@@ -133,6 +134,7 @@ def test_what_ranks_cannot_do_is_one_line(out: Path) -> None:
     assert "--batch-size: 7 examples don't divide among 2 ranks; take 6 or 8, or 1 rank" in said
 
 
+@pytest.mark.long
 def test_ranks_that_differ_are_refused_before_any_step(out: Path) -> None:
     command = [*SMALL, "--out", out, "--lr"]
     said = refused([[*command, "0.1"], [*command, "0.2"]])

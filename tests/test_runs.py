@@ -148,6 +148,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path: Path, number: s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interruption_keeps_the_training_under_way(tmp_path: Path) -> None:
     """SIGTERM far from any checkpoint's time: the step under way is the last, and its state is kept."""
     folder, whole = tmp_path / "a run", tmp_path / "whole"

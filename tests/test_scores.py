@@ -215,7 +215,10 @@ def test_sparsegpt_does_not_depend_on_the_unit_of_its_inputs(unit: float) -> Non
     close(other.params, plain.params, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("make", [lf.snip, lf.grasp, lf.taylor, lf.fisher, lf.movement])
+@pytest.mark.parametrize(
+    "make",
+    [lf.snip, *(pytest.param(make, marks=pytest.mark.long) for make in (lf.grasp, lf.taylor, lf.fisher, lf.movement))],
+)
 def test_scores_of_data_compile(
     make: Callable[..., lf.Score], model: lf.Model, trees: tuple[Params, Masks], batches: list[Batch]
 ) -> None:

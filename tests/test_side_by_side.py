@@ -26,6 +26,8 @@ from lthfunc.scheduling.queue import Execution, Queue, Watcher
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import Dataset
 
+#: Two trainings in two workers.
+TWO = ["--replicates", "2", "--jobs", "2", "--rounds", "0", "--steps", "20", "--optimizer", "sgd"]
 SMALL = ["--rounds", "1", "--steps", "30", "--eval-every", "10", "--batch-size", "50", "--control", "reinit"]
 
 
@@ -95,14 +97,17 @@ def test_an_interruption_stops_every_worker_and_the_run_goes_on(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_or_dies_names_its_training(tmp_path: Path, capsys: Any) -> None:
-    options = ["--replicates", "2", "--jobs", "2", "--rounds", "0", "--steps", "20", "--optimizer", "sgd"]
+def test_a_worker_that_fails_names_its_training(tmp_path: Path, capsys: Any) -> None:
     for engine in ("eager", "sparse"):
-        assert run("prune", *options, "--lr", "1e20", "--engine", engine, "--out", tmp_path / engine) == 2
+        assert run("prune", *TWO, "--lr", "1e20", "--engine", engine, "--out", tmp_path / engine) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("lthfunc: seed ")
         assert "round 0: " in error
         assert "training diverged" in error
+
+
+@pytest.mark.long
+def test_a_worker_that_dies_names_its_training(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text(
         "import os, torch\n"
         "class Net(torch.nn.Linear):\n"
@@ -119,7 +124,7 @@ def test_a_worker_that_fails_or_dies_names_its_training(tmp_path: Path, capsys: 
         "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
     )
     (tmp_path / "start.py").write_text(code)
-    command = [sys.executable, "start.py", "prune", *options, "--arch", "dying:net", "--out", "dead"]
+    command = [sys.executable, "start.py", "prune", *TWO, "--arch", "dying:net", "--out", "dead"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]

@@ -154,7 +154,7 @@ def test_a_rectified_normalisation_is_rectified_before_it_is_added(linear: bool,
     check(Residual(linear=linear, turned=turned), (CHANNELS,) if linear else (CHANNELS, 6, 6))
 
 
-@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("linear", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("first", STEPS)
 def test_every_sequence_of_steps_after_a_layer(first: str, linear: bool) -> None:
     """Those of up to three steps that begin with this one, side by side in one network."""
