@@ -22,7 +22,7 @@ BENCHMARKS = {
     "groups": "networks without whole heads and channels, with Torch-Pruning: FLOPs, latency, accuracy",
     "execution": "inference of tickets against density, in every format",
     "generate": "text from tickets, token by token, against density",
-    "sequences": "inference of few sequences of tokens",
+    "sequences": "few sequences of tokens: inference, training",
     "architectures": "every architecture on every engine",
     "families": "which of torchvision's networks the sparse engine trains, and why it refuses others",
     "attach": "what lf.attach costs a step of a plain PyTorch loop",

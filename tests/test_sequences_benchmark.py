@@ -17,18 +17,21 @@ from lthfunc.sparse.kernels import build
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
 
+@pytest.mark.parametrize("training", [False, True])
 def test_rates_are_recorded_for_each_number_of_sequences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    training: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(sequences, "_SIDE", 16)  # for a large product takes its time
     sizes = ["--width", "8", "--layers", "1", "--length", "5", "--repeats", "2", "--density", "0.5"]
-    sequences.main([*sizes, "--json", str(tmp_path / "found.json")])
+    sequences.main([*sizes, *["--training"] * training, "--json", str(tmp_path / "found.json")])
     records = json.loads((tmp_path / "found.json").read_text())["records"]
     assert [(each["engine"], each["sequences"]) for each in records] == [
-        *((sequences.PROGRAM, count) for count in (1, 2, 4, 8, 16)), (PEAK, 16),
+        *((sequences.TRAINING if training else sequences.PROGRAM, count) for count in (1, 2, 4, 8, 16)), (PEAK, 16),
     ]  # fmt: skip
     assert all(each["unit"] == "sequences/s" and each["min"] > 0 for each in records)
-    assert "as fast as with lanes of examples" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "as fast as with lanes of examples" in told.out
+    assert "density 0.5: turn 2 of 2" in told.err
 
 
 @pytest.mark.parametrize("option", ["--length", "--width", "--layers", "--repeats"])
