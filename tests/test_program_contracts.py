@@ -54,7 +54,8 @@ def test_sums_of_no_places_are_refused(sides: tuple[int, int]) -> None:
     ("name", "splits"),
     [
         ("attention_gradient", {BY_TILES}), ("lane_products", {BY_TILES}), ("embed", {BY_TILES}),
-        ("token_attention", {BY_ROWS}),
+        ("token_attention", {BY_ROWS}), ("token_attention_gradient", {BY_ROWS}), ("place_gradients", {BY_ROWS}),
+        ("load_place_values", {BY_TILES}),
         ("token_normalise_gradient", {SUMS}), ("group_normalise_gradient", {SUMS}),
         ("weight_gradients", {BY_ROWS, SUMS}),
         ("number_gradients", {BY_ROWS}), ("gather_gradients", {BY_ROWS}), ("keep_gradients", {BY_ROWS}),

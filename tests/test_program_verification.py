@@ -35,7 +35,7 @@ from lthfunc.sparse.partition import Input, partition
 from lthfunc.sparse.program import Epilogue, Stored, builder_for, program_of
 from lthfunc.sparse.regions import region_program
 from lthfunc.sparse.tile_buffers import LANES
-from lthfunc.sparse.token_lanes import lanes_program
+from lthfunc.sparse.token_lanes import lanes_program, training_on_lanes
 from lthfunc.training.accumulation import AccumulateNumbers
 from lthfunc.training.averaging import EMANumbers
 from lthfunc.training.clipping import ClipNormNumbers, ClipValueNumbers
@@ -109,17 +109,20 @@ def programs() -> tuple[Parts, ...]:
         kept = {name: mask.flatten().nonzero().flatten() for name, mask in masks.items()}
         region = region_program(graph, whole.parts[0], whole, kept, state.buffers, dict, batch=batch, gradients=True)
         found.append(parts_of(region.code))
-    return (*found, *decoding_programs(), program_on_lanes_of_tokens())
+    return (*found, *decoding_programs(), *programs_on_lanes_of_tokens())
 
 
-def program_on_lanes_of_tokens() -> Parts:
-    """For two sequences of two tiles."""
+def programs_on_lanes_of_tokens() -> list[Parts]:
+    """For two sequences of two tiles, in inference and in training."""
     model = lf.models.char_transformer((TOKENS + LANES,), VOCABULARY, layers=1, heads=2, width=8)
     state = lf.prune(density=0.5)(lf.init(model))
     tokens = torch.zeros(2, TOKENS + LANES, dtype=torch.int64)
     found = lanes_program(model, state.params, state.buffers, state.masks, tokens)
+    epilogue = Epilogue(update=(SGDNumbers(0.9, True, 0.0),))
+    lowered = training_on_lanes(model, state, 2, TOKENS + LANES, epilogue)
     assert found is not None
-    return parts_of(found.workspace.program.code)._replace(tokens=1)
+    assert lowered is not None
+    return [parts_of(each.code)._replace(tokens=1) for each in (found.workspace.program, lowered.program)]
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """The graph of one token of a sequence, found by comparing a network's graphs of one token and of a whole sequence.
 
 A dimension that is longer in the graph of the whole sequence is that of places. What depends on no token is a table
-with a row for each place. Operations that compute each token by itself stay as they are; causal attention reads the
-tokens before it, and recurrent layers the states that they kept; anything else that could mix tokens is refused.
+with a row for each place. Operations that compute each token by itself stay as they are; attention reads the tokens
+before it, or all, and recurrent layers the states that they kept; anything else that could mix tokens is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured, operation_of
 from lthfunc.sparse.interpretation import described
 from lthfunc.sparse.kernels.instructions import POINTWISE
+from lthfunc.sparse.learned_tables import MOVING, Learned, numbered
 from lthfunc.sparse.lowerings.decoding import ONE_STEP, causal_attention, row_of_place
 from lthfunc.sparse.lowerings.interface import argument
 from lthfunc.sparse.lowerings.masked_attention import is_causal
@@ -29,24 +30,25 @@ from lthfunc.trees.types import Buffers, Masks, Params
 
 #: Operations that compute each number by itself, and those that give numbers other places: where the dimension of
 #: places remains one, they mix no tokens.
-_EACH = frozenset({
-    *POINTWISE, "add", "sub", "rsub", "mul", "div", "neg", "dropout", "alias", "contiguous", "clone", "embedding",
-    "flatten", "view", "reshape", "_unsafe_view", "unflatten", "transpose", "swapaxes", "t", "mT", "permute", "movedim",
-    "unsqueeze", "squeeze", "select", "expand", "chunk", "split", "split_with_sizes", "unbind", "slice", "cat",
-    "getitem",
-})  # fmt: skip
+_EACH = MOVING | {*POINTWISE, "add", "sub", "rsub", "mul", "div", "neg", "dropout", "embedding"}
 #: Operations over one dimension of their first argument: the last, or that which they are given.
 _OVER_LAST, _OVER_GIVEN = frozenset({"linear", "layer_norm", "rms_norm"}), frozenset({"softmax", "log_softmax"})
 _ATTENTION = "scaled_dot_product_attention"
 
 
 class StandIns(NamedTuple):
-    """What stands in the graph of one token for operations that read others, or its place: for causal attention, for
-    the row of a table, and for recurrent layers, if they may be there."""
+    """What stands in the graph of one token for operations that read others, or its place: for attention, for the row
+    of a table, and for recurrent layers, if they may be there.
+
+    full: for attention to all tokens, if it may be there. learned_row: for the row of a parameter, by its numbers'
+    places in it: the network is then one that is trained.
+    """
 
     attention: Callable[..., Any]
     row: Callable[..., Any]
     recurrent: Mapping[Any, Callable[..., Any]]
+    full: Callable[..., Any] | None = None
+    learned_row: Callable[..., Any] | None = None
 
 
 #: Of tokens that are read one after the other.
@@ -55,10 +57,11 @@ DECODING = StandIns(causal_attention, row_of_place, ONE_STEP)
 
 class OneToken(NamedTuple):
     """captured: the graph of one token, whose constants are tables with a row for each place. params: the module's, and
-    embeddings with their pruned weights."""
+    embeddings with their pruned weights. read: the names of buffers that tables were made of."""
 
     captured: Captured
     params: Params
+    read: frozenset[str]
 
 
 def one_token(
@@ -66,14 +69,16 @@ def one_token(
 ) -> OneToken:  # fmt: skip
     """The graph of one token of sequences of up to `length`, at least 2. params: masked.
 
-    Raises UserError, with the operation and its line in the network, where tokens are mixed otherwise than by causal
-    attention.
+    Raises UserError, with the operation and its line in the network, where tokens are mixed otherwise than by what has
+    a stand-in.
     """
-    one, whole = (captured(model, (count,), training=False) for count in (1, length))
+    training = stand_ins.learned_row is not None
+    one, whole = (captured(model, (count,), training=training) for count in (1, length))
     if [(each.op, each.target) for each in one.graph.nodes] != [(each.op, each.target) for each in whole.graph.nodes]:
         raise UserError(f"decoding_program: {model.name} does other things with one token than with {length}")
-    known = _Known(one, params, buffers), _Known(whole, params, buffers)
-    return _Rewriting(*known, length, masks, stand_ins).result()
+    values = numbered(params) if training else params
+    known = _Known(one, values, buffers), _Known(whole, values, buffers)
+    return _Rewriting(*known, params, length, masks, stand_ins).result()
 
 
 class _Known:
@@ -91,7 +96,7 @@ class _Known:
             if computed and all(each in self._fixed for each in node.all_input_nodes) and not changed_by(node):
                 self._fixed.add(node)
 
-    def __contains__(self, node: Node) -> bool:
+    def __contains__(self, node: object) -> bool:
         return node in self._fixed
 
     def value(self, node: Node) -> Any:
@@ -108,18 +113,24 @@ class _Known:
 class _Rewriting:
     """one, whole: the graphs of one token and of `length`. masks: of the network's parameters."""
 
-    def __init__(self, one: _Known, whole: _Known, length: int, masks: Masks, stand_ins: StandIns) -> None:
-        self._one, self._whole, self._length, self._masks = one, whole, length, masks
-        self._stand_ins = stand_ins
+    def __init__(
+        self, one: _Known, whole: _Known, params: Params, length: int, masks: Masks, stand_ins: StandIns
+    ) -> None:
+        self._one, self._whole, self._length = one, whole, length
+        self._stand_ins, self._trains = stand_ins, stand_ins.learned_row is not None
+        self._whole_rows = () if self._trains else masks
         nodes = one.captured.graph.nodes
         self._twins: dict[Node, Node] = dict(zip(nodes, whole.captured.graph.nodes, strict=True))
-        self._params, self._constants = dict(one.params), dict[str, Tensor]()
+        self._params, self._constants = {name: params[name] for name in one.params}, dict[str, Tensor]()
         self._graph = Graph()
         leaves = one.captured.placeholders
         self._at: dict[Node, Node] = {node: self._graph.node_copy(node) for node in leaves}
         self._names = dict(zip(leaves, (*one.captured.params, *one.captured.buffers), strict=False))
         #: The first placeholder behind those of parameters.
         self._end = self._at[leaves[len(one.captured.params)]]
+        trained = set(leaves[: len(one.captured.params)]) if self._trains else set[Node]()
+        self._learned = Learned(one.captured.graph, trained, one, self._twins)
+        self._read: set[str] = set()
 
     def result(self) -> OneToken:
         """The graph of one token, and what it reads."""
@@ -127,12 +138,14 @@ class _Rewriting:
         for node in captured.graph.nodes:
             if node.op == "output":
                 self._graph.output(map_arg(node.args[0], functools.partial(self._argument, node)))
+            elif self._trains and node.target is torch._C._set_grad_enabled:
+                raise self._refused(node, "of what is trained")
             elif node.op == "call_function" and node not in self._one:
                 self._check(node)
                 self._add(node, *self._call(node))
         params = tuple(self._params)
         made = captured._replace(graph=self._graph, params=params, constants=self._constants, other=None)
-        return OneToken(made, self._params)
+        return OneToken(made, self._params, frozenset(self._read))
 
     def _add(self, node: Node, target: Any, args: Any, kwargs: Any) -> None:
         """An operation that gives what `node` gives."""
@@ -142,14 +155,15 @@ class _Rewriting:
     def _call(self, node: Any) -> tuple[Any, Any, Any]:
         if operation_of(node) == _ATTENTION:
             kwargs = {name: value for name, value in node.kwargs.items() if name in ("scale", "enable_gqa")}
-            return self._stand_ins.attention, tuple(self._argument(node, each) for each in node.args[:3]), kwargs
+            target = self._stand_ins.attention if self._is_causal(node) else self._stand_ins.full
+            return target, tuple(self._argument(node, each) for each in node.args[:3]), kwargs
         if node.target in self._stand_ins.recurrent:
             x, _, params, *settings = node.args
             given: tuple[Any, ...] = map_arg((x, [], params), functools.partial(self._argument, node))
             return self._stand_ins.recurrent[node.target], (*given, *settings), {}
         args, kwargs = map_arg((node.args, node.kwargs), functools.partial(self._argument, node))
-        name = self._names.get(node.args[0]) if operation_of(node) == "embedding" else None
-        if name in self._masks:  # rows are read where they lie, instead of being put together of their survivors
+        name = self._names.get(node.args[0], "") if operation_of(node) == "embedding" else ""
+        if name in self._whole_rows:  # rows are read where they lie, instead of being put together of their survivors
             args = (self._whole_leaf(name, node.args[0]), *args[1:])
         return node.target, args, kwargs
 
@@ -162,6 +176,8 @@ class _Rewriting:
         return made
 
     def _argument(self, user: Node, node: Node) -> Node:
+        if node not in self._at and node in self._learned:
+            self._add(node, *self._learned_call(user, node))
         if node not in self._at:  # it depends on no token
             name, table = f"table_{len(self._constants)}", self._table(user, node)
             self._constants[name] = table
@@ -170,10 +186,24 @@ class _Rewriting:
                 self._add(node, self._stand_ins.row, (self._at[node],), {})
         return self._at[node]
 
-    def _table(self, user: Node, node: Node) -> Tensor:
+    def _learned_call(self, user: Node, node: Node) -> tuple[Any, Any, Any]:
+        """What parameters give: the same for all tokens, or numbers of a parameter for each."""
+        if self._learned.is_same(node):
+            args, kwargs = map_arg((node.args, node.kwargs), functools.partial(self._argument, node))
+            return node.target, args, kwargs
+        leaf = self._learned.leaf_of(node)
+        table = None if leaf is None else self._table(user, node, torch.int64)
+        if leaf is None or table is None or table.shape == node.meta["val"].shape:
+            raise self._refused(user, "of parameters that depend on a token's place in another way than by its rows")
+        name = f"table_{len(self._constants)}"
+        self._constants[name] = table
+        return self._stand_ins.learned_row, (self._at[leaf], self._graph.get_attr(name)), {}
+
+    def _table(self, user: Node, node: Node, dtype: torch.dtype = torch.float32) -> Tensor:
         """What depends on no token: its values at all places, (length, …), or one for all of them."""
+        self._read |= {self._names[each] for each in _leaves_of(node)} & self._one.buffers.keys()
         one, whole = self._one.value(node), self._whole.value(self._twins[node])
-        if not isinstance(one, Tensor) or one.dtype != torch.float32:
+        if not isinstance(one, Tensor) or one.dtype != dtype:
             raise self._refused(user, "of a tensor made in forward that is not float32")
         if one.shape == whole.shape and torch.equal(one, whole):
             return one
@@ -191,6 +221,8 @@ class _Rewriting:
             return
         if name == _ATTENTION:
             self._check_attention(node)
+        elif name == "dropout" and node.args[1] and node.args[2]:
+            raise self._refused(node, "that drops something")
         elif name in _OVER_LAST | _OVER_GIVEN:
             over = node.args[1] if name in _OVER_GIVEN else -1
             if self._places(node, node.args[0]) in (over, over - node.args[0].meta["val"].ndim):
@@ -216,13 +248,17 @@ class _Rewriting:
     def _check_attention(self, node: Any) -> None:
         if any(each in self._one or self._places(node, each) != -2 for each in node.args[:3]):
             raise self._refused(node, "over another dimension than that of tokens")
-        mask = argument(node.args, 3, node.kwargs.get("attn_mask"))
-        causal = bool(argument(node.args, 5, node.kwargs.get("is_causal", False)))
-        if mask is not None:
-            length = self._length
-            causal = mask in self._one and is_causal(self._whole.value(self._twins[mask]), length, length)
-        if not causal or argument(node.args, 4, node.kwargs.get("dropout_p", 0.0)):
+        masked = argument(node.args, 3, node.kwargs.get("attn_mask")) is not None
+        allowed = self._is_causal(node) or (self._stand_ins.full is not None and not masked)
+        if not allowed or argument(node.args, 4, node.kwargs.get("dropout_p", 0.0)):
             raise self._refused(node, "that is not causal")
+
+    def _is_causal(self, node: Any) -> bool:
+        mask = argument(node.args, 3, node.kwargs.get("attn_mask"))
+        if mask is None:
+            return bool(argument(node.args, 5, node.kwargs.get("is_causal", False)))
+        known = mask in self._one and mask not in self._learned
+        return known and is_causal(self._whole.value(self._twins[mask]), self._length, self._length)
 
     def _check_recurrent(self, node: Any) -> None:
         x, states, _, _, _, _, _, both, batch_first = node.args
@@ -235,6 +271,16 @@ class _Rewriting:
 
     def _refused(self, node: Node, form: str) -> UserError:
         return UserError(f"decoding_program: has no rule for {described(node, form, self._one.captured.name)}")
+
+
+def _leaves_of(node: Node) -> set[Node]:
+    """The placeholders that a node depends on."""
+    found, left = set[Node](), [node]
+    while left:
+        each = left.pop()
+        left += [before for before in each.all_input_nodes if before not in found]
+        found.add(each)
+    return {each for each in found if each.op == "placeholder"}
 
 
 def _listed(found: Any) -> list[Any]:

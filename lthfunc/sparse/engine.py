@@ -9,10 +9,11 @@ from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.kernels.build import why_no_kernels
-from lthfunc.sparse.loops import Loop, Programs, Several
+from lthfunc.sparse.loops import Loop, Several
 from lthfunc.sparse.program import Stored
 from lthfunc.sparse.python_losses import check_features
 from lthfunc.sparse.thread_tuner import ThreadTuners
+from lthfunc.sparse.training_programs import Programs
 from lthfunc.training.engines.interface import Engine, Network, OnSurvivors, Running, Work
 from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.prefetch import Prefetcher

@@ -44,7 +44,8 @@ class GrowthGradients(threading.local):
 
         def grow(taken: Mapping[str, Tensor], counts: Mapping[str, int]) -> Mapping[str, Tensor]:
             batch = growth.batch()
-            if len(batch[0]) <= network.program.batch:
+            # Of tokens that are examples, whole layers' instructions take no batch.
+            if len(batch[0]) <= network.program.batch and not network.program.tokens:
                 running, batch = network.aside(self._program_in_parts(network, stored)), self._read(batch)
                 pythons = None if computes_loss(self._work) else partial(loss, batch=batch)
                 found: Mapping[str, Tensor] | None = places_of_largest(running, batch, draw, taken, counts, pythons)
@@ -119,7 +120,10 @@ class GrowthGradients(threading.local):
 
 def _spread(network: Workspace, dense: Workspace) -> None:
     """Give a dense workspace the values of survivors, zeros besides, those of frozen weights and running statistics."""
-    dense.memory[len(dense.values) :] = network.memory[len(network.values) :]
+    frozen = network.frozen()
+    for name, leaf in dense.frozen().items():
+        if name in frozen:  # else it is a table of places, of which the program is made
+            leaf.copy_(frozen[name])
     parts, into = network.parts(network.values), dense.parts(dense.values)
     for name, places in network.program.positions.items():
         into[name].zero_().index_copy_(0, places, parts[name])

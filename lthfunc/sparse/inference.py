@@ -39,7 +39,8 @@ class SparseProgram:
         self._buffers, self._masks = ticket.buffers, ticket.masks
         self._ready: dict[object, Any] = {}
         self._workspaces: dict[object, Workspace] = {}
-        self._lanes: dict[object, LanesProgram | None] = {}
+        self._lanes: dict[object, LanesProgram] = {}
+        self._mixing: set[int] = set()  # lengths of sequences whose tokens cannot be lanes
         self._lock = threading.Lock()  # PyTorch lets other threads run while an operation does
 
     def __call__(self, x: Tensor) -> Any:
@@ -74,9 +75,13 @@ class SparseProgram:
     def _lanes_of(self, x: Tensor) -> LanesProgram | None:
         """The program for a few sequences of tokens, whose lanes are tokens; None where the network has none."""
         with self._lock:
-            if x.shape not in self._lanes:
-                self._lanes[x.shape] = lanes_program(self._model, self._params, self._buffers, self._masks, x)
-            return self._lanes[x.shape]
+            if x.shape not in self._lanes and x.shape[1] not in self._mixing:
+                found = lanes_program(self._model, self._params, self._buffers, self._masks, x)
+                if found is None:
+                    self._mixing.add(x.shape[1])
+                else:
+                    self._lanes[x.shape] = found
+            return self._lanes.get(x.shape)
 
     def _made(self, x: Tensor) -> Any:
         """What a call for a batch of this size needs. One memory serves all batches of as many tiles, and one another

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,15 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.capture import captured
 from lthfunc.sparse.exchange import by_growth, exchanged, masks_of
 from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.new_masks import exchanged_for
-from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, builder_for, lower
+from lthfunc.sparse.program import Stored
 from lthfunc.sparse.python_losses import computes_loss
 from lthfunc.sparse.python_steps import PythonSteps
 from lthfunc.sparse.thread_tuner import ThreadTuners
+from lthfunc.sparse.training_programs import Programs
 from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
@@ -36,35 +35,6 @@ _CALL_SECONDS = 0.1
 def takes_whole_steps(work: Work) -> bool:
     """Whether the machine takes all of a step: no part of it is Python's, and it draws its own random numbers."""
     return work.augment is None and computes_loss(work) and machine_numbers(work.optimizer) is not None
-
-
-class Programs(threading.local):
-    """Makes a training's program; keeps the last, since controls and continued trainings have the same masks.
-
-    Each thread's own, as is `_Measuring`.
-    """
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._last: tuple[Lowered, object] | None = None
-
-    def program(
-        self, state: TrainState, batch: int, stored: Stored, positions: Mapping[str, Tensor] | None = None
-    ) -> Program:
-        """For networks under this state's masks. positions: where their survivors lie, if that is known."""
-        work, last = self._work, self._last
-        if last is not None and last[1] == (batch, stored) and last[0].program.fits(state.buffers):
-            lowered = last[0]
-            if lowered.move_to(lowered.program.positions_under(state.masks) if positions is None else positions):
-                return lowered.program
-        loss, update = "cross_entropy" if computes_loss(work) else None, machine_numbers(work.optimizer)
-        lowered = lower(
-            captured(work.model, stored.shape, training=True), state.params, state.buffers, state.masks, batch=batch,
-            stored=stored, epilogue=Epilogue(loss, True, update or ()), positions=positions,
-            builder=builder_for(work.precision),
-        )  # fmt: skip
-        self._last = lowered, (batch, stored)
-        return lowered.program
 
 
 class Loop:

@@ -80,6 +80,8 @@ def _work(name: str, tiles: int, lists: Tensor, rows: int, columns: dict[str, in
         entries = int(lists[columns["starts"] + rows * columns["blocks"]])
         positions = 1 if columns["across"] else columns["ny"] * columns["nx"]
         return entries * positions * tiles
+    if "features" in columns and "length" in columns:  # of tokens that are lanes, each with about half of the others
+        return rows * columns["group"] * columns["features"] * columns["tiles"] * LANES * tiles
     if "features" in columns:
         return rows * columns["features"] * tiles
     if "last" in columns:

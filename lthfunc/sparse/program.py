@@ -81,7 +81,8 @@ class Program(NamedTuple):
     positions: for each masked leaf, where its survivors lie in the flattened dense one. counters: buffers that count
     steps. statistics: buffers among the constants. moved: those of them that steps change. folded: the values of
     buffers that instructions were made of. outputs: the shapes of what is handed out, without the batch; rebuilt: what
-    the network gives, from as many tensors. whole_layers: gives them, made once.
+    the network gives, from as many tensors. whole_layers: gives them, made once. tokens: of each sequence, where
+    examples are the tokens of sequences (`token_lanes.py`); else 0.
     """
 
     code: MachineCode
@@ -101,6 +102,7 @@ class Program(NamedTuple):
     outputs: tuple[tuple[int, ...], ...]
     rebuilt: Callable[[Sequence[Any]], Any]
     whole_layers: Callable[[], WholeLayers]
+    tokens: int = 0
 
     @property
     def gives_rows(self) -> bool:

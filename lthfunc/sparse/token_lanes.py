@@ -1,29 +1,42 @@
-"""Inference of few sequences with lanes that are tokens, since as lanes that are examples most would be empty.
+"""Few sequences with lanes that are tokens, since as lanes that are examples most would be empty.
 
 A batch of sequences is one of as many tokens, each an example of the graph of one token (`decoding_graph.py`), which
-causal attention alone has read others. A sequence is filled up to whole tiles; no token reads those behind it.
+attention alone has read others. A sequence is filled up to whole tiles; no token reads those behind it.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.decoding_graph import StandIns, one_token
-from lthfunc.sparse.lowerings.token_lanes import LanesBuilder, attention_among_lanes, row_of_lane
-from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.ends import ONE
+from lthfunc.sparse.kernels.instructions import OPCODES, column_of
+from lthfunc.sparse.lowerings.token_lanes import (
+    LanesBuilder,
+    causal_attention_among_lanes,
+    full_attention_among_lanes,
+    learned_row_of_lane,
+    row_of_lane,
+)
+from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, lower
 from lthfunc.sparse.tile_buffers import LANES
-from lthfunc.sparse.workspace import Workspace
-from lthfunc.trees.model import Model, apply_evaluating
-from lthfunc.trees.types import Buffers, Masks, Params
+from lthfunc.sparse.workspace import Workspace, filled_up
+from lthfunc.trees.model import Model, apply_evaluating, apply_training
+from lthfunc.trees.types import Buffers, Masks, Params, TrainState
 
 #: By which part of the largest output a program and its network may differ.
 _TOLERANCE = 1e-3
+#: Numbers for which threads have room beside each other, one for each value and tile, at most: 4 GiB of addresses.
+_MOST_PARTIALS = 2**30
+
+_INFERENCE = StandIns(causal_attention_among_lanes, row_of_lane, {}, full_attention_among_lanes)
+_TRAINING = _INFERENCE._replace(learned_row=learned_row_of_lane)
 
 
 def saves_work(sequences: int, length: int) -> bool:
@@ -39,7 +52,7 @@ class LanesProgram(NamedTuple):
     def __call__(self, tokens: Tensor) -> Tensor:
         """What the network gives for each token."""
         workspace, (n, length) = self.workspace, tokens.shape
-        padded = F.pad(tokens, (0, -length % LANES))
+        padded = filled_up(tokens, 0)
         found: Tensor = torch.ops.lthfunc.infer(
             workspace.program.code.verified, workspace.activations, workspace.memory, workspace.constants,
             padded.view(-1, 1), False,
@@ -50,23 +63,91 @@ class LanesProgram(NamedTuple):
 def lanes_program(
     model: Model, params: Params, buffers: Buffers, masks: Masks, tokens: Tensor
 ) -> LanesProgram | None:  # fmt: skip
-    """A program for sequences of this number and length; None where the network mixes tokens otherwise than by causal
+    """A program for sequences of this number and length; None where the network mixes tokens otherwise than by
     attention, or has an operation without a rule. params: masked. tokens: (n, length), on which both are compared."""
     n, length = tokens.shape
-    tiles = -(-length // LANES)
-    stand_ins = StandIns(attention_among_lanes, row_of_lane, {})
+    epilogue = Epilogue(None, gradients=False)
     try:
-        graph = one_token(model, params, buffers, masks, length, stand_ins)
-        program = program_of(
-            graph.captured, graph.params, buffers, masks, batch=n * tiles * LANES, stored=Stored((1,), torch.int64),
-            epilogue=Epilogue(None, gradients=False), builder=functools.partial(LanesBuilder, tiles_each=tiles),
-        )  # fmt: skip
+        lowered, params_read = _lowered(model, params, buffers, masks, n, length, epilogue, _INFERENCE)
     except UserError:
         return None
-    found = LanesProgram(Workspace(program, graph.params, buffers))
+    found = LanesProgram(Workspace(lowered.program, params_read, buffers))
     given = found(tokens)  # which says what tokens it doesn't know, as other programs do
     with torch.no_grad():
         expected = apply_evaluating(model, params, buffers, tokens)
-    if not isinstance(expected, Tensor) or expected.shape != given.shape:
+    return found if _is_close(given, expected) else None
+
+
+def training_on_lanes(
+    model: Model, state: TrainState, sequences: int, length: int, epilogue: Epilogue,
+    positions: Mapping[str, Tensor] | None = None,
+) -> Lowered | None:  # fmt: skip
+    """The program of a training step on this many sequences of tokens; None where lanes are examples, or where the
+    network is none of single tokens and attention. Which depends on sizes and on the network, never on its values.
+
+    epilogue: with a loss. positions: as of `lower`. Where they are given, the state's params may be missing.
+    """
+    values = sum(leaf.numel() for leaf in model.training.parameters())
+    if not saves_work(sequences, length) or sequences * -(-length // LANES) * values > _MOST_PARTIALS:
         return None
-    return None if (given - expected).abs().max() > _TOLERANCE * expected.abs().max() else found
+    floats = all(leaf.dtype == torch.float32 for leaf in state.params.values())  # others are refused by `lower`
+    if not floats or not _trains_on_lanes(model, length):
+        return None
+    try:
+        return _lowered(model, None, state.buffers, state.masks, sequences, length, epilogue, _TRAINING, positions)[0]
+    except UserError:
+        return None
+
+
+def _lowered(
+    model: Model, params: Params | None, buffers: Buffers, masks: Masks, sequences: int, length: int,
+    epilogue: Epilogue, stand_ins: StandIns, positions: Mapping[str, Tensor] | None = None,
+) -> tuple[Lowered, Params]:  # fmt: skip
+    """(the program, the parameters that it reads). params: of the network; in training, whose programs are made of none
+    of their values, the module's own."""
+    params = {name: leaf.detach() for name, leaf in model.training.named_parameters()} if params is None else params
+    graph = one_token(model, params, buffers, masks, length, stand_ins)
+    lowered = lower(
+        graph.captured, graph.params, buffers, masks, batch=sequences * -(-length // LANES) * LANES,
+        stored=Stored((1,), torch.int64), epilogue=epilogue, positions=positions,
+        builder=functools.partial(LanesBuilder, length=length),
+    )  # fmt: skip
+    read = {name: buffers[name].clone() for name in graph.read}
+    program = lowered.program
+    if program.rebuilt is not ONE or program.outputs[0][:1] != (1,):
+        raise UserError(f"--engine: sparse has lanes of tokens for one output a token; {model.name} gives others")
+    lowered.program = program._replace(tokens=length, folded={**program.folded, **read})
+    return lowered, graph.params
+
+
+@functools.lru_cache(maxsize=16)
+def _trains_on_lanes(model: Model, length: int) -> bool:
+    """Whether the network that is trained, of whatever values, gives on lanes of tokens what it gives otherwise."""
+    draw, module = torch.Generator().manual_seed(0), model.training
+    buffers = {name: leaf.detach().clone() for name, leaf in module.named_buffers()}
+    # A little away from where they are, since zeros would hide what lies before them.
+    params = {
+        name: leaf.detach() + 0.02 * torch.randn(leaf.shape, generator=draw) for name, leaf in module.named_parameters()
+    }
+    try:
+        lowered, _ = _lowered(model, None, buffers, {}, 2, length, Epilogue(None, gradients=False), _TRAINING)
+    except UserError:
+        return False
+    tokens = torch.randint(0, _vocabulary(lowered.program), (2, length), generator=draw)
+    given = LanesProgram(Workspace(lowered.program, params, buffers))(tokens)
+    with torch.no_grad():
+        expected, _ = apply_training(model, params, buffers, tokens)
+    return _is_close(given, expected)
+
+
+def _vocabulary(program: Program) -> int:
+    """How many tokens there are; two, where none are embedded."""
+    rows = program.code.rows
+    embeddings = rows[rows[:, 0] == OPCODES["embed"]]
+    return min(embeddings[:, column_of("embed", "vocabulary")].tolist(), default=2)
+
+
+def _is_close(given: Tensor, expected: object) -> bool:
+    if not isinstance(expected, Tensor) or expected.shape != given.shape:
+        return False
+    return not bool((given - expected).abs().max() > _TOLERANCE * expected.abs().max())

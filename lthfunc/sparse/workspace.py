@@ -8,6 +8,7 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lthfunc.sparse.pages import zeros
@@ -18,6 +19,8 @@ from lthfunc.trees.packing import columns, packed_like, unpacked_like
 from lthfunc.trees.types import Buffers, Params
 
 _NOTHING = torch.zeros(0)
+#: A target that counts for nothing in cross entropy.
+IGNORED = -100
 
 
 class Workspace:
@@ -142,6 +145,11 @@ class Workspace:
         """Survivors by leaf, as views of a vector."""
         return {name: vector[leaf.first : leaf.first + leaf.size] for name, leaf in self.program.leaves.items()}
 
+    def frozen(self) -> dict[str, Tensor]:
+        """Of frozen parameters the values, as views."""
+        names, memory = self.program.frozen, self.memory[len(self.values) :]
+        return dict(zip(names, memory.split([self.sizes[name] for name in names]), strict=True))
+
     def shaped(self, vector: Tensor) -> Params:
         """The same, with as many dimensions as the dense leaves have: (n, 1, …)."""
         return columns(self.parts(vector), self.shapes)
@@ -182,11 +190,24 @@ class Workspace:
     ) -> None:
         """Take the instructions (or those `within`) on slots 0 … steps-1 of x and y, a batch of `parts` in each."""
         begin, end = within or (0, self.end)
+        if self.program.tokens:
+            x, y = x[:steps], y[:steps]
+            x, y = _as_tokens(x, 0), _as_tokens(y, IGNORED) if y.shape == x.shape else y
         torch.ops.lthfunc.run.default(
             self._verified, begin, end, self.activations, self.memory, self.gradients, self._partials(), self.constants,
             self.kept, self.clock, self.totals, self.schedule, x, y, self.outputs, x.shape[1] // parts, parts,
             self.program.update, steps, step, seed,
         )  # fmt: skip
+
+
+def filled_up(sequences: Tensor, rest: int) -> Tensor:
+    """Sequences (…, length) with lengths of whole tiles. rest: what stands behind the last token."""
+    return F.pad(sequences, (0, -sequences.shape[-1] % LANES), value=rest)
+
+
+def _as_tokens(slots: Tensor, rest: int) -> Tensor:
+    """Slots of sequences as slots of examples that are tokens, (steps, tokens, 1)."""
+    return filled_up(slots, rest).reshape(len(slots), -1, 1)
 
 
 def side_by_side(memory: Tensor, examples: int, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

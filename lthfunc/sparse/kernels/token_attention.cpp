@@ -1,6 +1,7 @@
-// Causal attention where lanes are tokens: a tile is 16 tokens of one sequence, a few tiles one after the other are all
-// of it. A tile's 16 queries are lanes; a key's and a value's numbers are read one by one. So the sums over keys that
-// softmax and outputs take are lane by lane.
+// Attention where lanes are tokens: a tile is 16 tokens of one sequence, a few tiles one after the other are all of it.
+// A tile's 16 queries are lanes; a key's and a value's numbers are read one by one. So the sums over keys that softmax
+// and outputs take are lane by lane. In the gradient, weights are computed once more, 16 keys by 16 queries at a time;
+// transposed, they have keys for lanes, and so have the sums over queries that gradients of keys and values are.
 #include <algorithm>
 #include <vector>
 
@@ -43,12 +44,49 @@ void token_scores(const TokenHead& a, const TokenHead& b, i64 features, vec* fou
   }
 }
 
-// Which queries of a tile read one of its own keys: those from it on.
-ivec reads_key(int key) { return lane_numbers() >= broadcast_int(key); }
+// sum[k] += sum over a tile's 16 tokens of weights[token] · with[f + k][token], for `some` features from f on.
+LTHFUNC_INLINE void add_weighted(const vec* weights, const TokenHead& with, i64 f, int some, vec (&sum)[SUMMED]) {
+  if (some == SUMMED) {
+    for (int token = 0; token < LANES; ++token) {
+      LTHFUNC_UNROLL
+      for (int k = 0; k < SUMMED; ++k) sum[k] += weights[token] * with.of(f + k, token);
+    }
+  } else {
+    for (int k = 0; k < some; ++k)
+      for (int token = 0; token < LANES; ++token) sum[k] += weights[token] * with.of(f + k, token);
+  }
+}
+
+// into[feature] = or += the weighted sum of a tile's tokens.
+void add_to_tile(const vec* weights, const TokenHead& with, const TokenHead& into, i64 features, bool fresh) {
+  for (i64 f = 0; f < features; f += SUMMED) {
+    const int some = static_cast<int>(std::min<i64>(SUMMED, features - f));
+    vec sum[SUMMED] = {};
+    add_weighted(weights, with, f, some, sum);
+    for (int k = 0; k < some; ++k) into.at(f + k) = fresh ? sum[k] : into.at(f + k) + sum[k];
+  }
+}
+
+// The tiles of a sequence that a tile of its queries reads, and up to which key each query does.
+struct KeysRead {
+  i64 begin, end;
+  ivec last;
+
+  // tiles: how many there are at all.
+  template <typename Row>
+  KeysRead(const Row& op, i64 tile, i64 tiles)
+      : begin(tile / op.tiles * op.tiles),
+        end(op.causal ? tile + 1 : std::min(begin + op.tiles, tiles)),
+        last(op.causal ? lane_numbers() + broadcast_int(static_cast<i32>((tile - begin) * LANES))
+                       : broadcast_int(static_cast<i32>(op.length - 1))) {}
+
+  ivec reads(i64 key) const { return last >= broadcast_int(static_cast<i32>(key)); }
+};
 
 template <typename Row>
 void verify_tokens(const Row& op, const Verifier& v) {
   v.require(op.tiles > 0 && op.group > 0 && op.features > 0 && op.value_features > 0, "sizes: positive");
+  v.require(op.length > 0 && op.length <= op.tiles * LANES, "length: of tokens in a sequence's tiles");
   const i64 heads = op.rows * op.group;
 #define LTHFUNC_TOKENS(label, name, begin, heads, count) \
   v.activations(label, begin, {{v.tiles, op.name##_tile}, {heads, op.name##_head}, {count, op.name##_feature}})
@@ -57,12 +95,14 @@ void verify_tokens(const Row& op, const Verifier& v) {
   LTHFUNC_TOKENS("v", v, op.v, op.rows, op.value_features);
   LTHFUNC_TOKENS("out", out, op.out, heads, op.value_features);
   v.constants("scale", op.scale);
+  if (op.saved >= 0) v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {heads, 2}, {2, 1}});
 }
 
 }  // namespace
 
 // q, out: of `group` heads for each row, the features of 16 tokens in each tile; k, v: of one. out is none of the
-// others. tiles: of a sequence.
+// others. tiles: of a sequence of `length` tokens; those behind them are read by no others. saved: of each query its
+// largest score and the reciprocal sum of exponentials, side by side; -1: nothing.
 void verify(const token_attention_row& op, Verifier& v) { verify_tokens(op, v); }
 
 void token_attention(const token_attention_row& op, Workspace& m, Part part) {
@@ -70,63 +110,81 @@ void token_attention(const token_attention_row& op, Workspace& m, Part part) {
   std::vector<vec> memory(static_cast<std::size_t>(std::min(op.tiles, part.tiles) * LANES));
   vec* const weights = memory.data();
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const i64 begin = tile / op.tiles * op.tiles;
+    const KeysRead read(op, tile, part.tiles);
+    const i64 keys = (read.end - read.begin) * LANES;
     for (i64 head = part.row * op.group; head < part.rows * op.group; ++head) {
       const i64 other = head / op.group;
       const auto q = LTHFUNC_TOKEN_HEAD(q, op.q, tile, head), out = LTHFUNC_TOKEN_HEAD(out, op.out, tile, head);
+      for (i64 from = read.begin; from < read.end; ++from)
+        token_scores(q, LTHFUNC_TOKEN_HEAD(k, op.k, from, other), op.features, weights + (from - read.begin) * LANES);
       vec most = broadcast(-__builtin_inff()), total{};
-      for (i64 from = begin; from <= tile; ++from) {
-        vec* const scores = weights + (from - begin) * LANES;
-        token_scores(q, LTHFUNC_TOKEN_HEAD(k, op.k, from, other), op.features, scores);
-        for (int key = 0; key < LANES; ++key) {
-          scores[key] = scores[key] * scale;
-          if (from == tile) scores[key] = where(reads_key(key), scores[key], broadcast(-__builtin_inff()));
-          most = max_or_nan(scores[key], most);
-        }
-      }
-      const i64 keys = (tile - begin + 1) * LANES;
       for (i64 key = 0; key < keys; ++key) {
-        weights[key] = exponential(weights[key] - most);
-        if (key >= keys - LANES)
-          weights[key] = where(reads_key(static_cast<int>(key - (keys - LANES))), weights[key], vec{});
+        weights[key] = where(read.reads(key), weights[key] * scale, broadcast(-__builtin_inff()));
+        most = max_or_nan(weights[key], most);
+      }
+      for (i64 key = 0; key < keys; ++key) {
+        weights[key] = where(read.reads(key), exponential(weights[key] - most), vec{});
         total += weights[key];
       }
       total = 1.0f / total;
+      if (op.saved >= 0) {
+        vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * head;
+        saved[0] = most;
+        saved[1] = total;
+      }
       for (i64 f = 0; f < op.value_features; f += SUMMED) {
         const int some = static_cast<int>(std::min<i64>(SUMMED, op.value_features - f));
         vec sum[SUMMED] = {};
-        for (i64 from = begin; from <= tile; ++from) {
-          const auto v = LTHFUNC_TOKEN_HEAD(v, op.v, from, other);
-          const vec* const mine = weights + (from - begin) * LANES;
-          if (some == SUMMED) {
-            for (int key = 0; key < LANES; ++key) {
-              LTHFUNC_UNROLL
-              for (int k = 0; k < SUMMED; ++k) sum[k] += mine[key] * v.of(f + k, key);
-            }
-          } else {
-            for (int k = 0; k < some; ++k)
-              for (int key = 0; key < LANES; ++key) sum[k] += mine[key] * v.of(f + k, key);
-          }
-        }
+        for (i64 from = read.begin; from < read.end; ++from)
+          add_weighted(weights + (from - read.begin) * LANES, LTHFUNC_TOKEN_HEAD(v, op.v, from, other), f, some, sum);
         for (int k = 0; k < some; ++k) out.at(f + k) = sum[k] * total;
       }
     }
   }
 }
 
-// Constants that are others for each token of a sequence: 16 for each of its tiles and each row, side by side.
-void verify(const load_places_row& op, Verifier& v) {
-  v.require(op.tiles > 0, "tiles: positive");
-  v.activations("out", op.out, {{v.tiles, op.out_tile}}, v.list("addresses", op.addresses, op.rows));
-  v.constants("first", op.first, op.tiles * op.rows * LANES);
+// grad: as out; into_q, into_k, into_v: as q, k and v. accumulate_…: whether to add to what is there.
+void verify(const token_attention_gradient_row& op, Verifier& v) {
+  verify_tokens(op, v);
+  v.require(op.saved >= 0, "saved: what the attention saved");
+  const i64 heads = op.rows * op.group;
+  LTHFUNC_TOKENS("grad", out, op.grad, heads, op.value_features);
+  LTHFUNC_TOKENS("into_q", q, op.into_q, heads, op.features);
+  LTHFUNC_TOKENS("into_k", k, op.into_k, op.rows, op.features);
+  LTHFUNC_TOKENS("into_v", v, op.into_v, op.rows, op.value_features);
 }
 
-void load_places(const load_places_row& op, Workspace& m, Part part) {
-  const i32* const addresses = m.lists + op.addresses;
+void token_attention_gradient(const token_attention_gradient_row& op, Workspace& m, Part part) {
+  const float scale = m.constants[op.scale];
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const float* const from = m.constants + op.first + tile % op.tiles * op.rows * LANES;
-    vec* const out = m.activations + op.out + tile * op.out_tile;
-    for (i64 k = part.row; k < part.rows; ++k) out[addresses[k]] = load(from + k * LANES);
+    const KeysRead read(op, tile, part.tiles);
+    for (i64 head = part.row * op.group; head < part.rows * op.group; ++head) {
+      const i64 other = head / op.group;
+      const auto q = LTHFUNC_TOKEN_HEAD(q, op.q, tile, head), into_q = LTHFUNC_TOKEN_HEAD(q, op.into_q, tile, head);
+      const auto out = LTHFUNC_TOKEN_HEAD(out, op.out, tile, head), grad = LTHFUNC_TOKEN_HEAD(out, op.grad, tile, head);
+      const vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * head;
+      vec mean{};  // of the changes of each query's weights, by the weights
+      for (i64 f = 0; f < op.value_features; ++f) mean += grad.at(f) * out.at(f);
+      for (i64 from = read.begin; from < read.end; ++from) {
+        const auto k = LTHFUNC_TOKEN_HEAD(k, op.k, from, other), v = LTHFUNC_TOKEN_HEAD(v, op.v, from, other);
+        vec weights[LANES], changes[LANES];  // of keys; the latter are gradients of their scores
+        token_scores(q, k, op.features, weights);
+        token_scores(grad, v, op.value_features, changes);
+        for (int key = 0; key < LANES; ++key) {
+          const vec weight = exponential(weights[key] * scale - saved[0]) * saved[1];
+          weights[key] = where(read.reads((from - read.begin) * LANES + key), weight, vec{});
+          changes[key] = weights[key] * (changes[key] - mean) * scale;
+        }
+        add_to_tile(changes, k, into_q, op.features, from == read.begin && !op.accumulate_q);
+        transpose(weights);
+        transpose(changes);
+        // The first of the queries that read this tile of keys.
+        const bool first = head % op.group == 0 && tile == (op.causal ? from : read.begin);
+        add_to_tile(weights, grad, LTHFUNC_TOKEN_HEAD(v, op.into_v, from, other), op.value_features,
+                    first && !op.accumulate_v);
+        add_to_tile(changes, q, LTHFUNC_TOKEN_HEAD(k, op.into_k, from, other), op.features, first && !op.accumulate_k);
+      }
+    }
   }
 }
 

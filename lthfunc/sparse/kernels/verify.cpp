@@ -84,6 +84,8 @@ bool can_split(i64 opcode, i64 split) {
     case op_embedding_gradient:
     case op_gather_gradients:
     case op_token_attention:
+    case op_token_attention_gradient:
+    case op_place_gradients:
     case op_accumulate:
     case op_clip_values:
     case op_square_sums:

@@ -68,7 +68,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
 
         def gradient() -> None:
             grad = b.gradient_of(out)
-            targets = _targets(b, inputs, [view.arrangement for view in views])
+            targets = gradient_targets(b, inputs, [view.arrangement for view in views])
             b.emit(lambda: ("attention_gradient", BY_TILES, heads, {
                 **shared(), "grad": first_of(result, grad),
                 **{f"into_{name}": first_of(view.arrangement, target.buffer)
@@ -92,7 +92,7 @@ def _without_heads(view: View) -> View:
     return arranged_view(view.value, view.arrangement.without(1))
 
 
-def _targets(b: Builder, inputs: list[Value], parts: list[Arrangement]) -> list[GradientTarget]:
+def gradient_targets(b: Builder, inputs: list[Value], parts: list[Arrangement]) -> list[GradientTarget]:
     """Where the gradients of the operands go. Parts that are all of a value leave nothing to be filled with zeros."""
     found: dict[Value, GradientTarget] = {}
     for value in dict.fromkeys(inputs):

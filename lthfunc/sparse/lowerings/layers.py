@@ -29,7 +29,7 @@ def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     shape = _weights(b, weight, bias).shape
     by_example = [axis.side for axis in view.arrangement.dimensions[0]] == [Side.EXAMPLE]
     sizes = view.arrangement.sizes
-    if not b.training and by_example and len(sizes) > 2 and math.prod(sizes[1:-1]) == 1:  # one token is no sequence
+    if by_example and len(sizes) > 2 and math.prod(sizes[1:-1]) == 1:  # one token is no sequence
         flat_view = arranged_view(view.value, view.arrangement.reshaped([sizes[0], sizes[-1]]))
         found = linear(b, [flat_view, weight, bias], {})
         return arranged_view(found.value, found.arrangement.reshaped([*sizes[:-1], shape[0]]))

@@ -13,8 +13,8 @@ from torch import Tensor
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, only
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
-from lthfunc.sparse.lowerings.attention import operand
-from lthfunc.sparse.lowerings.interface import Unsupported, lowers
+from lthfunc.sparse.lowerings.attention import gradient_targets, operand
+from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, claim, lowers
 from lthfunc.sparse.lowerings.parameters import as_leaf, as_view
 from lthfunc.sparse.lowerings.placing import first_of, stride
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
@@ -23,49 +23,97 @@ from lthfunc.sparse.views import arranged_view
 
 @dataclass
 class LanesBuilder(Builder):
-    """Collects a program whose examples are the tokens of sequences, each filled up to `tiles_each` tiles."""
+    """Collects a program whose examples are the tokens of sequences of `length`, each filled up to whole tiles."""
 
-    tiles_each: int = 1
+    length: int = 1
+
+    @property
+    def tiles_each(self) -> int:
+        """Tiles of a sequence."""
+        return -(-self.length // LANES)
 
 
-def attention_among_lanes(*operands: Any, **settings: Any) -> None:
-    """Stands for causal attention among the tokens of a sequence."""
+def causal_attention_among_lanes(*operands: Any, **settings: Any) -> None:
+    """Stands for attention of the tokens of a sequence to themselves and those before them."""
+
+
+def full_attention_among_lanes(*operands: Any, **settings: Any) -> None:
+    """Stands for attention among all tokens of a sequence."""
 
 
 def row_of_lane(*operands: Any) -> None:
     """Stands for the rows of a table that belong to the tokens' places: row_of_lane(table)."""
 
 
-@lowers(attention_among_lanes, arranged=True)
-def attention(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """attention_among_lanes(q, k, v), each of one place."""
-    assert isinstance(b, LanesBuilder)
-    views = [operand(b, as_view(b, each)) for each in args]
-    (*_, features), (*_, value_features) = (view.arrangement.sizes for view in views[1:])
-    heads, shared, others = (only(view.arrangement.dimensions[1]).size for view in views)
-    if shared != others or heads % shared:
-        raise Unsupported("of heads that don't share keys and values evenly")
-    out = Value(TileBuffer(heads * value_features, 1, 1), needs=False)
-    result = Arrangement((
-        views[0].arrangement.dimensions[0], merged([Axis(Side.CHANNEL, heads, value_features)]), (),
-        merged([Axis(Side.CHANNEL, value_features)]),
-    ))  # fmt: skip
-    values = list(dict.fromkeys(view.value for view in views))
-    scale = kwargs.get("scale")
+def learned_row_of_lane(*operands: Any) -> None:
+    """Stands for the same of a parameter, by places in it: learned_row_of_lane(parameter, places)."""
 
-    def emit(operation: Operation) -> None:
-        read = dict(zip(values, operation.inputs, strict=True))
-        q, k, v = (read[view.value].buffer for view in views)
-        b.hold(out.buffer)
-        number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale)])
-        b.emit(lambda: ("token_attention", BY_ROWS, shared, {
-            **_columns("q", q, views[0].arrangement), **_columns("k", k, views[1].arrangement),
-            **_columns("v", v, views[2].arrangement), **_columns("out", out.buffer, result), "tiles": b.tiles_each,
-            "features": features, "value_features": value_features, "group": heads // shared, "scale": number,
-        }))  # fmt: skip
 
-    b.operations.append(Operation(values, out, emit))
-    return arranged_view(out, result)
+def _attention(causal: bool) -> Lowering:
+    def attention(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+        """attention(q, k, v), each of one place."""
+        assert isinstance(b, LanesBuilder)
+        views = [operand(b, as_view(b, each)) for each in args]
+        (*_, features), (*_, value_features) = (view.arrangement.sizes for view in views[1:])
+        heads, shared, others = (only(view.arrangement.dimensions[1]).size for view in views)
+        if shared != others or heads % shared:
+            raise Unsupported("of heads that don't share keys and values evenly")
+        out = Value(TileBuffer(heads * value_features, 1, 1), needs=any(view.value.needs for view in views))
+        result = Arrangement((
+            views[0].arrangement.dimensions[0], merged([Axis(Side.CHANNEL, heads, value_features)]), (),
+            merged([Axis(Side.CHANNEL, value_features)]),
+        ))  # fmt: skip
+        values = list(dict.fromkeys(view.value for view in views))
+        scale = kwargs.get("scale")
+        settings = {
+            "tiles": b.tiles_each, "length": b.length, "features": features, "value_features": value_features,
+            "group": heads // shared, "causal": int(causal),
+        }  # fmt: skip
+
+        def emit(operation: Operation) -> None:
+            read = dict(zip(values, operation.inputs, strict=True))
+            inputs = [read[view.value] for view in views]
+            b.hold(out.buffer)
+            number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale)])
+            saved = b.allocate(2 * heads) if b.training and out.needs else None
+
+            def common() -> dict[str, int]:
+                named = zip("qkv", inputs, views, strict=True)
+                operands = [_columns(name, value.buffer, view.arrangement) for name, value, view in named]
+                return {
+                    **operands[0], **operands[1], **operands[2], **_columns("out", out.buffer, result), **settings,
+                    "scale": number, "saved": -1 if saved is None else saved.first,
+                    "saved_tile": 0 if saved is None else saved.tile,
+                }  # fmt: skip
+
+            b.emit(lambda: ("token_attention", BY_ROWS, shared, common()))
+
+            def gradient() -> None:
+                grad = b.gradient_of(out)
+                targets = gradient_targets(b, inputs, [view.arrangement for view in views])
+                b.emit(lambda: ("token_attention_gradient", BY_ROWS, shared, {
+                    **common(), "grad": first_of(result, grad),
+                    **{f"into_{name}": first_of(view.arrangement, target.buffer)
+                       for name, view, target in zip("qkv", views, targets, strict=True)},
+                    **{f"accumulate_{name}": int(target.accumulate)
+                       for name, target in zip("qkv", targets, strict=True)},
+                }))  # fmt: skip
+                for target in dict.fromkeys(targets):
+                    if target.gate is not None:
+                        b.rectify(target, target.gate)
+                b.release(out)
+
+            if out.needs:
+                b.backward.append(gradient)
+
+        b.operations.append(Operation(values, out, emit))
+        return arranged_view(out, result)
+
+    return attention
+
+
+lowers(causal_attention_among_lanes, arranged=True)(_attention(causal=True))
+lowers(full_attention_among_lanes, arranged=True)(_attention(causal=False))
 
 
 @lowers(row_of_lane, arranged=True)
@@ -74,26 +122,90 @@ def row(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     assert isinstance(b, LanesBuilder)
     (table,) = args
     shape, tiles = tuple(table.shape[1:]), b.tiles_each
-    channels, count = (shape or (1,))[-1], table[0].numel()
-    first = b.numbers(_by_tiles(table.reshape(len(table), count), tiles).tolist())
-    out = Value(TileBuffer(channels, 1, count // channels), needs=False)
+    room = _room(shape)
+    first = b.numbers(_by_tiles(table.flatten(1), tiles, 0.0).tolist())
+    out = Value(room, needs=False)
 
     def emit(operation: Operation) -> None:
         b.hold(out.buffer)
-        b.emit(lambda: ("load_places", BY_TILES, count, {
-            "out": out.buffer.first, "out_tile": out.buffer.tile, "first": first, "tiles": tiles,
-            "addresses": b.table(
-                torch.arange(count) % channels * out.buffer.channel + torch.arange(count) // channels
-            ),
+        b.emit(lambda: ("load_places", BY_TILES, room.features, {
+            "out": room.first, "out_tile": room.tile, "first": first, "tiles": tiles,
+            "addresses": b.table(_addresses(room)),
         }))  # fmt: skip
 
     b.operations.append(Operation([], out, emit))
     return as_leaf(out, shape)
 
 
-def _by_tiles(table: Tensor, tiles: int) -> Tensor:
-    """A table (tokens, numbers), with zeros behind the last token, as (tiles, numbers, 16), flattened."""
-    filled = F.pad(table, (0, 0, 0, tiles * LANES - len(table)))
+@lowers(learned_row_of_lane, arranged=True)
+def learned_row(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """learned_row_of_lane(parameter, places)."""
+    assert isinstance(b, LanesBuilder)
+    leaf, table = args
+    count, name, tiles = math.prod(b.shapes[leaf.name]), leaf.name, b.tiles_each
+    if len(table.unique()) < table.numel():
+        raise Unsupported("of a parameter's numbers that several tokens read")
+    if not b.leaves[name].size:
+        raise Unsupported("of a parameter without survivors")
+    shape, places = tuple(table.shape[1:]), _by_tiles(table.flatten(1), tiles, -1)
+    room = _room(shape)
+    out = Value(room, needs=claim(b, leaf))
+
+    def positions() -> Tensor:
+        whole = b.leaves[name].size == count
+        return torch.arange(count) if whole else b.positions_of(name)
+
+    def among_survivors() -> Tensor:
+        """The numbers of values that lanes read; -1 for none."""
+        numbers = torch.full((count + 1,), -1)  # the last one is that of place -1
+        numbers[positions()] = torch.arange(b.leaves[name].size)
+        return numbers[places]
+
+    def readers(grad: TileBuffer) -> Tensor:
+        """Where, in floats, the token of the first sequence that reads a value has its gradient; -1 where none does."""
+        tile, lane = torch.arange(tiles)[:, None, None], torch.arange(LANES)
+        at = ((tile * grad.tile + _addresses(grad)[:, None]) * LANES + lane).flatten()
+        found = torch.full((count + 1,), -1)
+        found[places] = at
+        return found[positions()]
+
+    def emit(operation: Operation) -> None:
+        b.hold(room)
+        b.emit(lambda: ("load_place_values", BY_TILES, room.features, {
+            "out": room.first, "out_tile": room.tile, "first": b.leaves[name].first, "tiles": tiles,
+            "addresses": b.table(_addresses(room)), "places": b.table(among_survivors()),
+        }))  # fmt: skip
+
+        def gradient() -> None:
+            grad = b.gradient_of(out)
+            b.emit(lambda: ("place_gradients", BY_ROWS, b.leaves[name].size, {
+                "grad": grad.first, "grad_tile": grad.tile, "places": b.table(readers(grad)), "tiles": tiles,
+                "gradients": b.leaves[name].first,
+            }))  # fmt: skip
+            b.release(out)
+
+        if out.needs:
+            b.backward.append(gradient)
+
+    b.operations.append(Operation([], out, emit))
+    return as_leaf(out, shape)
+
+
+def _room(shape: tuple[int, ...]) -> TileBuffer:
+    """For one token's numbers of this shape: the last dimension along channels, the others along places."""
+    channels = (shape or (1,))[-1]
+    return TileBuffer(channels, 1, math.prod(shape) // channels)
+
+
+def _addresses(room: TileBuffer) -> Tensor:
+    """Of the numbers of such a shape, one after the other."""
+    number = torch.arange(room.features)
+    return number % room.channels * room.channel + number // room.channels
+
+
+def _by_tiles(table: Tensor, tiles: int, rest: float) -> Tensor:
+    """A table (tokens, numbers) as (tiles, numbers, 16), flattened. rest: what stands behind the last token."""
+    filled = F.pad(table, (0, 0, 0, tiles * LANES - len(table)), value=rest)
     return filled.view(tiles, LANES, -1).mT.flatten()
 
 
