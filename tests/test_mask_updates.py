@@ -19,6 +19,7 @@ from lthfunc.training.loop import fit_together
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, masks_digest, seeded_update
 from lthfunc.training.results import Checkpointer, Stopped
 from lthfunc.trees.global_rng import seeded_generators
+from lthfunc.trees.packed_trees import mask_on
 from lthfunc.trees.types import Masks, TrainState
 
 MODEL = lf.from_module(nn.Sequential(nn.Linear(6, 7), nn.Dropout(0.5), nn.ReLU(), nn.Linear(7, 3)))
@@ -187,7 +188,7 @@ def test_global_generators_are_seeded_for_an_update_when_it_asks_for_the_network
 def test_digests_are_of_every_bit_name_and_shape() -> None:
     mask = torch.tensor([[True, False, True], [False, False, True]])
     packed = hashlib.sha256(b"w(2, 3)" + bytes([0b10100100])).hexdigest()
-    assert masks_digest({"w": mask}) == packed
+    assert masks_digest({"w": mask}) == packed == masks_digest({"w": mask_on(torch.tensor([0, 2, 5]), mask.shape)})
     others = [{"w": mask ^ (torch.arange(6).view(2, 3) == at)} for at in range(6)]
     digests = {masks_digest(each) for each in (*others, {"w": mask}, {"v": mask}, {"w": mask.view(3, 2)})}
     assert len(digests) == 9

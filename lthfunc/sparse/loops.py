@@ -25,6 +25,7 @@ from lthfunc.training.engines.interface import Tick, Work
 from lthfunc.training.results import DropAndGrow, Exchanged, GradientGrowth
 from lthfunc.trees.ops import map_leaves_like
 from lthfunc.trees.packed_states import PackedState
+from lthfunc.trees.packed_trees import mask_on
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Masks, NewMasks, Params, TrainState
 
@@ -136,10 +137,12 @@ class Loop:
             else:
                 grow = by_growth(growth, {name: shape.numel() for name, shape in self._shapes.items()})
             found = exchanged(self._workspace, self._shapes, grow, drop_fraction)
-        state = self._state._replace(masks=masks_of(found.positions, self._shapes))
+        state = self._state
+        if not self._has_masks:
+            state = state._replace(masks=masks_of(found.positions, self._shapes))
         program = self._programs.program(state, self._batch, self._stored, found.positions)
         self._take_up(self._workspace.moved(program, found.sources), state)
-        return state.masks, found.layers
+        return {name: mask_on(found.positions[name], shape) for name, shape in self._shapes.items()}, found.layers
 
     def kept(self) -> Callable[[], TrainState]:
         """The public state of now, which can be asked for later."""

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.tracebacks import is_library_function
@@ -25,6 +26,7 @@ from lthfunc.training.results import (
 )
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import apply_masks, as_numbers, leaf_difference, masked_like
+from lthfunc.trees.packed_trees import OnPlaces, bits_at
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Masks, NewMasks, Params, TrainState
 
@@ -194,12 +196,16 @@ def layer_changes(before: Masks, after: Masks) -> dict[str, LayerChange]:
     return {name: LayerChange(*map(int, found[3 * at : 3 * at + 3])) for at, name in enumerate(after)}
 
 
-def masks_digest(masks: Masks) -> str:
+def masks_digest(masks: Mapping[str, Tensor | OnPlaces]) -> str:
     """The SHA-256 of masks, packed to bits, layer by layer."""
     found = hashlib.sha256()
     for name, mask in masks.items():
         found.update(f"{name}{tuple(mask.shape)}".encode())
-        found.update(np.packbits(mask.flatten().to("cpu", torch.bool).numpy()).tobytes())
+        if isinstance(mask, OnPlaces):
+            bits = bits_at(mask.places, mask.shape.numel()).numpy()
+        else:
+            bits = np.packbits(mask.flatten().to("cpu", torch.bool).numpy())
+        found.update(bits.tobytes())
     return found.hexdigest()
 
 

@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from lthfunc.trees.packed_trees import OnPlaces
 from lthfunc.trees.types import Batch, Buffers, Growth, Masks, NewMasks, Params, TrainState
 
 S = TypeVar("S")
@@ -82,8 +83,8 @@ class GradientGrowth(NamedTuple):
 DropAndGrow = tuple[Params | Growth | GradientGrowth, float]
 #: (network, its seed) -> what it drops and grows, or the masks that follow.
 Deciding = Callable[[DenseNetwork, int], DropAndGrow | NewMasks]
-#: The new masks, and what changed in each layer.
-Exchanged = tuple[Masks, dict[str, LayerChange]]
+#: The new masks, on what survives, and what changed in each layer.
+Exchanged = tuple[dict[str, OnPlaces], dict[str, LayerChange]]
 
 
 class Fit(NamedTuple):

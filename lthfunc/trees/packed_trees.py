@@ -164,6 +164,11 @@ def _stored(places: Tensor, size: int) -> Tensor:
     count = len(places)
     if _BITS_A_PLACE * count < size <= _SPARSEST * count:
         return places.to(torch.int32 if size < 2**31 else torch.int64)
+    return bits_at(places, size)
+
+
+def bits_at(places: Tensor, size: int) -> Tensor:
+    """A mask of so many numbers that is True at these places, eight to a byte, as `numpy.packbits` has them."""
     bits = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8).index_select(0, places & 7)
     return torch.zeros(-(-size // 8), dtype=torch.uint8).index_add_(0, places >> 3, bits)
 
