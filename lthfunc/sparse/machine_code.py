@@ -15,7 +15,7 @@ from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.kernels.instructions import encoded
 from lthfunc.sparse.tile_buffers import LANES
-from lthfunc.sparse.written import Late, Written
+from lthfunc.sparse.written import Instruction, Late, Written
 
 
 @dataclass(eq=False)
@@ -63,6 +63,20 @@ _OF_A_ROW: dict[str, tuple[str, ...]] = {
     "largest_number_gradients": (),
     "combine_gradient": ("height", "width", "over_channels", "over_height", "over_width"),
 }
+
+
+#: Instructions that do the same at each place of each channel.
+_ALIKE = frozenset({"add", "copy", "fill", "pointwise", "pointwise_gradient", "rectify"})
+
+
+def _in_one_row(instruction: Instruction) -> Instruction:
+    """Such an instruction of images of one place, whose channels lie side by side, as that of one row of as many
+    places: each row takes its time."""
+    name, split, rows, columns = instruction
+    steps = [step for column, step in columns.items() if column.endswith("_channel")]
+    if name not in _ALIKE or (columns["height"], columns["width"], {*steps}) != (1, 1, {1}):
+        return instruction
+    return name, split, 1, columns | {"width": rows} | {each: 1 for each in columns if each.endswith("_column")}
 
 
 def _work(name: str, tiles: int, lists: Tensor, rows: int, columns: dict[str, int]) -> int:
@@ -126,7 +140,7 @@ def _assembled(builder: Builder, written: Sequence[Written], room: int, local: i
     lists = torch.cat(tables) if tables else torch.zeros(0, dtype=torch.int32)
     for each in written:
         if not each.row:
-            name, split, count, columns = each.instruction
+            name, split, count, columns = _in_one_row(each.instruction)
             each.row = encoded(name, split, count, _work(name, builder.tiles, lists, count, columns), **columns)
     rows = [each.row for each in written]
     constants = torch.tensor(builder.constants or [0.0], dtype=torch.float32)
