@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
@@ -85,8 +86,9 @@ def test_known_permutations_are_found(chained: tuple[lf.Model, Params, lf.Depend
         assert torch.equal(order[name], places)
 
 
-def test_of_all_orders_of_one_layer_the_closest_is_found() -> None:
-    model = lf.from_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_of_all_orders_of_one_layer_the_closest_is_found(kind: torch.dtype) -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).to(kind))
     found, ours, theirs = lf.dependencies(model, (3,)), lf.init(model, 1).params, lf.init(model, 2).params
     for params, other in ((ours, theirs), (theirs, ours)):
 
@@ -94,9 +96,36 @@ def test_of_all_orders_of_one_layer_the_closest_is_found() -> None:
             at = list(places)
             pairs = ((params["0.weight"][at], other["0.weight"]), (params["2.weight"][:, at], other["2.weight"]),
                      (params["0.bias"][at], other["0.bias"]))  # fmt: skip
-            return sum(float((a - b).double().square().sum()) for a, b in pairs)
+            return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
 
         assert lf.align_units(params, other, found)["0.weight"].tolist() == [*min(permutations(range(5)), key=distance)]
+
+
+def test_a_layer_of_one_unit_stays_as_it_is_beside_others_that_move() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 2)))
+    found, params, places = lf.dependencies(model, (3,)), lf.init(model).params, torch.tensor([3, 0, 2, 1])
+    other = lf.permute_units(params, {"0.weight": places}, found)
+    assert lf.same_bits(lf.align_units(params, other, found), {"0.weight": places, "1.weight": torch.tensor([0])})
+
+
+def test_the_search_ends_with_the_first_round_that_changes_nothing(
+    chained: tuple[lf.Model, Params, lf.Dependencies], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three layers that are in order are looked at once each; of one that is not, a second round finds no change."""
+    model = lf.from_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+    own, params = lf.dependencies(model, (3,)), lf.init(model).params
+    other, calls = lf.permute_units(params, {"0.weight": torch.tensor([1, 0, 4, 2, 3])}, own), list[int]()
+
+    def assigned(costs: Any, **how: Any) -> Any:
+        calls.append(len(costs))
+        return linear_sum_assignment(costs, **how)
+
+    monkeypatch.setattr("scipy.optimize.linear_sum_assignment", assigned)
+    lf.align_units(chained[1], chained[1], chained[2])
+    assert sorted(calls) == [5, 6, 7]
+    calls.clear()
+    lf.align_units(params, other, own)
+    assert calls == [5, 5]
 
 
 class Residual(nn.Module):
@@ -135,6 +164,16 @@ def test_networks_whose_units_cannot_be_moved_are_refused(few_digits: lf.Dataset
     whole = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), net, nn.Linear(2, 10)))
     with pytest.raises(UserError, match=r"^--method: rebasin cannot permute this network \(2"):
         plan_for("rebasin", whole, few_digits, steps=9, eval_every=3, batch_size=40)
+
+
+@pytest.mark.parametrize("groups", [(1, 2), (2, 1)])
+def test_grouped_convolutions_are_refused(groups: tuple[int, int]) -> None:
+    """Units of two groups read different inputs: in each other's place they would compute something else."""
+    one, two = nn.Conv2d(2, 4, 3, groups=groups[0]), nn.Conv2d(4, 4, 1, groups=groups[1])
+    model = lf.from_module(nn.Sequential(one, two, nn.Flatten(), nn.Linear(16, 3)))
+    params, found = lf.init(model).params, lf.dependencies(model, (2, 4, 4))
+    with pytest.raises(UserError, match=r"^align_units: 0.weight is not .* must follow one another, without .* groups"):
+        lf.permute_units(params, {"0.weight": torch.tensor([2, 1, 0, 3])}, found)
 
 
 def normalised(affine: bool) -> nn.Module:

@@ -36,7 +36,9 @@ def hidden_layers(found: Dependencies) -> list[Hidden]:
         if found.shown[source].all() and not readers:
             continue  # the output layer
         others = [name for name in layers if name != source and _feeds(found, name, readers)]
-        if len(readers) != 1 or others or found.shown[source].any() or found.groups.get(readers[0], 1) > 1:
+        # Units of a grouped convolution read the inputs of their own group, and cannot change to another.
+        grouped = any(found.groups.get(name, 1) > 1 for name in (source, *readers))
+        if len(readers) != 1 or others or found.shown[source].any() or grouped:
             raise UserError(
                 f"align_units: {source} is not read by one other layer alone; layers must follow one another, without "
                 "residual connections, concatenations or groups"
