@@ -272,7 +272,7 @@ def test_a_loop_that_changes_its_threads_has_the_same_bits(images: Dataset, monk
         whole = trained(model, images, start, lf.sparse_engine, 12)
         turns = itertools.cycle([3, 1, 1, 3])
         monkeypatch.setattr(ThreadTuner, "threads", property(lambda self: noted(seen, next(turns))))
-        monkeypatch.setattr("lthfunc.sparse.engine._CALL_SECONDS", 0.0)  # a step a call
+        monkeypatch.setattr("lthfunc.sparse.loops._CALL_SECONDS", 0.0)  # a step a call
         changing = trained(model, images, start, lf.sparse_engine, 12)
         assert torch.get_num_threads() == 3
     finally:
