@@ -26,6 +26,7 @@ from verified_networks import SHAPE, Attended, Held, Mixed, Plain
 
 import lthfunc as lf
 from lthfunc.models.transformers import CharTransformer
+from lthfunc.sparse import bands
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
@@ -96,6 +97,8 @@ def programs() -> tuple[Parts, ...]:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("GRADIENTS_FROM", "PRODUCTS_FROM", "CONVOLUTIONS_FROM"):
                     patch.setattr(dense, name, share)
+                if halves:
+                    patch.setattr(bands, "_BAND_BYTES", 1)
                 program = program_of(
                     captured(model, stored.shape, training=training), state.params, state.buffers, masks, batch=batch,
                     stored=stored, epilogue=epilogue, builder=builder_for("bf16" if halves else "fp32"),

@@ -42,7 +42,8 @@ class Mixed(nn.Module):
 
 
 class Held(nn.Module):
-    """Values and gradients that may be held in 16 bits, also of rows of several blocks, and one that may not."""
+    """Values and gradients that may be held in 16 bits, also of rows of several blocks, and one that may not; some of
+    them in bands of rows."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ class Operation:
     gradient, tile by tile, so that a local buffer may hold it; gradient_local: and so it reads its own gradient.
     writes_half, reads_half: it can write its value in 16 bits a number, and read its inputs so; gives_half, takes_half:
     and so it can write its input's gradient, and read its own. copies: what it copies of each of its inputs, if it does
-    nothing else.
+    nothing else. in_bands: what it reads tile by tile it takes in bands (`bands.py`), unless anything is fused with it.
     """
 
     inputs: list[Value]
@@ -65,6 +65,7 @@ class Operation:
     gives_half: bool = False
     takes_half: bool = False
     copies: list[Places] = field(default_factory=list)
+    in_bands: bool = False
 
 
 class GradientTarget(NamedTuple):

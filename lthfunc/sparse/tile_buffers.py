@@ -17,10 +17,14 @@ VECTOR_BYTES = 4 * LANES
 
 
 class Local(IntEnum):
-    """What memory of one tile at a time holds: a value, or a gradient. Those of one kind and layout share it."""
+    """What memory of one tile at a time holds: a value, or a gradient, or some rows of one (`bands.py`), or sums. Those
+    of one kind and layout share it."""
 
     VALUE = 1
     GRADIENT = 2
+    VALUE_BAND = 3
+    GRADIENT_BAND = 4
+    SUMS = 5
 
 
 @dataclass(eq=False)
@@ -91,6 +95,10 @@ class TileBuffer:
         """Numbers for each example."""
         return self.channels * self.height * self.width
 
+    def rows(self, first: int, count: int) -> Rows:
+        """Some of its rows, from -halo on."""
+        return Rows(self, first, count)
+
     def addresses(self) -> Tensor:
         """int64 (features,): vectors from `first` to each feature, in the order of a flattened value; to be read."""
         return _addresses(self.layout)
@@ -137,6 +145,34 @@ class SameLayout(TileBuffer):
     @halo.setter
     def halo(self, halo: int) -> None:
         """Nothing: it is the other one's."""
+
+
+class Rows(SameLayout):
+    """Some rows of another buffer, as a buffer that lies there."""
+
+    def __init__(self, other: TileBuffer, first: int, count: int) -> None:
+        super().__init__(other)
+        self.height, self.half, self.local, self._first = count, other.half, other.local, first
+
+    @property
+    def row(self) -> int:
+        """The other one's."""
+        return self._other.row
+
+    @property
+    def channel(self) -> int:
+        """The other one's."""
+        return self._other.channel
+
+    @property
+    def tile(self) -> int:
+        """The other one's."""
+        return self._other.tile
+
+    @property
+    def first(self) -> int:
+        """The vector of column 0 in the first of these rows."""
+        return self._other.first + self._first * self.row
 
 
 def no_buffer(prefix: str) -> dict[str, int]:

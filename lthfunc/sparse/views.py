@@ -12,6 +12,9 @@ from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, side
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.tile_buffers import TileBuffer
 
+#: Writes rows of an image from the given one on into a buffer, as many as it has.
+WriteRows = Callable[[TileBuffer, int], None]
+
 
 @dataclass(eq=False)
 class Normalised:
@@ -41,6 +44,10 @@ class Value:
     batch normalisation gave the value, if it did. rewrite: writes a local value once more, for gradients. donation:
     gives the memory of its gradient away once that was read. owed: parts of its gradient that others still write.
     half_gradient: its gradient is held in 16 bits a number.
+
+    write_rows: writes some rows of the value, which then has no memory of its own: whoever reads it takes it in bands
+    (`bands.py`). own_rows: the same of a value that has its own memory. gradient_rows: as `pending_gradient`, but gives
+    what writes some rows of the gradient into a band; it takes the buffer that stands for the gradient.
     """
 
     buffer: TileBuffer
@@ -58,6 +65,9 @@ class Value:
     donation: Callable[[], bool] | None = None
     owed: list[Callable[[], object]] = field(default_factory=list)
     half_gradient: bool = False
+    write_rows: WriteRows | None = None
+    own_rows: WriteRows | None = None
+    gradient_rows: Callable[[], WriteRows] | None = None
     dtype: torch.dtype = torch.float32
 
 

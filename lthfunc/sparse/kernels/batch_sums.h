@@ -59,7 +59,7 @@ struct Norm {
 inline Norm norm_of(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 x) {
   if (op.sums < 0) return {nullptr, false, nullptr, nullptr};
   const i64 value = op.norm + tile * op.norm_tile + y * op.norm_row + x;
-  return {m.activations + op.sums + tile * op.sums_tile, y == 0 && x == 0,
+  return {m.activations + op.sums + tile * op.sums_tile, !op.goes_on && y == 0 && x == 0,
           op.norm < 0 || op.norm_half ? nullptr : m.activations + value,
           op.norm < 0 || !op.norm_half ? nullptr : reinterpret_cast<const halves*>(m.activations) + value};
 }
@@ -114,6 +114,7 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Works
 // sums: VALUE_SUMS vectors a row and tile, or GRADIENT_SUMS, with `norm` beside each output.
 inline void verify_sums(const products_row& op, const Verifier& v) {
   v.require(!op.across && !op.pool, "sums: of a convolution");
+  v.require(op.goes_on == 0 || op.goes_on == 1, "goes_on: 0 or 1");
   const i64 each = op.norm < 0 ? VALUE_SUMS : GRADIENT_SUMS;
   v.activations("sums", op.sums, {{v.tiles, op.sums_tile}, {op.rows * each, 1}});
   if (op.norm < 0) return;

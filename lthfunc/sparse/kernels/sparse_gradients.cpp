@@ -8,13 +8,37 @@
 namespace lthfunc {
 namespace {
 
+// What becomes of a tile's sums where an instruction takes some rows of an image alone: they go on from those of the
+// rows before, lane by lane, or stay unfinished for the rows behind. again: they are added to what is there.
+struct Course {
+  vec *sums, *bias;
+  bool goes_on, unfinished, again;
+
+  template <int Count>
+  LTHFUNC_INLINE void write(const vec (&sum)[Count], float* gradient, i64 count) const {
+    if (!unfinished) return lthfunc::write(sum, gradient, count, again);
+    LTHFUNC_UNROLL
+    for (int k = 0; k < Count; ++k)
+      if (k < count) sums[k] = sum[k];
+  }
+  LTHFUNC_INLINE void write_bias(const vec (&sum)[1], float* gradient) const {
+    if (!unfinished) return lthfunc::write(sum, gradient, 1, again);
+    *bias = sum[0];
+  }
+};
+
 // Up to three survivors of one row over one tile's positions; with Bias their row's gradient itself is summed up, too.
 // A sum of few survivors would wait for itself: it is taken in several parts.
 template <int Count, int Held, bool Unit, bool Bias>
 void few(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, i64, float* gradient, float* bias,
-         bool again) {
+         Course course) {
   constexpr int Ways = Held == 1 ? 1 : Count > 1 ? 2 : Held < 4 ? 2 : 4;
   vec sum[Count ? Count : 1][Ways] = {}, total[Ways] = {};
+  if (course.goes_on) {
+    LTHFUNC_UNROLL
+    for (int k = 0; k < Count; ++k) sum[k][0] = course.sums[k];
+    if constexpr (Bias) total[0] = *course.bias;
+  }
   for (i64 y = 0; y < ny; ++y) {
     const vec *in = tile.in + y * in_y, *grad = tile.grad + y * grad_y;
     i64 x = 0;
@@ -45,12 +69,12 @@ void few(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, i6
       whole[k] = sum[k][0];
       for (int way = 1; way < Ways; ++way) whole[k] += sum[k][way];
     }
-    write(whole, gradient, Count, again);
+    course.write(whole, gradient, Count);
   }
   if constexpr (Bias) {
     vec both[1] = {total[0]};
     for (int way = 1; way < Ways; ++way) both[0] += total[way];
-    write(both, bias, 1, again);
+    course.write_bias(both, bias);
   }
 }
 
@@ -79,10 +103,15 @@ LTHFUNC_INLINE void add_left(vec (&sum)[Count][1], vec& total, const vec*& in, c
 // More than three survivors. Held: a power of two, or what divides nx.
 template <int Count, int Held, bool Unit, bool Bias>
 void many(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, i64 count, float* gradient, float* bias,
-          bool again) {
+          Course course) {
   i32 memory[MOST];
   const i32* const from = padded(offset, count, Count, memory);
   vec sum[Count][1] = {}, total = {};
+  if (course.goes_on) {
+    LTHFUNC_UNROLL
+    for (int k = 0; k < Count; ++k) sum[k][0] = course.sums[k < count ? k : 0];
+    if constexpr (Bias) total = *course.bias;
+  }
   for (i64 y = 0; y < ny; ++y) {
     const vec *in = tile.in + y * in_y, *grad = tile.grad + y * grad_y;
     i64 left = nx;
@@ -93,14 +122,14 @@ void many(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, i
   vec whole[Count];
   LTHFUNC_UNROLL
   for (int k = 0; k < Count; ++k) whole[k] = sum[k][0];
-  write(whole, gradient, count, again);
+  course.write(whole, gradient, count);
   if constexpr (Bias) {
     const vec one[1] = {total};
-    write(one, bias, 1, again);
+    course.write_bias(one, bias);
   }
 }
 
-using Survivors = void (*)(Sides, i64, i64, i64, i64, const i32*, i64, float*, float*, bool);
+using Survivors = void (*)(Sides, i64, i64, i64, i64, const i32*, i64, float*, float*, Course);
 
 // As many positions at once as leave the fewest over.
 i64 held_for(i64 nx) {
@@ -155,6 +184,7 @@ void convolution_gradients(const weight_gradients_row& op, Workspace& m, Part pa
   const i32* const offsets = m.lists + op.offsets;
   const i32* const row_grad = m.lists + op.row_grad;
   float* const gradients = m.gradients + op.gradients;
+  const i64 entries = starts[op.rows * op.blocks];
   for (i64 row = part.row; row < part.rows; ++row) {
     i64 k = starts[row * op.blocks];
     const i64 stop = starts[(row + 1) * op.blocks];
@@ -163,10 +193,12 @@ void convolution_gradients(const weight_gradients_row& op, Workspace& m, Part pa
       const i64 count = next_count(stop - k);
       const Survivors kernel = bias ? kernel_of<Unit, true>(count, op.nx) : kernel_of<Unit, false>(count, op.nx);
       for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+        vec* const sums = m.activations + op.sums + tile * op.sums_tile;
         const Sides sides{m.activations + op.in + tile * op.in_tile,
                           m.activations + op.grad + tile * op.grad_tile + row_grad[row], op.in_x, op.grad_x};
         kernel(sides, op.ny, op.in_y, op.grad_y, op.nx, offsets + k, count, gradients + k,
-               bias ? m.gradients + op.bias + row : nullptr, tile > 0 && !m.partials);
+               bias ? m.gradients + op.bias + row : nullptr,
+               {sums + k, sums + entries + row, op.goes_on != 0, op.unfinished != 0, tile > 0 && !m.partials});
       }
       k += count;
       bias = false;
@@ -178,6 +210,8 @@ void convolution_gradients(const weight_gradients_row& op, Workspace& m, Part pa
 
 // Lists as those of products. in, grad: as there; gradients: one for each entry of the lists, in their order.
 void verify(const weight_gradients_row& op, Verifier& v) {
+  // Tile by tile, gradients of one would be written over those of another.
+  v.require(op.unfinished || op.split != split_by_tiles, "cannot be split like this");
   v.require(op.blocks > 0 && op.rows * op.blocks < i64{1} << 32, "blocks: out of range");
   const i64 entries = v.starts("starts", op.starts, op.rows * op.blocks + 1);
   const Range offsets = v.offsets("offsets", op.offsets, entries), rows = v.list("row_grad", op.row_grad, op.rows);
@@ -186,6 +220,10 @@ void verify(const weight_gradients_row& op, Verifier& v) {
   v.activations("grad", op.grad, {{v.tiles, op.grad_tile}, {ny, op.grad_y}, {nx, op.grad_x}}, rows);
   v.gradients("gradients", op.gradients, entries);
   if (op.bias >= 0) v.gradients("bias", op.bias, op.rows);
+  if (!op.goes_on && !op.unfinished) return;
+  v.require(!op.across && op.goes_on <= 1 && op.unfinished <= 1 && op.goes_on >= 0 && op.unfinished >= 0,
+            "goes_on and unfinished: 0, or 1 for a convolution");
+  v.activations("sums", op.sums, {{v.tiles, op.sums_tile}, {entries + (op.bias < 0 ? 0 : op.rows), 1}});
 }
 
 void weight_gradients(const weight_gradients_row& op, Workspace& m, Part part) {

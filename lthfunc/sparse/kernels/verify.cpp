@@ -66,7 +66,7 @@ const Columns& columns_of(i64 opcode) {
 bool can_split(i64 opcode, i64 split) {
   switch (opcode) {
     case op_products: return split == split_by_rows || split == split_by_tiles;
-    case op_weight_gradients:
+    case op_weight_gradients: return split == split_by_rows || split == split_sums || split == split_by_tiles;
     case op_dense_convolution_gradients: return split == split_by_rows || split == split_sums;
     case op_group_normalise_gradient:
     case op_token_normalise_gradient: return split == split_sums;

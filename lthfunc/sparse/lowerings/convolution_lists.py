@@ -51,6 +51,12 @@ class ConvolutionLists:
         return self._windows is not None
 
     @property
+    def keeps_size(self) -> bool:
+        """Whether outputs are as many as the image has places, and reach as far around each, also for gradients."""
+        reaches = {each for side in self.sides for each in (side.padding, side.reach)}
+        return len(reaches) == 1 and all(side.stride == 1 and side.out == side.size for side in self.sides)
+
+    @property
     def inside(self) -> float:
         """The share of its work that the product of the image's channels does, leaving out what is outside."""
         # For few positions lists are slow, whatever they leave out.

@@ -36,6 +36,8 @@ ARRANGED: set[object] = set()
 aten = torch.ops.aten
 #: Operations whose first argument may be a parameter or buffer.
 OF_LEAVES: set[object] = set()
+#: Columns of gradients of weights that one instruction sums up.
+WHOLE_SUMS = {"sums": -1, "sums_tile": 0, "goes_on": 0, "unfinished": 0}
 
 
 def lowers(*operations: object, leaves: bool = False, arranged: bool = False) -> Callable[[Lowering], Lowering]:

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 from lthfunc.sparse.axes import Side
+from lthfunc.sparse.bands import bands_of
 from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
+from lthfunc.sparse.lowerings.banded import BandedProduct, InBands
 from lthfunc.sparse.lowerings.convolution_lists import STRETCH, ConvolutionLists
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, lowers, pair
 from lthfunc.sparse.lowerings.parameters import as_view
@@ -86,21 +88,28 @@ def convolved(
         raise Unsupported("whose kernel is larger than its padded input")
     # Two rows of outputs at once should find what they read in a near cache.
     near = ins * (kernel[0] + stride[0]) * (min(right.out, STRETCH) + kernel[1]) * VECTOR_BYTES <= NEAR_BYTES
-    product = ProductLowering(b, weight, bias, across=0, positions=down.out * right.out, groups=groups, poolable=near)
+    product = BandedProduct(b, weight, bias, across=0, positions=down.out * right.out, groups=groups, poolable=near)
     out = Value(TileBuffer(outs, down.out, right.out), needs=product.learns or view.value.needs)
     lists = ConvolutionLists((outs, ins, *kernel), (down, right), groups)
+    bands = None
+    if b.local and product.by_lists and lists.keeps_size and not lists.windowed:
+        bands = bands_of(max(ins * groups, outs), down.size, right.size, padding[0])
 
     def emit(operation: Operation) -> None:
         source = operation.inputs[0].buffer
         source.halo = max(source.halo, *padding)
         if operation.inputs[0].needs:
             out.buffer.halo = max(down.reach, right.reach)
-        product.emit(operation, lists.of_image(source, out.buffer), lists.of_outputs(out.buffer, source))
+        product.emit(
+            operation, lists.of_image(source, out.buffer), lists.of_outputs(out.buffer, source),
+            None if bands is None else InBands(bands, lists),
+        )  # fmt: skip
 
     b.operations.append(Operation(
         [view.value], out, emit, accepts=product.accepts, gradient_local=product.takes_local_gradient,
         reads_local=product.by_lists and stride == (1, 1), writes_half=product.by_lists and stride == (1, 1),
         gives_half=product.by_lists and stride == (1, 1) and not lists.windowed,
+        in_bands=bands is not None,
     ))  # fmt: skip
     return View(out)
 

@@ -20,6 +20,7 @@ from lthfunc.sparse.lowerings.interface import (
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.token_norm import tokens_norm
 from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer
+from lthfunc.sparse.views import WriteRows
 
 _VALUE_SUMS, _GRADIENT_SUMS = CONSTANTS["VALUE_SUMS"], CONSTANTS["GRADIENT_SUMS"]
 
@@ -55,11 +56,20 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             b.emit_first(statistics)
             return
 
-        def write(other: Value | None) -> None:
+        def write_rows(into: TileBuffer, first: int, other: TileBuffer | None = None) -> None:
             b.emit(lambda: ("normalise", BY_TILES, buffer.channels, {
-                **buffer.columns_of_kind("in"), **out.buffer.columns("out"), **buffer.sides, "saved": saved,
-                **(no_buffer("b") if other is None else other.buffer.columns("b")), "relu": int(out.rectified),
+                **buffer.rows(first, into.height).columns_of_kind("in"), **into.columns("out"), **into.sides,
+                "saved": saved,
+                **(no_buffer("b") if other is None else other.rows(first, into.height).columns("b")),
+                "relu": int(out.rectified),
             }))  # fmt: skip
+
+        def write(other: Value | None) -> None:
+            added = None if other is None else other.buffer
+            if _read_first_in_bands(b, out):
+                out.own_rows = lambda into, first: write_rows(into, first, added)
+            else:
+                write_rows(out.buffer, 0, added)
 
         plain = FusedStep.ADD not in operation.fused
         if b.training:
@@ -67,7 +77,11 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             normalised = out.normalised = Normalised(x, saved, sums, gates=plain and out.rectified)
             b.backward.append(lambda: gradient(normalised))
             if plain and _read_once(b, out):  # it takes less time to write it again than to keep it
-                out.buffer.local, out.rewrite = Local.VALUE, lambda: write(None)
+                out.buffer.local = Local.VALUE
+                if _takes_bands(next(each for each in b.operations if out in each.inputs)):
+                    out.write_rows = write_rows
+                else:
+                    out.rewrite = lambda: write(None)
 
         def gradient(normalised: Normalised) -> None:
             if not out.needs:
@@ -85,27 +99,42 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             }))  # fmt: skip
             if not x.needs:
                 b.release(out)
+            elif _takes_local(b, x) and _takes_bands(next(each for each in b.operations if each.out is x)):
+                x.gradient_rows = gradient_rows
             elif _takes_local(b, x):
                 x.pending_gradient = lambda: write_gradient(TileBuffer(*x.buffer.layout, local=Local.GRADIENT))
             else:
                 write_gradient()
 
+        def write_gradient_rows(into: TileBuffer, first: int, target: GradientTarget | None = None) -> None:
+            grad = b.gradient_of(out)
+            b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
+                **buffer.rows(first, into.height).columns_of_kind("in"),
+                **grad.rows(first, into.height).columns_of_kind("grad"), **into.columns("into"), **into.sides,
+                "saved": saved, **({"accumulate": 0, "gate": -1} if target is None else target.columns),
+            }))  # fmt: skip
+
+        def gradient_rows() -> WriteRows:
+            # What is written next into their memory, row by row, follows what is read.
+            b.release(out)
+            b.forget(out)
+            b.forget(x)
+            return write_gradient_rows
+
         def write_gradient(room: TileBuffer | None = None) -> None:
             if room is not None:
                 x.grad = b.hold(room)
-            grad, target = b.gradient_of(out), b.target(x)
-            b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
-                **buffer.columns_of_kind("in"), **grad.columns_of_kind("grad"), **target.buffer.columns("into"),
-                **buffer.sides, "saved": saved, **target.columns,
-            }))  # fmt: skip
+            target = b.target(x)
+            write_gradient_rows(target.buffer, 0, target)
             b.release(out)
             b.forget(out)
             if room is not None:
                 b.forget(x)
 
-        b.hold(out.buffer)
         b.emit(statistics)
-        out.pending = write
+        if out.write_rows is None:
+            b.hold(out.buffer)
+            out.pending = write
 
     # What a product normalises on the way has no gradient.
     step, accepts = (
@@ -137,6 +166,17 @@ def _read_once(b: Builder, value: Value) -> bool:
     """Whether nothing but a layer that takes a local buffer reads a value."""
     readers = [operation for operation in b.operations if value in operation.inputs]
     return b.local and len(readers) == 1 and readers[0].reads_local and value not in b.outputs
+
+
+def _read_first_in_bands(b: Builder, value: Value) -> bool:
+    """Whether what reads a value first is a layer that may have it written in bands; nothing else reads it unasked."""
+    readers = [operation for operation in b.operations if value in operation.inputs]
+    asked = all(each.host is None or each.host.deferred for each in readers)
+    return b.local and b.training and asked and bool(readers) and _takes_bands(readers[0]) and value not in b.outputs
+
+
+def _takes_bands(operation: Operation) -> bool:
+    return operation.in_bands and not operation.fused
 
 
 def _takes_local(b: Builder, value: Value) -> bool:

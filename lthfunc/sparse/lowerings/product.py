@@ -11,7 +11,7 @@ from torch import Tensor
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
-from lthfunc.sparse.lowerings.interface import Param, claim, gradient_at, value_at
+from lthfunc.sparse.lowerings.interface import WHOLE_SUMS, Param, claim, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
@@ -243,7 +243,7 @@ class ProductLowering:
             return "weight_gradients", BY_ROWS if self.across else SUMS, self.dense.outs, {
                 **region_in.columns("in"), **region_grad.columns("grad"), "ny": region_out.ny, "nx": region_out.nx,
                 **self.lists, "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first,
-                "bias": self._bias_gradient, "across": self.across,
+                "bias": self._bias_gradient, "across": self.across, **WHOLE_SUMS,
             }  # fmt: skip
 
         self.b.emit(late)
@@ -289,7 +289,7 @@ class ProductLowering:
 def sums_columns(sums: TileBuffer | None) -> dict[str, int]:
     """The columns of the sums that a product takes of what it writes."""
     at = {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
-    return {**at, **no_buffer("norm"), "norm_half": 0, "norm_saved": -1, "norm_relu": 0}
+    return {**at, "goes_on": 0, **no_buffer("norm"), "norm_half": 0, "norm_saved": -1, "norm_relu": 0}
 
 
 def norm_columns(norm: Normalised | None) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 
 from lthfunc.sparse.builder import Builder, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, RECURRENT, SUMS
-from lthfunc.sparse.lowerings.interface import Param, gradient_at, value_at
+from lthfunc.sparse.lowerings.interface import WHOLE_SUMS, Param, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
 from lthfunc.sparse.lowerings.product import sums_columns
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
@@ -148,7 +148,7 @@ class Unrolled:
         return "weight_gradients", SUMS, self._rows, {
             **self._steps_before(back), "starts": reads["starts"], "blocks": reads["blocks"],
             "offsets": reads["offsets"], "row_grad": self._channels("of gradients", back),
-            "gradients": self._b.leaves[self._weight].first, "bias": -1, "across": 0,
+            "gradients": self._b.leaves[self._weight].first, "bias": -1, "across": 0, **WHOLE_SUMS,
         }  # fmt: skip
 
     def _whole_layer(self, back: TileBuffer) -> Any:

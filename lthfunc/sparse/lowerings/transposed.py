@@ -12,6 +12,7 @@ from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, SUMS
 from lthfunc.sparse.lowerings.convolution_lists import ConvolutionLists
 from lthfunc.sparse.lowerings.interface import (
+    WHOLE_SUMS,
     Param,
     Unsupported,
     argument,
@@ -136,7 +137,7 @@ class _Transposed:
                 **product.region_in.columns("in"), **plain(x).columns("grad"), "ny": x.height, "nx": x.width,
                 "starts": b.table(lists.starts), "blocks": lists.blocks, "offsets": b.table(lists.offsets),
                 "row_grad": b.table(plain(x).rows()), "gradients": b.leaves[self._weight].first, "bias": -1,
-                "across": 0,
+                "across": 0, **WHOLE_SUMS,
             }  # fmt: skip
 
         b.emit(late)
