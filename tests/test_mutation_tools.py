@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.append(str(ROOT / "tests" / "mutation"))
 from mutants import mutants_of  # noqa: E402
 from nearest import nearest  # noqa: E402
 from patching import functions_of, put  # noqa: E402
+from patterns import library_files, pattern_among, test_files as files_of_tests  # noqa: E402
 
 SOURCE = """
 FIRST = 1
@@ -87,3 +89,13 @@ def test_mutants_are_of_one_place_each(tmp_path: Path) -> None:
     assert SOURCE.encode() not in sources
     assert {each.change for each in found if each.where == "outer.inner"} == {"x - y → x + y"}
     assert {each.runs for each in found} == {"line", "file"}
+
+
+def test_patterns_that_fit_no_file_are_refused() -> None:
+    """By which every mutant would survive, as no test would be tried."""
+    tests, files = files_of_tests(ROOT), library_files(ROOT)
+    for known, pattern in ((tests, "test_mutation_*.py"), (files, "lthfunc/sparsify/*.py"), (files, "*/scores.py")):
+        assert pattern_among(known, "")(pattern) == pattern
+    for known, pattern in ((tests, "tests/test_scores.py"), (files, "scores.py"), (files, "lthfunc/trees/ops.py")):
+        with pytest.raises(argparse.ArgumentTypeError, match=rf"^invalid value '{pattern}' \(expected .* fits this\)"):
+            pattern_among(known, "this")(pattern)

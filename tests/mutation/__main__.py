@@ -41,10 +41,10 @@ from forking import BROKEN, UNCHANGED, Child, Overlay, forked, prepare
 from mutants import Mutant, mutants_of
 from nearest import nearest
 from patching import functions_of, put
+from patterns import PACKAGES, library_files, pattern_among, test_files
 from results import results_in, summarise
 from running import ROOT, Collected, Ordered, run_items, run_pytest, source_of
 
-PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
 #: Files of tests that are collected at a time, quickest first: most mutants are noticed by the first.
 _AT_A_TIME = (2, 6, 1_000)
 
@@ -78,10 +78,14 @@ def _options() -> Any:
     parser.add_argument("--limit", type=int, help="about so many mutants in all, instead of a share")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
-    parser.add_argument("--only", nargs="+", default=["*"], help="files that fit one of these patterns")
+    files = pattern_among(library_files(ROOT), "files such as lthfunc/sparsify/scores.py")
+    named = pattern_among(test_files(ROOT), "names in tests/, such as test_scores.py")
+    parser.add_argument("--only", nargs="+", default=["*"], type=files, help="files that fit one of these patterns")
     parser.add_argument("--again", action="append", default=[], help="run those with this result again (survived)")
     parser.add_argument("--budget", type=float, default=40.0, help="processor seconds of tests for a mutant")
-    parser.add_argument("--tests", nargs="+", default=["test_*.py"], help="files of tests that fit one of these")
+    parser.add_argument(
+        "--tests", nargs="+", default=["test_*.py"], type=named, help="files of tests that fit one of these"
+    )
     parser.add_argument("--near", type=int, help="of those, for each file changed, so many that use most of its names")
     parser.add_argument("--patience", type=float, default=150.0, help="processor seconds for a file under the trace")
     parser.add_argument("--anew", action="store_true", help="import the library and collect tests for each mutant")
@@ -130,10 +134,8 @@ def _covered(options: Any, changed: Collection[str], overlays: Sequence[Overlay]
 
 def _chosen(options: Any) -> tuple[list[Mutant], dict[str, list[Mutant]]]:
     """The sample, the same share of each file, and all mutants by file."""
-    files = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    whole = {
-        file: mutants_of(ROOT, file) for file in files if any(fnmatch.fnmatch(file, each) for each in options.only)
-    }
+    files = [file for file in library_files(ROOT) if any(fnmatch.fnmatch(file, each) for each in options.only)]
+    whole = {file: mutants_of(ROOT, file) for file in files}
     for file in whole:
         source_of(file)
     total = sum(map(len, whole.values()))

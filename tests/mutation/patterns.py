@@ -1,0 +1,31 @@
+"""Patterns of files, as options give them: one that no file fits is refused."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
+
+
+def library_files(root: Path) -> list[str]:
+    """Those whose mutants are tried, as the option --only has them."""
+    return sorted(str(path.relative_to(root)) for package in PACKAGES for path in (root / package).rglob("*.py"))
+
+
+def test_files(root: Path) -> list[str]:
+    """As the option --tests has them: by their names in the folder."""
+    return sorted(path.name for path in (root / "tests").glob("test_*.py"))
+
+
+def pattern_among(files: Sequence[str], example: str) -> Callable[[str], str]:
+    """An option's type: without a file nothing would be tried, and without a test every mutant would survive."""
+
+    def checked(pattern: str) -> str:
+        if not fnmatch.filter(files, pattern):
+            raise argparse.ArgumentTypeError(f"invalid value {pattern!r} (expected a pattern that fits {example})")
+        return pattern
+
+    return checked
