@@ -105,9 +105,40 @@ def test_a_loss_of_no_weight_has_no_scores() -> None:
             make(of_targets, batches)(state.params, state.masks)
         found = make(flat, batches)(state.params, state.masks)  # which is a function of them, if a flat one
         assert not any(leaf.any() for leaf in found.values())
+    assert not any(leaf.requires_grad for leaf in state.params.values())
     for bad in (0.0, -1.0):
         with pytest.raises(UserError, match=r"temperature: .*a number above 0"):
             lf.grasp(flat, batches, bad)
     with pytest.raises(UserError, match="temperature: 200 divides the network's outputs, which this loss doesn't exp"):
         lf.grasp(flat, batches)
     lf.grasp(flat, batches, 1.0)
+
+
+def test_networks_side_by_side_are_scored_as_one_by_one() -> None:
+    """Under vmap, where whether a gradient is zero cannot be looked at."""
+    model, state = state_of()
+    batches = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+    networks = [lf.init(model, seed).params for seed in range(3)]
+    together = {name: torch.stack([params[name] for params in networks]) for name in networks[0]}
+    for make in (lf.snip, lf.taylor, lf.movement, lf.mean_gradient):
+        score = make(lf.loss_of(model, {}), batches)
+        found = torch.vmap(lambda params, score=score: score(params, state.masks))(together)
+        for number, params in enumerate(networks):
+            for name, leaf in score(params, state.masks).items():
+                torch.testing.assert_close(found[name][number], leaf)
+
+
+def test_fisher_takes_all_examples_at_once_and_each_draws_for_itself() -> None:
+    calls = []
+
+    def drawing(params: Any, batch: Any) -> Tensor:
+        calls.append(batch)
+        out: Tensor = params["w"].sum() * (torch.rand(()) < 0.5)
+        return out
+
+    batches = [(torch.zeros(200, 1), torch.zeros(200))]
+    found = lf.fisher(drawing, batches)({"w": torch.tensor([2.0, 4.0])}, {"w": truth("xx")[0]})["w"]
+    assert len(calls) == 1
+    share = found / torch.tensor([2.0, 8.0])  # of those whose gradient is one, not zero
+    assert share[0] == share[1]
+    assert 0.3 < float(share[0]) < 0.7
