@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from method_plans import plan_for
 from small import data
+from test_registry import added
 from torch import nn
 
 import lthfunc as lf
@@ -183,6 +186,33 @@ def test_global_generators_are_seeded_for_an_update_when_it_asks_for_the_network
     with seeded_update(UpdateContext(SEED, 2, True), torch.device("cpu")):
         drawn = [random.random(), float(np.random.rand()), float(torch.rand(()))]
     assert seen == [drawn, drawn if asking else expected]
+
+
+def test_functions_of_ones_own_draw_the_numbers_of_their_update_and_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where survivors alone are kept as on dense trees, whatever was drawn before; no score is NaN."""
+    (tmp_path / "package_of_updates.py").write_text(
+        "import torch\n\ndef share(initial, step, steps):\n    return initial * float(torch.rand(()))\n\n"
+        "def growth(step):\n    return lambda params, masks: {name: params[name] / 0 for name in masks}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    added(monkeypatch, ("drop-schedules", "drawn", "package_of_updates:share"))
+    given: dict[str, Any] = {"steps": STEPS, "eval_every": 4, "batch_size": 5, "density": 0.5, "update_every": 3}
+    (updates,) = plan_for("set", MODEL, data(), **given, drop_schedule="drawn").updates
+    assert updates.exchange is not None
+    found = []
+    for number, each in ((1, updates), (2, updates), (1, updates._replace(exchange=None))):
+        with seeded_generators(number):
+            fit = lf.fit(a_trainer(lf.sparse_engine), start(), seed=SEED, until=4, eval_every=4, updates=each)
+        found.append((fit.state.params, fit.state.masks))
+    assert lf.same_bits(found[0], found[1])
+    assert lf.same_bits(found[0], found[2])
+    (updates,) = plan_for("set", MODEL, data(), **given, growth=f"{tmp_path}/package_of_updates.py:growth").updates
+    state = start()
+    zeros = {name: torch.zeros_like(leaf) for name, leaf in state.params.items()}
+    with pytest.raises(UserError, match=r"^score: .*scores of 0.weight are NaN"):
+        updates.change(state._replace(params=zeros), UpdateContext(SEED, 3, False))
 
 
 def test_digests_are_of_every_bit_name_and_shape() -> None:
