@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
@@ -86,15 +87,21 @@ def test_known_permutations_are_found(chained: tuple[lf.Model, Params, lf.Depend
         assert torch.equal(order[name], places)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_of_all_orders_of_one_layer_the_closest_is_found(kind: torch.dtype) -> None:
-    model = lf.from_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).to(kind))
-    found, ours, theirs = lf.dependencies(model, (3,)), lf.init(model, 1).params, lf.init(model, 2).params
+@pytest.mark.parametrize(
+    ("first", "places", "kind"),
+    [(nn.Linear(3, 5), 1, torch.float32), (nn.Linear(3, 5), 1, torch.bfloat16), (nn.Conv2d(2, 5, 1), 4, torch.float32)],
+)
+def test_of_all_orders_of_one_layer_the_closest_is_found(first: nn.Module, places: int, kind: torch.dtype) -> None:
+    """places: in which the second layer reads each unit."""
+    model = lf.from_module(nn.Sequential(first, nn.Flatten(), nn.Linear(5 * places, 2)).to(kind))
+    found = lf.dependencies(model, (3,) if places == 1 else (2, 2, 2))
+    ours, theirs = lf.init(model, 1).params, lf.init(model, 2).params
     for params, other in ((ours, theirs), (theirs, ours)):
 
-        def distance(places: tuple[int, ...], params: Params = params, other: Params = other) -> float:
-            at = list(places)
-            pairs = ((params["0.weight"][at], other["0.weight"]), (params["2.weight"][:, at], other["2.weight"]),
+        def distance(order: tuple[int, ...], params: Params = params, other: Params = other) -> float:
+            at = list(order)
+            ours, theirs = (tree["2.weight"].view(2, 5, places) for tree in (params, other))
+            pairs = ((params["0.weight"][at], other["0.weight"]), (ours[:, at], theirs),
                      (params["0.bias"][at], other["0.bias"]))  # fmt: skip
             return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
 
@@ -105,6 +112,7 @@ def test_a_layer_of_one_unit_stays_as_it_is_beside_others_that_move() -> None:
     model = lf.from_module(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 2)))
     found, params, places = lf.dependencies(model, (3,)), lf.init(model).params, torch.tensor([3, 0, 2, 1])
     other = lf.permute_units(params, {"0.weight": places}, found)
+    params = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     assert lf.same_bits(lf.align_units(params, other, found), {"0.weight": places, "1.weight": torch.tensor([0])})
 
 
@@ -128,41 +136,42 @@ def test_the_search_ends_with_the_first_round_that_changes_nothing(
     assert calls == [5, 5]
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
+class Wired(nn.Module):
+    """Linear layers of some sizes, put together by a function of the module and its inputs."""
+
+    def __init__(self, give: Callable[[Any, Tensor], Tensor], **sizes: tuple[int, int]) -> None:
         super().__init__()
-        self.one, self.two, self.three = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.give = give
+        for name, size in sizes.items():
+            self.add_module(name, nn.Linear(*size))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.one(x)
-        out: Tensor = self.three(x + self.two(x))
-        return out
+        return self.give(self, x)
 
 
-class Summed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(3, 4), nn.Linear(2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.two(self.one(x).view(-1, 2, 2).sum(1))
-        return out
+ALONE, MIXED = "one.weight is not read by one other layer alone", "two.weight reads mixtures of the units of one.weight"
+SIZES = {"one": (3, 4), "two": (4, 4), "three": (4, 2)}
 
 
 @pytest.mark.parametrize(
-    ("net", "words"),
+    ("net", "words", "layer"),
     [
-        (Residual(), r"one.weight is not read by one other layer alone"),
-        (Summed(), r"two.weight reads mixtures of the units of one.weight"),
+        (Wired(lambda net, x: net.three((h := net.one(x)) + net.two(h)), **SIZES), ALONE, 2),
+        (Wired(lambda net, x: net.three(net.one(x) + net.two(x)), **{**SIZES, "two": (3, 4)}), ALONE, 1),
+        (Wired(lambda net, x: net.two(net.one(x).view(-1, 2, 2).sum(1)), one=(3, 4), two=(2, 2)), MIXED, 2),
+        (Wired(lambda net, x: net.two(net.one(x)[:, [0, 0, 0, 1]]), one=(3, 2), two=(4, 2)), MIXED, 2),
     ],
 )
-def test_networks_whose_units_cannot_be_moved_are_refused(few_digits: lf.Dataset, net: nn.Module, words: str) -> None:
+def test_networks_whose_units_cannot_be_moved_are_refused(
+    few_digits: lf.Dataset, net: nn.Module, words: str, layer: int
+) -> None:
+    """layer: the first whose units cannot, where the network comes behind a layer of its own."""
     model = lf.from_module(net)
     params, found = lf.init(model).params, lf.dependencies(model, (3,))
     with pytest.raises(UserError, match=f"^align_units: {words}"):
         lf.align_units(params, params, found)
     whole = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), net, nn.Linear(2, 10)))
-    with pytest.raises(UserError, match=r"^--method: rebasin cannot permute this network \(2"):
+    with pytest.raises(UserError, match=rf"^--method: rebasin cannot permute this network \({layer}\."):
         plan_for("rebasin", whole, few_digits, steps=9, eval_every=3, batch_size=40)
 
 
