@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,9 +35,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
             return masked_attention(b, views, mask, dropped, scale)
     views = [operand(b, view) for view in views]
     (*_, queries, features), (*_, keys, _), (*_, value_features) = (view.arrangement.sizes for view in views)
-    heads, shared = (only(view.arrangement.dimensions[1]).size for view in views[:2])
-    if shared != only(views[2].arrangement.dimensions[1]).size or heads % shared:
-        raise Unsupported("of heads that don't share keys and values evenly")
+    heads, shared = heads_of(views)
     sizes = {
         "queries": queries, "keys": keys, "features": features, "value_features": value_features,
         "group": heads // shared, "causal": int(causal),
@@ -56,7 +55,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
         number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale), 1 / (1 - dropped)])
         draws = {"threshold": threshold, "keep_scale": number + 1, "number": len(b.instructions)}
 
-        def shared() -> dict[str, int]:
+        def shared_columns() -> dict[str, int]:
             return {
                 **_columns("q", inputs[0].buffer, views[0].arrangement),
                 **_columns("k", inputs[1].buffer, views[1].arrangement),
@@ -64,21 +63,12 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
                 **sizes, **draws, "scale": number, "saved": saved.first, "saved_tile": saved.tile,
             }  # fmt: skip
 
-        b.emit(lambda: ("attention", BY_TILES, heads, shared()))
+        b.emit(lambda: ("attention", BY_TILES, heads, shared_columns()))
 
         def gradient() -> None:
-            grad = b.gradient_of(out)
-            targets = gradient_targets(b, inputs, [view.arrangement for view in views])
-            b.emit(lambda: ("attention_gradient", BY_TILES, heads, {
-                **shared(), "grad": first_of(result, grad),
-                **{f"into_{name}": first_of(view.arrangement, target.buffer)
-                   for name, view, target in zip("qkv", views, targets, strict=True)},
-                **{f"accumulate_{name}": int(target.accumulate) for name, target in zip("qkv", targets, strict=True)},
-            }))  # fmt: skip
-            for target in dict.fromkeys(targets):
-                if target.gate is not None:
-                    b.rectify(target, target.gate)
-            b.release(out)
+            write_gradients(b, out, result, inputs, [view.arrangement for view in views], lambda gradients: (
+                "attention_gradient", BY_TILES, heads, {**shared_columns(), **gradients},
+            ))  # fmt: skip
 
         if out.needs:
             b.backward.append(gradient)
@@ -92,7 +82,36 @@ def _without_heads(view: View) -> View:
     return arranged_view(view.value, view.arrangement.without(1))
 
 
-def gradient_targets(b: Builder, inputs: list[Value], parts: list[Arrangement]) -> list[GradientTarget]:
+def heads_of(views: list[View]) -> tuple[int, int]:
+    """How many heads queries have, and how many keys and values, of these three operands."""
+    heads, shared, others = (only(view.arrangement.dimensions[1]).size for view in views)
+    if shared != others or heads % shared:
+        raise Unsupported("of heads that don't share keys and values evenly")
+    return heads, shared
+
+
+def write_gradients(
+    b: Builder, out: Value, result: Arrangement, inputs: list[Value], parts: list[Arrangement],
+    instruction: Callable[[dict[str, int]], Any],
+) -> None:  # fmt: skip
+    """Emit the gradients of attention's operands. result, parts: how its result and q, k and v lie in their values.
+
+    instruction: the columns of the result's gradient and the operands' -> what computes them, asked for late.
+    """
+    grad = b.gradient_of(out)
+    targets = dict(zip("qkv", _gradient_targets(b, inputs, parts), strict=True))
+    b.emit(lambda: instruction({
+        "grad": first_of(result, grad),
+        **{f"into_{name}": first_of(part, targets[name].buffer) for name, part in zip("qkv", parts, strict=True)},
+        **{f"accumulate_{name}": int(target.accumulate) for name, target in targets.items()},
+    }))  # fmt: skip
+    for target in dict.fromkeys(targets.values()):
+        if target.gate is not None:
+            b.rectify(target, target.gate)
+    b.release(out)
+
+
+def _gradient_targets(b: Builder, inputs: list[Value], parts: list[Arrangement]) -> list[GradientTarget]:
     """Where the gradients of the operands go. Parts that are all of a value leave nothing to be filled with zeros."""
     found: dict[Value, GradientTarget] = {}
     for value in dict.fromkeys(inputs):

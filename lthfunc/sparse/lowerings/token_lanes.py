@@ -13,7 +13,7 @@ from torch import Tensor
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, only
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
-from lthfunc.sparse.lowerings.attention import gradient_targets, operand
+from lthfunc.sparse.lowerings.attention import heads_of, operand, write_gradients
 from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, claim, lowers
 from lthfunc.sparse.lowerings.parameters import as_leaf, as_view
 from lthfunc.sparse.lowerings.placing import first_of, stride
@@ -55,9 +55,7 @@ def _attention(causal: bool) -> Lowering:
         assert isinstance(b, LanesBuilder)
         views = [operand(b, as_view(b, each)) for each in args]
         (*_, features), (*_, value_features) = (view.arrangement.sizes for view in views[1:])
-        heads, shared, others = (only(view.arrangement.dimensions[1]).size for view in views)
-        if shared != others or heads % shared:
-            raise Unsupported("of heads that don't share keys and values evenly")
+        heads, shared = heads_of(views)
         out = Value(TileBuffer(heads * value_features, 1, 1), needs=any(view.value.needs for view in views))
         result = Arrangement((
             views[0].arrangement.dimensions[0], merged([Axis(Side.CHANNEL, heads, value_features)]), (),
@@ -89,19 +87,9 @@ def _attention(causal: bool) -> Lowering:
             b.emit(lambda: ("token_attention", BY_ROWS, shared, common()))
 
             def gradient() -> None:
-                grad = b.gradient_of(out)
-                targets = gradient_targets(b, inputs, [view.arrangement for view in views])
-                b.emit(lambda: ("token_attention_gradient", BY_ROWS, shared, {
-                    **common(), "grad": first_of(result, grad),
-                    **{f"into_{name}": first_of(view.arrangement, target.buffer)
-                       for name, view, target in zip("qkv", views, targets, strict=True)},
-                    **{f"accumulate_{name}": int(target.accumulate)
-                       for name, target in zip("qkv", targets, strict=True)},
-                }))  # fmt: skip
-                for target in dict.fromkeys(targets):
-                    if target.gate is not None:
-                        b.rectify(target, target.gate)
-                b.release(out)
+                write_gradients(b, out, result, inputs, [view.arrangement for view in views], lambda gradients: (
+                    "token_attention_gradient", BY_ROWS, shared, {**common(), **gradients},
+                ))  # fmt: skip
 
             if out.needs:
                 b.backward.append(gradient)
