@@ -9,9 +9,10 @@ from lthfunc.sparse.builder import GradientTarget, Operation
 from lthfunc.sparse.kernels.instructions import BY_TILES, SUMS
 from lthfunc.sparse.lowerings.convolution_lists import ConvolutionLists
 from lthfunc.sparse.lowerings.parameters import bias_gradients
-from lthfunc.sparse.lowerings.product import Product, ProductLowering, norm_columns, sums_columns
+from lthfunc.sparse.lowerings.product import Product, ProductLowering
+from lthfunc.sparse.lowerings.product_columns import UNFUSED, norm_columns, sums_columns
 from lthfunc.sparse.lowerings.strides import StridedRegion, plain
-from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import Local, TileBuffer
 from lthfunc.sparse.written import Late
 
 
@@ -113,8 +114,7 @@ class BandedProduct(ProductLowering):
             self.row_out = self.b.shared((self, "row_out"), lambda: self.b.table(region_out.rows()))
             columns = {
                 "row_out": self.row_out, "bias": self._bias_at, "relu": int(self.out.rectified), "accumulate": 0,
-                "gate": -1, "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **sums_columns(self.out.sums),
-                "goes_on": int(band.first > 0),
+                "gate": -1, **UNFUSED, **sums_columns(self.out.sums), "goes_on": int(band.first > 0),
             }  # fmt: skip
             return self._products(rows, region_in, region_out, lists | columns)
 
@@ -130,11 +130,10 @@ class BandedProduct(ProductLowering):
     ) -> Late:
         def late() -> Any:
             region_in, region_grad = self._image_of(band, image), self._grad_of(band, grad)
+            columns = self._weight_gradients_columns(region_in, region_grad, self._grad_rows(region_grad))
             return "weight_gradients", SUMS if band.last else BY_TILES, self.dense.outs, {
-                **region_in.columns("in"), **region_grad.columns("grad"), "ny": band.rows, "nx": region_grad.nx,
-                **self.lists, "row_grad": self._grad_rows(region_grad), "across": 0,
-                "gradients": self.b.leaves[self.weight].first, "bias": self._bias_gradient, "sums": sums.first,
-                "sums_tile": sums.tile, "goes_on": int(band.first > 0), "unfinished": int(not band.last),
+                **columns, "sums": sums.first, "sums_tile": sums.tile, "goes_on": int(band.first > 0),
+                "unfinished": int(not band.last),
             }  # fmt: skip
 
         return late
@@ -152,8 +151,8 @@ class BandedProduct(ProductLowering):
             gate = -1 if target.gate is None else target.gate.rows(band.first, band.rows).first
             columns = {
                 "row_out": self.b.shared((self, "back_out"), lambda: self.b.table(plain(into).rows())),
-                "accumulate": int(target.accumulate), "gate": gate, "bias": -1, "relu": 0, "pool": 0, "codes": -1,
-                "saved": -1, **no_buffer("b"), **norm_columns(norm), "goes_on": int(band.first > 0),
+                "accumulate": int(target.accumulate), "gate": gate, "bias": -1, "relu": 0, **UNFUSED,
+                **norm_columns(norm), "goes_on": int(band.first > 0),
             }  # fmt: skip
             if norm is not None:
                 columns |= norm.value.buffer.rows(band.first, band.rows).columns_of_kind("norm")

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value
+from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Operation, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import WHOLE_SUMS, Param, claim, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
+from lthfunc.sparse.lowerings.product_columns import UNFUSED, norm_columns, sums_columns
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.patterns import Blocks, Entries, MatrixLists, lists_of
@@ -240,13 +241,20 @@ class ProductLowering:
                 return self.dense.convolution_gradients(
                     self._reads(), region_in, region_grad, self.row_out, self._bias_gradient
                 )  # fmt: skip
-            return "weight_gradients", BY_ROWS if self.across else SUMS, self.dense.outs, {
-                **region_in.columns("in"), **region_grad.columns("grad"), "ny": region_out.ny, "nx": region_out.nx,
-                **self.lists, "row_grad": self.row_out, "gradients": self.b.leaves[self.weight].first,
-                "bias": self._bias_gradient, "across": self.across, **WHOLE_SUMS,
-            }  # fmt: skip
+            columns = self._weight_gradients_columns(region_in, region_grad, self.row_out)
+            return "weight_gradients", BY_ROWS if self.across else SUMS, self.dense.outs, columns | WHOLE_SUMS
 
         self.b.emit(late)
+
+    def _weight_gradients_columns(
+        self, region_in: StridedRegion, region_grad: StridedRegion, row_grad: int
+    ) -> dict[str, int]:
+        """By lists, but for the sums that go on from one instruction to another."""
+        return {
+            **region_in.columns("in"), **region_grad.columns("grad"), "ny": region_grad.ny, "nx": region_grad.nx,
+            **self.lists, "row_grad": row_grad, "gradients": self.b.leaves[self.weight].first,
+            "bias": self._bias_gradient, "across": self.across,
+        }  # fmt: skip
 
     def _input_gradient(
         self, back: Product, transposed: TransposedWeights | None, grad: TileBuffer, target: GradientTarget
@@ -265,7 +273,7 @@ class ProductLowering:
             columns = {
                 "row_out": self.b.table(into.rows()), "accumulate": int(target.accumulate),
                 "gate": -1 if target.gate is None else back.region_out.shifted(target.gate.first), "bias": -1,
-                "relu": 0, "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"),
+                "relu": 0, **UNFUSED,
             }  # fmt: skip
             if transposed is not None:
                 return transposed.convolution(self.dense.reads(self._first_row(back)[0]), region_grad, into, **columns)
@@ -284,17 +292,3 @@ class ProductLowering:
     def sums_gradients(self, back: Product) -> bool:
         """Whether the product of a gradient writes all of it, and can sum it up for a batch normalisation."""
         return self.by_lists and len(self.back) == 1 and back.region_out.stride == (1, 1)
-
-
-def sums_columns(sums: TileBuffer | None) -> dict[str, int]:
-    """The columns of the sums that a product takes of what it writes."""
-    at = {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
-    return {**at, "goes_on": 0, **no_buffer("norm"), "norm_half": 0, "norm_saved": -1, "norm_relu": 0}
-
-
-def norm_columns(norm: Normalised | None) -> dict[str, int]:
-    """The columns of the sums that it takes of a gradient, for the batch normalisation before it."""
-    if norm is None:
-        return sums_columns(None)
-    of = {"norm_saved": norm.saved, "norm_relu": int(norm.gates)}
-    return {**sums_columns(norm.sums), **norm.value.buffer.columns_of_kind("norm"), **of}

@@ -12,10 +12,10 @@ from lthfunc.sparse.builder import Builder, Value
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, RECURRENT, SUMS
 from lthfunc.sparse.lowerings.interface import WHOLE_SUMS, Param, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
-from lthfunc.sparse.lowerings.product import sums_columns
+from lthfunc.sparse.lowerings.product_columns import UNFUSED, sums_columns
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.patterns import matrix_lists
-from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 
 _TILES_AT_ONCE = CONSTANTS["TILES_AT_ONCE"]
 #: Numbers of a unit that are made of its inputs and state.
@@ -111,8 +111,7 @@ class Unrolled:
             "in": at, "in_tile": read.tile, "in_y": 0, "in_x": read.tile, "out": to, "out_tile": into.tile, "out_y": 0,
             "out_x": into.tile, "ny": 1, "nx": 1, "limits": -1, "kernel_y": 0, "kernel_x": 0,
             "values": self._b.leaves[self._weight].first, "bias": -1, "relu": 0, "gate": -1, "across": self._across,
-            "pool": 0, "codes": -1, "saved": -1, **no_buffer("b"), **sums_columns(None), "strip": 1,
-            "out_half": 0, **columns,
+            **UNFUSED, **sums_columns(None), "strip": 1, "out_half": 0, **columns,
         }  # fmt: skip
 
     def _products(self, step: int, before: int) -> Any:

@@ -24,11 +24,12 @@ from lthfunc.sparse.lowerings.interface import (
     value_at,
 )
 from lthfunc.sparse.lowerings.parameters import bias_gradients
-from lthfunc.sparse.lowerings.product import Product, sums_columns
+from lthfunc.sparse.lowerings.product import Product
+from lthfunc.sparse.lowerings.product_columns import UNFUSED, sums_columns
 from lthfunc.sparse.lowerings.strides import ConvolutionAxis, plain
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.patterns import lists_of
-from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import TileBuffer
 
 
 @lowers(aten.conv_transpose2d.input)
@@ -109,7 +110,7 @@ class _Transposed:
         if x.needs:
             target = b.target(x)
             b.emit(lambda: self._products(self._lists.of_image(grad, target.buffer), {
-                "bias": -1, "relu": 0, **target.columns, "saved": -1,
+                "bias": -1, "relu": 0, **target.columns,
             }))  # fmt: skip
         b.release(out)
 
@@ -155,8 +156,8 @@ class _Transposed:
             "which": -1 if lists.which is None else b.table(lists.which),
             "limits": -1 if limits is None else b.table(limits.flatten()),
             "kernel_y": 0 if blocks is None else blocks.kernel_y, "kernel_x": 0 if blocks is None else blocks.kernel_x,
-            "row_out": b.table(region_out.rows()), "values": b.leaves[self._weight].first, "across": 0, "pool": 0,
-            "codes": -1, **no_buffer("b"), **sums_columns(None), "strip": 1,
+            "row_out": b.table(region_out.rows()), "values": b.leaves[self._weight].first, "across": 0, **UNFUSED,
+            **sums_columns(None), "strip": 1,
             "out_half": 0, **columns,
             "gate": -1 if gate < 0 else region_out.shifted(gate),
         }  # fmt: skip

@@ -1,0 +1,23 @@
+"""Columns of a product's instruction for what it may do besides."""
+
+from __future__ import annotations
+
+from lthfunc.sparse.builder import Normalised
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+
+#: Of a product that nothing is fused with: no maxima, no normalisation, no addition.
+UNFUSED = {"pool": 0, "codes": -1, "saved": -1, **no_buffer("b")}
+
+
+def sums_columns(sums: TileBuffer | None) -> dict[str, int]:
+    """The columns of the sums that a product takes of what it writes."""
+    at = {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
+    return {**at, "goes_on": 0, **no_buffer("norm"), "norm_half": 0, "norm_saved": -1, "norm_relu": 0}
+
+
+def norm_columns(norm: Normalised | None) -> dict[str, int]:
+    """The columns of the sums that it takes of a gradient, for the batch normalisation before it."""
+    if norm is None:
+        return sums_columns(None)
+    of = {"norm_saved": norm.saved, "norm_relu": int(norm.gates)}
+    return {**sums_columns(norm.sums), **norm.value.buffer.columns_of_kind("norm"), **of}
