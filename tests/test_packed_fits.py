@@ -15,13 +15,13 @@ import lthfunc as lf
 from lthfunc.experiments.iterative import Progress
 from lthfunc.runs.checkpoints import load_checkpoint, save_checkpoint
 from lthfunc.sparse import loops
-from lthfunc.sparse.exchange import masks_of
 from lthfunc.sparse.kernels import build
 from lthfunc.training.loop import fit_together
 from lthfunc.training.packed_fits import PackedFit, dense_fit, packed_fit
 from lthfunc.training.results import BestNetwork, Fit, Point
 from lthfunc.training.trainer import measure
 from lthfunc.trees import ops, packed_trees, packing
+from lthfunc.trees.packing import masks_of
 
 needs_kernels = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 END = 12

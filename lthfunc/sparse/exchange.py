@@ -13,7 +13,7 @@ from lthfunc.sparse.workspace import Workspace
 from lthfunc.sparsify.growth import RandomGrowth
 from lthfunc.sparsify.scores import Scores
 from lthfunc.training.results import LayerChange
-from lthfunc.trees.types import Growth, Masks
+from lthfunc.trees.types import Growth
 
 #: (the places that are taken in each layer, rising; how many weights grow there) -> the places that grow, rising.
 Growing = Callable[[Mapping[str, Tensor], Mapping[str, int]], Mapping[str, Tensor]]
@@ -88,11 +88,3 @@ def exchanged(workspace: Workspace, names: Iterable[str], grow: Growing, drop_fr
         {name: LayerChange(leaf.size, counts[name] - back, counts[name] - back)
          for (name, leaf), back in zip(leaves.items(), again.tolist(), strict=True)},
     )  # fmt: skip
-
-
-def masks_of(positions: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> Masks:
-    """Dense masks of survivors at these positions."""
-    return {
-        name: torch.zeros(shape, dtype=torch.bool).view(-1).index_fill_(0, positions[name], True).view(shape)
-        for name, shape in shapes.items()
-    }

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lthfunc.sparse.exchange import by_growth, exchanged, masks_of
+from lthfunc.sparse.exchange import by_growth, exchanged
 from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
 from lthfunc.sparse.new_masks import exchanged_for
@@ -26,6 +26,7 @@ from lthfunc.training.results import DropAndGrow, Exchanged, GradientGrowth
 from lthfunc.trees.ops import map_leaves_like
 from lthfunc.trees.packed_states import PackedState
 from lthfunc.trees.packed_trees import mask_on
+from lthfunc.trees.packing import masks_of
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Batch, Masks, NewMasks, Params, TrainState
 

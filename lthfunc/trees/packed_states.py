@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.trees.ops import map_leaves_like
-from lthfunc.trees.packing import packed_like, unpacked_like
+from lthfunc.trees.packing import masks_of, packed_like, unpacked_like
 from lthfunc.trees.types import Buffers, Params, TrainState
 
 
@@ -80,9 +80,6 @@ def unpack_state(state: PackedState) -> TrainState:
     def unpack(tree: Params) -> Params:
         return unpacked_like(tree, state.positions, shapes)
 
-    masks = {
-        name: torch.zeros(shapes[name], dtype=torch.bool).view(-1).index_fill_(0, places, True).view(shapes[name])
-        for name, places in state.positions.items()
-    }
     opt = map_leaves_like(state.params, state.opt, unpack)
+    masks = masks_of(state.positions, shapes)
     return TrainState(unpack(state.params), state.buffers, masks, opt, state.step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
@@ -72,3 +73,11 @@ def unpacked_like(
 def columns(leaves: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Params:
     """Survivors as tensors (n, 1, …) of as many dimensions as the dense leaves have, one at least."""
     return {name: leaf.view(-1, *(1,) * (len(shapes[name]) - 1)) for name, leaf in leaves.items()}
+
+
+def masks_of(positions: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Masks:
+    """Dense masks of survivors at these positions."""
+    return {
+        name: torch.zeros(shape, dtype=torch.bool).view(-1).index_fill_(0, positions[name], True).view(shape)
+        for name, shape in shapes.items()
+    }
