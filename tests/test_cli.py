@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -147,6 +148,15 @@ def test_listings_name_everything(capsys: Any) -> None:
     assert all(name in out for name in DATASETS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lthfunc {lthfunc.__version__}\n"
+
+
+@pytest.mark.parametrize("package", ["lthfunc", "lthfunc_cli"])
+def test_the_packages_run_as_the_command(package: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", [package, "prune", "--arhc", "lenet5"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(package, run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("lthfunc: ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
