@@ -177,9 +177,13 @@ def test_a_study_is_interrupted_resumed_and_extended(
     assert totals == [7 * 8]  # of all runs, told before the first step
     assert list(Path("study").glob("rigl/seed0/round01/checkpoint-000000003-*"))
     finished = Path("study/dense/metrics.jsonl").read_text()
+    assert Path("study/imp/last_round.safetensors").exists()  # of a run that has ended, though the study has not
+    assert not verified(Path("study/imp")).problems
+    capsys.readouterr()
     Path("study/snip").mkdir()
     Path("study/snip/.lock").touch()  # as a process leaves it that is killed before the run begins
     assert run(*STUDY, *THREE, "--method", "snip", "--replicates", "2", "--jobs", "1", "--out", "study") == 0
+    assert "damaged" not in capsys.readouterr().err
     assert Path("study/dense/metrics.jsonl").read_text().startswith(finished)
     for name in ("dense", "imp", "rigl", "snip"):
         _, config, records = read_run(Path("study", name))

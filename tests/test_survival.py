@@ -141,6 +141,16 @@ def test_resume_mends_what_is_damaged_to_the_same_bits(
         assert any(line.startswith("damaged: ") for line in lines)
 
 
+def test_tickets_that_a_crash_came_before_are_no_damage(damaged: Path, finished: Path, capsys: Any) -> None:
+    """They are written after the last training's line; one that is missing beside others was lost."""
+    for name in OUTCOME:
+        (damaged / name).unlink()
+    assert run("resume", damaged) == 0
+    assert not [line for line in said(capsys) if line.startswith("damaged: ")]
+    assert files_of(damaged) == FILES
+    same_files(damaged, finished)
+
+
 def test_a_checkpoint_that_a_crash_left_of_a_finished_training_goes(damaged: Path, finished: Path) -> None:
     content = (damaged / "seed0/round01/params.safetensors").read_bytes()
     name = f"checkpoint-000000035-{hashlib.sha256(content).hexdigest()}.safetensors"

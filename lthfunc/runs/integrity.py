@@ -26,11 +26,12 @@ from lthfunc.trees.ops import Count, count, layer_counts
 
 
 class Problem(NamedTuple):
-    """A problem. name: the finished training that has it; None: the run as a whole."""
+    """A problem. name: the finished training that has it; None: the run as a whole. is_ticket: it is a ticket file's."""
 
     where: str
     what: str
     name: Name | None = None
+    is_ticket: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -53,7 +54,7 @@ def sum_problems(folder: Path, run: Run, *, sizes: bool = False) -> Iterator[Pro
                 yield Problem(_relative(folder, place / file), problem, name)
     for file, problem in ticket_file_problems(folder, run, sizes=sizes) if is_finished(run) else ():
         if run.format > 2 or safe_files.status(folder, folder / file) is not None:
-            yield Problem(file, f"{problem}; lthfunc resume repairs that")
+            yield Problem(file, f"{problem}; lthfunc resume repairs that", is_ticket=True)
 
 
 def content_problems(folder: Path, run: Run, bad: set[Name]) -> Iterator[Problem]:
@@ -142,7 +143,7 @@ def _not_whole(place: Path) -> list[Path]:
 
 
 def wrong(folder: Path, run: Run) -> list[Problem]:
-    """All problems of a run's finished trainings."""
+    """All problems of a run's finished trainings, and of its tickets."""
     sums = list(sum_problems(folder, run))
     return [*sums, *content_problems(folder, run, {each.name for each in sums if each.name is not None})]
 

@@ -28,6 +28,7 @@ from lthfunc.runs.folder import (
 from lthfunc.runs.integrity import Problem, checkpoint_problems, wrong
 from lthfunc.runs.json_lines import append_lines, drop_partial_line, line_of, whole_lines
 from lthfunc.runs.measurements import MEASURED
+from lthfunc.runs.ticket_files import has_ticket_files
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
 
 #: The keys of what tells a training from the others.
@@ -53,7 +54,9 @@ def recover(folder: Path, run: Run) -> tuple[Run, list[str]]:
         raise DamagedError(f"{folder / CONFIG}: {run.settings}")
     said += _without_damaged_lines(folder)
     problems = wrong(folder, run)
-    said += map(str, [*problems, *checkpoint_problems(folder)])
+    unwritten = not has_ticket_files(folder, run)  # of which nothing was lost; they are written at the end as ever
+    said += [str(each) for each in problems if not (unwritten and each.is_ticket)]
+    said += map(str, checkpoint_problems(folder))
     lost = _lost(run, problems)
     if run.about.get("branched") is not None and (early := _early_missing(run, lost)):
         run = _with_early(folder, run, lost, early)

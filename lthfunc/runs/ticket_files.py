@@ -70,6 +70,11 @@ def write_ticket_files(folder: Path) -> None:
     _drop_old_tickets(folder, run.config, run.records)
 
 
+def has_ticket_files(folder: Path, run: Run) -> bool:
+    """Whether any of them is there. A process that ends between a run's last training and them has written none."""
+    return any(safe_files.status(folder, folder / name) is not None for name in _names(run.config))
+
+
 def ticket_file_problems(folder: Path, run: Run, *, sizes: bool) -> Iterator[tuple[str, str]]:
     """(name, problem) of a finished run's ticket files. sizes: only check that they are complete.
 

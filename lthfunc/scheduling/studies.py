@@ -97,6 +97,8 @@ def execute_study(run: Execution, runs: Mapping[str, RunUnderWay], jobs: int) ->
         whole = with_pruning(cost, costs[task.run].get(task.key))
         item = keep_training(folder / task.run, runs[task.run].config, value, task.seed, whole)
         records[task.run].append(item)
+        if not trainings_ahead(runs[task.run].config, runs[task.run].plan, records[task.run]):
+            write_ticket_files(folder / task.run)  # now: other runs may take hours, or be interrupted
         return item
 
     run_all(run, queue, jobs, save)
