@@ -20,7 +20,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparsify.scores import Score, Scores
 from lthfunc.tracebacks import function_name
 from lthfunc.trees.module_errors import failing, no_gradient_message
-from lthfunc.trees.ops import apply_masks, parts_squared
+from lthfunc.trees.ops import apply_masks, clone, parts_squared
 from lthfunc.trees.types import Batch, Masks, Params
 
 #: (params, batch) -> the mean loss over the batch, a scalar.
@@ -71,7 +71,7 @@ def grasp(loss: LossOfParams, batches: Sequence[Batch], temperature: float = 200
         def change(batch: Batch) -> Params:
             # H g is the gradient of <gradient, g>, with g held constant.
             def inner(p: Params) -> Tensor:
-                gradient = grad(loss)(p, batch)
+                gradient = _grad(loss)(p, batch)
                 return torch.stack([gradient_times_weight(gradient[name], along[name]).sum() for name in masks]).sum()
 
             return differentiated(loss, lambda: grad(inner)(params))
@@ -123,7 +123,7 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
         params = apply_masks(params, masks)
 
         def squares(x: Tensor, y: Tensor) -> Params:
-            gradient = grad(loss)(params, (x[None], y[None]))
+            gradient = _grad(loss)(params, (x[None], y[None]))
             return {name: parts_squared(gradient[name]) for name in masks}
 
         def information(batch: Batch) -> Params:
@@ -137,7 +137,7 @@ def fisher(loss: LossOfParams, batches: Sequence[Batch]) -> Score:
             return {name: leaf.mean(0) for name, leaf in each.items()}
 
         mean = _mean([information(batch) for batch in batches], masks)
-        check_reached(loss, lambda p: loss(p, batches[0]), params, mean)
+        check_reached(loss, lambda p: loss(p, clone(batches[0])), params, mean)
         return {name: gradient_times_weight(mean[name], parts_squared(params[name])) / 2 for name in masks}
 
     return score
@@ -208,10 +208,11 @@ def gradient_in_training(loss: LossOfParams, batch: Batch) -> Callable[[Params, 
     """
 
     def gradient(params: Params, masks: Masks) -> Params:
-        leaves = {name: leaf.detach().requires_grad_() for name, leaf in apply_masks(params, masks).items()}
+        given, its_batch = _apart(loss, (apply_masks(params, masks), batch))
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in given.items()}
         try:
             with torch.enable_grad():
-                found = torch.autograd.grad(loss(leaves, batch), list(leaves.values()), materialize_grads=True)
+                found = torch.autograd.grad(loss(leaves, its_batch), list(leaves.values()), materialize_grads=True)
         except RuntimeError:
             return mean_gradient(loss, [batch])(params, masks)
         return _mean([dict(zip(leaves, found, strict=True))], masks)
@@ -227,9 +228,19 @@ def _mean(trees: Sequence[Params], masks: Masks) -> Params:
 
 def gradient_of(loss: LossOfParams, params: Params, batch: Batch) -> Params:
     """The gradient at the params. Raises UserError where there is none, or the loss depends on no parameter."""
-    found = differentiated(loss, lambda: grad(loss)(params, batch))
-    check_reached(loss, lambda p: loss(p, batch), params, found)
+    found = differentiated(loss, lambda: _grad(loss)(params, batch))
+    check_reached(loss, lambda p: loss(p, clone(batch)), params, found)
     return found
+
+
+def _grad(loss: LossOfParams) -> Callable[[Params, Batch], Params]:
+    """The gradient of a loss, which is called at the params and with the batch, or copies of both."""
+    return lambda params, batch: grad(loss)(*_apart(loss, (params, batch)))
+
+
+def _apart(loss: LossOfParams, arguments: tuple[Params, Batch]) -> tuple[Params, Batch]:
+    """Arguments of a loss that are nobody else's, unless it is known to write into nothing."""
+    return arguments if getattr(loss, "tidy", False) else clone(arguments)  # True of most that `loss_of` made
 
 
 def differentiated(loss: Callable[..., Any], take: Callable[[], Params]) -> Params:

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.printable import dtype_name
-from lthfunc.training.loss_context import NetworkLoss
+from lthfunc.tracebacks import is_library_function
+from lthfunc.training.loss_context import NetworkLoss, takes_context
 from lthfunc.training.losses import Loss, cross_entropy
 from lthfunc.trees.model import Model, apply_evaluating, apply_training
 from lthfunc.trees.module_errors import failing
@@ -45,6 +46,11 @@ class LossOf:
             return outputs, None
 
         return self._of_outputs(call, batch, params, training=True)[0]
+
+    @property
+    def tidy(self) -> bool:
+        """Whether it writes into nothing: the network gets copies, but a user's loss would get the targets as they are."""
+        return is_library_function(self.loss) and not takes_context(self.loss)
 
     def by_example(self) -> LossOf:
         """The same loss with batch norms' running statistics, since a single example has none."""
