@@ -1,4 +1,4 @@
-"""``python -m lthfunc`` is ``lthfunc``: the only file of this package that knows the commands, and nothing imports it."""
+"""``python -m lthfunc`` is ``lthfunc``: the only file here that knows the commands, and nothing imports it."""
 
 import sys
 

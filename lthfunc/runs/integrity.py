@@ -26,7 +26,7 @@ from lthfunc.trees.ops import Count, count, layer_counts
 
 
 class Problem(NamedTuple):
-    """A problem. name: the finished training that has it; None: the run as a whole. is_ticket: it is a ticket file's."""
+    """A problem. name: the finished training that has it; None: the run as a whole. is_ticket: of a ticket file."""
 
     where: str
     what: str

@@ -49,7 +49,7 @@ class LossOf:
 
     @property
     def tidy(self) -> bool:
-        """Whether it writes into nothing: the network gets copies, but a user's loss would get the targets as they are."""
+        """Whether it writes into nothing: the network gets copies, a user's loss the params and targets as they are."""
         return is_library_function(self.loss) and not takes_context(self.loss)
 
     def by_example(self) -> LossOf:
