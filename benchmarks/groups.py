@@ -4,10 +4,10 @@
 
 A network is trained; then heads, dimensions of its residual stream and channels are pruned until that share of its
 FLOPs is left, by the same score of weights here and there, of which each makes one of groups in its own way, and it is
-fine-tuned on the same batches. Latencies are of the smaller modules, compiled, in turns. Torch-Pruning prunes in small
-steps, each by its global ranking, until it is there. The ResNet-20 has 1×1 convolutions as shortcuts, since it cannot
-follow padded ones. Of attention it prunes dimensions of all heads alike, its default, since its global ranking of heads
-fails in steps that take none.
+fine-tuned on the same batches. With ``--multiple N`` each layer keeps a multiple of N channels. Latencies are of the
+smaller modules, compiled, in turns. Torch-Pruning prunes in small steps, each by its global ranking, until it is there.
+The ResNet-20 has 1×1 convolutions as shortcuts, since it cannot follow padded ones. Of attention it prunes dimensions
+of all heads alike, its default, since its global ranking of heads fails in steps that take none.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.networks(f"one of {', '.join(NETWORKS)} (both)")
     options.add("--dataset", default="digits", help="digits, mnist or another of `lthfunc datasets` (digits)")
     options.add("--left", type=float, default=0.5, help="the share of FLOPs to leave (0.5)")
+    options.add("--multiple", type=int, default=1, help="channels, of which each layer keeps a multiple (1)")
     options.add("--steps", type=int, default=1500, help="of the training (1500)")
     options.add("--tuning", type=int, default=500, help="steps of fine-tuning (500)")
     options.add("--eager", action="store_true", help="time the modules as they are, not compiled")
@@ -143,14 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(
-    *, networks: Sequence[str], dataset: str, left: float, steps: int, tuning: int, eager: bool, threads: int,
-    repeats: int, json: str | None,
+    *, networks: Sequence[str], dataset: str, left: float, multiple: int, steps: int, tuning: int, eager: bool,
+    threads: int, repeats: int, json: str | None,
 ) -> list[Record]:  # fmt: skip
     """Measure, print, and write JSON where asked to."""
     names = chosen(networks, NETWORKS, NETWORKS, threads)
     if not 0 < left < 1:
         raise invalid("--left", left, "a number between 0 and 1, both excluded")
-    for option, number in (("--steps", steps), ("--tuning", tuning), ("--repeats", repeats)):
+    for option, number in (("--multiple", multiple), ("--steps", steps), ("--tuning", tuning), ("--repeats", repeats)):
         if number < 1:
             raise invalid(option, number, "a whole number of at least 1")
     records, before = list[Record](), torch.get_num_threads()
@@ -159,8 +160,8 @@ def run(
         data = lf.data.load(dataset)
         for name in names:
             about = {"network": name, "dataset": dataset, "batch": _BATCH, "device": "cpu", "threads": threads,
-                     "precision": "fp32", "unit": "batches/s"}  # fmt: skip
-            records += _measured(name, data, left, steps, tuning, eager, repeats, about)
+                     "precision": "fp32", "multiple": multiple, "unit": "batches/s"}  # fmt: skip
+            records += _measured(name, data, left, multiple, steps, tuning, eager, repeats, about)
     finally:
         torch.set_num_threads(before)
     if json is not None:
@@ -169,8 +170,9 @@ def run(
 
 
 def _measured(
-    name: str, data: lf.Dataset, left: float, steps: int, tuning: int, eager: bool, repeats: int, about: dict[str, Any]
-) -> list[Record]:
+    name: str, data: lf.Dataset, left: float, multiple: int, steps: int, tuning: int, eager: bool, repeats: int,
+    about: dict[str, Any],
+) -> list[Record]:  # fmt: skip
     model = lf.from_module(_MAKE[name](data.shape, data.classes), name=name, warn=False)
     say = saying(name)
     say(f"training, {steps} steps")
@@ -179,10 +181,10 @@ def _measured(
     found = {"dense": Small(lf.to_module(lf.ticket(trained), model).eval(), accuracy, accuracy)}
     for score in SCORES:
         say(f"pruning and fine-tuning by {score}")
-        found[f"lthfunc, {score}"] = _ours(model, trained, data, left, tuning, score)
+        found[f"lthfunc, {score}"] = _ours(model, trained, data, left, multiple, tuning, score)
         if importlib.util.find_spec("torch_pruning") is not None:
             say("the same by Torch-Pruning")
-            found[f"Torch-Pruning, {score}"] = _theirs(model, trained, data, left, tuning, score)
+            found[f"Torch-Pruning, {score}"] = _theirs(model, trained, data, left, multiple, tuning, score)
     say(f"timing, {repeats} turns")
     rates = _rates({each: small.module for each, small in found.items()}, data, eager, repeats)
     records = []
@@ -217,7 +219,9 @@ def _rates(modules: dict[str, nn.Module], data: lf.Dataset, eager: bool, repeats
     return found
 
 
-def _ours(model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: float, tuning: int, score: str) -> Small:
+def _ours(
+    model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: float, multiple: int, tuning: int, score: str
+) -> Small:
     groups = lf.dependency_groups(model, data.shape)
     layers = lf.cost(model, trained.params, trained.masks, data.shape).layers
     costs = {name: layer.flops / layer.total for name, layer in layers.items()}
@@ -226,14 +230,16 @@ def _ours(model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: float
         "magnitude": {"score": lf.magnitude, "reduce": "norm"},
         "taylor": {"score": lf.snip(lf.loss_of(model, trained.buffers), batches), "reduce": "sum"},
     }[score]
-    pruned = lf.prune_groups(groups, density=left, costs=costs, **how)(trained)
+    pruned = lf.prune_groups(groups, density=left, costs=costs, multiple=multiple, **how)(trained)
     pruned = pruned._replace(step=torch.zeros_like(pruned.step))
     tuned = lf.train(model, data, optimizer=lf.adam(_LR), steps=tuning)(pruned)
     small = lf.compact(model, tuned, data.shape)
     return Small(small.model.evaluating, lf.accuracy_on(model, pruned, data), lf.accuracy_on(model, tuned, data))
 
 
-def _theirs(model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: float, tuning: int, score: str) -> Small:
+def _theirs(
+    model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: float, multiple: int, tuning: int, score: str
+) -> Small:
     import torch_pruning as tp
 
     module = lf.to_module(lf.ticket(trained), model).eval().requires_grad_(True)
@@ -243,6 +249,7 @@ def _theirs(model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: flo
     pruner = tp.pruner.BasePruner(
         module, x, importance=kinds[score](), global_pruning=True, pruning_ratio=1.0, max_pruning_ratio=0.95,
         iterative_steps=_PEER_STEPS, ignored_layers=[module.head], num_heads=heads,
+        round_to=None if multiple == 1 else multiple,
     )  # fmt: skip
     wanted = left * flops_of(module, data.shape)
     batches = lf.sample_batches(data, _BATCH, count=_SCORED, seed=0)

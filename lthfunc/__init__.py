@@ -117,12 +117,11 @@ if TYPE_CHECKING:
         snip as snip,
         taylor as taylor,
     )
+    from lthfunc.sparsify.group_selection import prune_groups as prune_groups, whole_groups as whole_groups
     from lthfunc.sparsify.groups import (
         DependencyGroup as DependencyGroup,
         GroupPart as GroupPart,
         group_scores as group_scores,
-        prune_groups as prune_groups,
-        whole_groups as whole_groups,
         without_dead_groups as without_dead_groups,
     )
     from lthfunc.sparsify.growth import random_growth as random_growth

@@ -28,7 +28,7 @@ R = TypeVar("R")
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a whole number of at least 1", lambda value: value >= 1,
-        "steps epochs until eval_every batch_size count points every block has_n_of_m.m geometric.rounds",
+        "steps epochs until eval_every batch_size count points every block multiple has_n_of_m.m geometric.rounds",
     ),
     (
         "a whole number of at least 0", lambda value: value >= 0,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.models.transformers import ViT
 from lthfunc.trees.types import Masks
 
 Group = lf.DependencyGroup
@@ -57,24 +58,39 @@ def scores_by_hand(
 
 
 def pruned_by_hand(
-    worth: list[float], masks: Masks, groups: Sequence[Group], wanted: float, costs: Mapping[str, float]
-) -> set[Place]:
-    """What remains: groups go, the worst first, but for the best of each width and of each row or column they cover."""
+    worth: list[float], masks: Masks, groups: Sequence[Group], wanted: float, costs: Mapping[str, float],
+    sizes: Mapping[int, int] | None = None,
+) -> set[Place]:  # fmt: skip
+    """What remains: groups go, the worst first, but for the best of each width and of each row or column they cover.
+
+    sizes: of each width, what the number of groups that remain is a multiple of.
+    """
     teams: dict[Any, list[int]] = {}
     covered: dict[Any, int] = {}
+    living = [number for number, group in enumerate(groups) if weights_of(group, left_of(masks))]
     for number, group in enumerate(groups):
-        teams.setdefault(group.width, []).append(number)
-        for part in group.parts:
-            teams.setdefault((part.name, part.axis), []).append(number)
-            covered[part.name, part.axis] = covered.get((part.name, part.axis), 0) + len(part.indices)
+        for key, count in ((group.width, 0), *(((part.name, part.axis), len(part.indices)) for part in group.parts)):
+            covered[key] = covered.get(key, 0) + count
+            if number in living:
+                teams.setdefault(key, []).append(number)
     staying = {
         max(team, key=lambda number: (worth[number], -number)) for key, team in teams.items()
         if isinstance(key, int) or (key[0] in SIZES and covered[key] == SIZES[key[0]][key[1]])
     }  # fmt: skip
-    order = sorted(set(range(len(groups))) - staying, key=lambda number: (worth[number], number))
-    rests = [left_of(masks)]
-    for number in order:
-        rests.append(rests[-1] - {*weights_of(groups[number], rests[-1])})
+    rests, remaining = [left_of(masks)], living
+    while True:  # of each width those that could go next; the worst of these go
+        nexts = []
+        for width in {group.width for group in groups}:
+            own = [number for number in remaining if groups[number].width == width]
+            size = (sizes or {}).get(width, 1)
+            free = sorted(set(own) - staying, key=lambda number: (worth[number], number))[: len(own) % size or size]
+            if len(free) == (len(own) % size or size):
+                nexts.append((sum(worth[number] for number in free) / len(free), free))
+        if not nexts:
+            break
+        gone = min(nexts)[1]
+        remaining = [number for number in remaining if number not in gone]
+        rests.append(rests[-1] - {place for number in gone for place in weights_of(groups[number], rests[-1])})
 
     def far(rest: set[Place]) -> float:
         return abs(sum(costs[name] for name, *_ in rest) - wanted)
@@ -151,6 +167,40 @@ def test_the_worst_groups_go_until_the_cost_is_nearest(seed: int, reduce: str, n
     assert lf.same_bits((state.params, state.masks), before)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("multiple", [2, 3, 4])
+def test_of_each_width_a_multiple_of_channels_remains(seed: int, multiple: int) -> None:
+    """Groups of the second layer have two units each, one part's; a width with fewer stays whole."""
+    state, groups = case(seed)
+    sizes = {0: multiple, 1: {2: 1, 3: 3, 4: 2}[multiple]}
+    worth = lf.group_scores(lf.magnitude(state.params, state.masks), state.masks, groups).tolist()
+    total, left = lf.count(state.masks).total, []
+    for density in (0.4, 0.5, 0.6):
+        masks = lf.prune_groups(groups, density=density, multiple=multiple)(state).masks
+        wanted = density * total
+        assert left_of(masks) == pruned_by_hand(worth, state.masks, groups, wanted, dict.fromkeys(SIZES, 1.0), sizes)
+        for width, size in sizes.items():
+            own = [group for group in groups if group.width == width]
+            before, after = (
+                sum(bool(weights_of(group, left_of(each))) for group in own) for each in (state.masks, masks)
+            )
+            assert after % size == 0 or after == before
+            left.append(after != before)
+    assert any(left)
+    with pytest.raises(UserError, match=r"^prune_groups: whole groups in multiples of 8 leave at least 100 %"):
+        lf.prune_groups(groups, density=0.4, multiple=8)(state)
+
+
+def test_heads_count_as_many_channels_as_they_have() -> None:
+    """Of four heads of eight dimensions an even number stays where sixteen are asked for."""
+    model = lf.from_module(ViT((1, 8, 8), 10, layers=1, heads=4, width=32), warn=False)
+    state = lf.init(model)
+    heads = [group for group in lf.dependency_groups(model, (1, 8, 8)) if group.kind == "heads"]
+    for multiple, density, stay in ((16, 0.85, 2), (4, 0.93, 3), (16, 0.93, 4)):
+        pruned = lf.prune_groups(heads, density=density, multiple=multiple)(state).masks
+        assert int(pruned["blocks.0.attention.qkv.weight"].any(1).sum()) == 3 * 8 * stay
+
+
 def test_groups_have_the_mean_of_their_scores_over_that_of_their_width() -> None:
     """By default; and other scores than magnitude's are those of weights that remain."""
     state, groups = case(2)
@@ -172,6 +222,11 @@ def test_groups_are_refused_in_one_line() -> None:
     for given, words in (
         ({}, "^prune_groups: give either fraction or density$"),
         ({"fraction": 0.5, "density": 0.5}, "^prune_groups: give either fraction or density$"),
+        (
+            {"density": 0.5, "multiple": 0},
+            r"^prune_groups: multiple: invalid value 0 \(expected a whole number of at least 1",
+        ),
+        ({"density": 0.5, "multiple": 1.5}, r"^prune_groups: multiple must be a whole number, not 1\.5$"),
         ({"density": 0.5, "reduce": "max"}, r"^reduce: invalid value 'max' \(expected mean or sum or norm\)"),
     ):
         with pytest.raises(UserError, match=words):

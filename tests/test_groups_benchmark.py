@@ -20,13 +20,28 @@ def test_smaller_networks_are_measured(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("benchmarks.groups._SCORED", 1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # the peer, whose pruning takes long
     measured = tmp_path / "groups.json"
-    options = ["--network", "vit", "--steps", "1", "--tuning", "1", "--left", "0.4", "--eager", "--repeats", "2"]
+    options = [
+        "--network",
+        "vit",
+        "--steps",
+        "1",
+        "--tuning",
+        "1",
+        "--left",
+        "0.4",
+        "--eager",
+        "--repeats",
+        "2",
+        "--multiple",
+        "8",
+    ]
     assert main(["benchmark", "groups", *options, "--json", str(measured)]) == 0
     dense, ours = json.loads(measured.read_text())["records"]
     assert (dense["variant"], ours["variant"]) == ("dense", "lthfunc, magnitude")
     assert 0.35 < ours["FLOPs"] / dense["FLOPs"] < 0.45
     assert ours["parameters"] < 0.45 * dense["parameters"]
     assert ours["repeats"] == 2
+    assert ours["multiple"] == 8
     assert "lthfunc, magnitude" in capsys.readouterr().out
 
 
@@ -35,6 +50,7 @@ def test_smaller_networks_are_measured(tmp_path: Path, monkeypatch: pytest.Monke
     [
         (["--network", "nothing"], "--network: unknown name 'nothing'"),
         (["--left", "1"], "--left: invalid value 1"),
+        (["--multiple", "0"], "--multiple: invalid value 0"),
         (["--tuning", "0"], "--tuning: invalid value 0"),
     ],
 )

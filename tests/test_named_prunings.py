@@ -115,6 +115,10 @@ def test_structures_by_name_are_those_functions(own: str) -> None:
         exempt = {"exempt": ("2*",)} if ":" in name or "x" in name[1:2] else {}
         found = structure_of(settings(structure=name, **exempt), model, (8,))(scores, state.masks, keep)
         assert lf.same_bits(found, select(scores, state.masks, keep)), name
+    whole = lf.whole_groups(lf.dependency_groups(model, (8,)), multiple=3)(scores, state.masks, keep)
+    assert not lf.same_bits(whole, lf.whole_groups(lf.dependency_groups(model, (8,)))(scores, state.masks, keep))
+    found = structure_of(settings(structure="groups", group_multiple=3), model, (8,))(scores, state.masks, keep)
+    assert lf.same_bits(found, whole)
     found = structure_of(settings(structure="units", exempt=("0*",)), model, (8,))(scores, state.masks, keep)
     assert lf.same_bits(found, lf.unstructured(scores, state.masks, keep))
     assert structure_of(settings(structure=f"{own}:select"), model, (8,))(scores, state.masks, keep) == state.masks

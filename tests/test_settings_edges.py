@@ -34,6 +34,7 @@ RANGES: list[tuple[str, list[Any], list[Any], str]] = [
     ("rate", [1e-300, 1 - 1e-16], [0.0, 1.0], "a number between 0 and 1, both excluded"),
     ("density", [1e-300, 1 - 1e-16], [0.0, 1.0], "a number between 0 and 1, both excluded"),
     ("min_layer_weights", [0, 10**12], [-1, 10**12 + 1], "a whole number from 0 to 1,000,000,000,000"),
+    ("group_multiple", [1, 2**20], [0, 2**20 + 1], "a whole number from 1 to 1,048,576"),
     ("layer_rate", [{"a": 0.0}, {"a": 1 - 1e-16}], [{"a": -0.1}, {"a": 1.0}],
      r"a table of names, each with a number in \[0, 1\)"),
     ("epochs", [1, 1_000_000], [0, 1_000_001], "a whole number from 1 to 1,000,000"),

@@ -64,6 +64,8 @@ TOGETHER: list[Any] = [
      [{"exempt": ()}, {"structure": "units"}, {"structure": "2:4"}]),
     ({"exempt": ("fc1*",), "structure": OWN}, "--exempt: requires --structure per-output, .*, not module:function",
      [{"exempt": ()}]),
+    ({"group_multiple": 16}, "--group-multiple: requires --structure heads, residual or groups, not unstructured",
+     [{"group_multiple": 1}, {"structure": "groups"}, {"structure": "residual"}]),
     ({"control": ("reinit", "random-mask", "reinit")}, "--control: invalid value 'reinit, .*each control once",
      [{"control": ("reinit", "random-mask")}, {"control": ()}]),
 ]  # fmt: skip

@@ -96,16 +96,16 @@ STRUCTURES = Registry("structures", "--structure", {
     ),
     "heads": StructureEntry(
         ".experiments.functions:whole_heads", "whole attention heads; with grouped queries, all heads that share a key",
-        "Michel et al. 2019", takes=("exempt",), rows=False,
+        "Michel et al. 2019", takes=("exempt", "group_multiple"), rows=False,
     ),
     "residual": StructureEntry(
         ".experiments.functions:residual_dimensions", "whole dimensions of residual streams and embeddings",
-        takes=("exempt",), rows=False,
+        takes=("exempt", "group_multiple"), rows=False,
     ),
     "groups": StructureEntry(
         ".experiments.functions:groups_of_all_kinds",
         "heads, residual dimensions, neurons and channels, with all that goes together", "Fang et al. 2023",
-        takes=("exempt",), rows=False,
+        takes=("exempt", "group_multiple"), rows=False,
     ),
     "N:M": StructureEntry(
         ".sparsify.structures:n_of_m", "at most N of every M consecutive inputs", "Mishra et al. 2021",

@@ -23,7 +23,8 @@ from lthfunc.sparsify.allocation import Allocate, globally, layerwise
 from lthfunc.sparsify.budgets import globally_with_minimum
 from lthfunc.sparsify.dependencies import dependencies, without_dead_units
 from lthfunc.sparsify.gradient_scores import LossOfParams, gradient_in_training
-from lthfunc.sparsify.groups import HEADS, RESIDUAL, DependencyGroup, whole_groups, without_dead_groups
+from lthfunc.sparsify.group_selection import whole_groups
+from lthfunc.sparsify.groups import HEADS, RESIDUAL, DependencyGroup, without_dead_groups
 from lthfunc.sparsify.growth import ties_drawn
 from lthfunc.sparsify.scores import Score, Scores, random_scores
 from lthfunc.sparsify.structures import Select, units
@@ -195,7 +196,8 @@ def method_of(config: Config, plan: Plan) -> Plan:
 def structure_of(config: Config, model: Model, shape: tuple[int, ...]) -> Select:
     """A structure by its name; a user's is ``scores, masks, keep -> masks``."""
     offered = Offered(
-        exempt=lambda: config.exempt, model=lambda: model, groups=lambda: dependency_groups(model, shape)
+        exempt=lambda: config.exempt, model=lambda: model, groups=lambda: dependency_groups(model, shape),
+        group_multiple=lambda: config.group_multiple,
     )  # fmt: skip
     made: Select = STRUCTURES.make(config.structure, offered, dict, "Select")
     return made
@@ -206,23 +208,23 @@ def units_but_outputs(exempt: Sequence[str], model: Model) -> Select:
     return units((*exempt, *(name for name in model.prunable if name == model.output)))
 
 
-def whole_heads(exempt: Sequence[str], groups: Sequence[DependencyGroup]) -> Select:
+def whole_heads(exempt: Sequence[str], groups: Sequence[DependencyGroup], group_multiple: int) -> Select:
     """Whole attention heads."""
-    return _groups_of_kind("heads", HEADS, exempt, groups)
+    return _groups_of_kind("heads", HEADS, exempt, groups, group_multiple)
 
 
-def residual_dimensions(exempt: Sequence[str], groups: Sequence[DependencyGroup]) -> Select:
+def residual_dimensions(exempt: Sequence[str], groups: Sequence[DependencyGroup], group_multiple: int) -> Select:
     """Whole dimensions of residual streams."""
-    return _groups_of_kind("residual", RESIDUAL, exempt, groups)
+    return _groups_of_kind("residual", RESIDUAL, exempt, groups, group_multiple)
 
 
-def groups_of_all_kinds(exempt: Sequence[str], groups: Sequence[DependencyGroup]) -> Select:
+def groups_of_all_kinds(exempt: Sequence[str], groups: Sequence[DependencyGroup], group_multiple: int) -> Select:
     """Whatever goes together: heads, dimensions of residual streams, neurons and channels."""
-    return _groups_of_kind("groups", None, exempt, groups)
+    return _groups_of_kind("groups", None, exempt, groups, group_multiple)
 
 
 def _groups_of_kind(
-    structure: str, kind: str | None, exempt: Sequence[str], groups: Sequence[DependencyGroup]
+    structure: str, kind: str | None, exempt: Sequence[str], groups: Sequence[DependencyGroup], group_multiple: int
 ) -> Select:
     of_kind = [group for group in groups if kind in (None, group.kind)]
     if not of_kind:
@@ -234,7 +236,7 @@ def _groups_of_kind(
     ]  # fmt: skip
     if not found:
         raise invalid("--exempt", ", ".join(exempt), f"patterns that leave some of what --structure {structure} prunes")
-    return whole_groups(found)
+    return whole_groups(found, multiple=group_multiple)
 
 
 def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transformation:

@@ -65,6 +65,11 @@ class Pruning:
     exempt: tuple[str, ...] = setting(
         (), "Layers that need not have the structure, such as 'fc3*'; repeatable.", PRUNING, _PRUNERS, "PATTERN"
     )
+    group_multiple: Annotated[int, Ge(1), Le(2**20)] = setting(
+        1,
+        "With --structure heads, residual or groups, each width keeps a multiple of so many channels or features.",
+        PRUNING, _PRUNERS,
+    )  # fmt: skip
     rewind: str | None = setting(
         None, f"State from which a pruned network is retrained: {REWINDINGS.described}; or module:function.",
         PRUNING, _PRUNERS, names=REWINDINGS, default="init; lr with --from-trained",
