@@ -30,8 +30,8 @@ def generate(
             "--temperature", "Below 1 likely tokens become likelier; 0 takes the likeliest.", "X", parser=o.number
         ),
     ] = 1.0,
-    top_k: Annotated[int, o.whole_number("--top-k", "How many of the likeliest tokens are drawn from; 0: all.")] = 0,
-    seed: Annotated[int, o.whole_number("--seed", "Of the draws: the same seed writes the same text.")] = 0,
+    top_k: Annotated[int, o.whole_number("--top-k", "Draw from this many of the likeliest tokens; 0: from all.")] = 0,
+    seed: Annotated[int, o.whole_number("--seed", "Seed of the draws; the same one writes the same text.")] = 0,
     number: Round = None,
     run_seed: Annotated[
         int | None, o.whole_number("--run-seed", "One of the run's seeds. \\[default: the first]")
@@ -51,7 +51,9 @@ def generate(
         from lthfunc.sparse.decoding import decoding_program, generate as lf_generate
         from lthfunc.training.cpu_threads import using_threads
 
-    (found,) = tickets_of_run(Path(run), [number], run_seed, given.get("data_dir"), trusted=trust)
+    (found,) = tickets_of_run(
+        Path(run), [number], run_seed, given.get("data_dir"), trusted=trust, seed_option="--run-seed"
+    )
     if not found.model.tokens:
         raise UserError(
             f"{run}: has no network of text, but {found.model.name} on {found.data.name} "

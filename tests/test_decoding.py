@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +161,16 @@ def test_networks_that_mix_tokens_otherwise_are_refused(function: Callable[[Tens
     model = lf.from_module(Tokens(function), tokens=True)
     with pytest.raises(lf.UserError, match=words):
         lf.decoding_program(model, lf.init(model), 9)
+
+
+def test_what_is_no_sequence_for_a_program_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    model = lf.models.char_transformer((16,), 7, width=8, layers=1, heads=1)
+    given: Any = [3, 1]
+    with pytest.raises(lf.UserError, match=r"tokens: invalid value 'a list of 2 \(int\)' \(expected a tensor"):
+        lf.decoding_program(model, lf.init(model), 16)(given)
+    with pytest.raises(lf.UserError, match="cannot be traced on sequences of 17 tokens"):
+        lf.decoding_program(model, lf.init(model), 17)
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]  # PyTorch would print a traceback
 
 
 def averaging(rows: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def test_the_seed_decides_what_is_written(run: Path, capsys: Any) -> None:
         (["--prompt", "a", "--temperature", "-1"], "--temperature: invalid value -1.0 (expected a number of at least"),
         (["--prompt", "a", "--temperature", "nan"], "--temperature: invalid value nan"),
         (["--prompt", "a", "--top-k", "-1"], "--top-k: invalid value -1"),
-        (["--prompt", "a", "--run-seed", "9"], "9 (expected one of the run's seeds: 0)"),
+        (["--prompt", "a", "--run-seed", "9"], "--run-seed: invalid value 9 (expected one of the run's seeds: 0)"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, options: list[str], words: str, capsys: Any) -> None:

@@ -5,39 +5,32 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils import _pytree
 
-from lthfunc.arguments import public
+from lthfunc.arguments import check_argument, public
 from lthfunc.errors import UserError
+from lthfunc.loops.call_arguments import CallArguments, taken_apart
 from lthfunc.loops.survivors import Survivors, optimizers_of, replace
 from lthfunc.printable import counted, dtype_name
 from lthfunc.sparse.batch_sizes import twins
-from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, Captured, captured_call
+from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, CannotTraceError, Captured, captured_call
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.partition import Input
 from lthfunc.sparse.partitioned import PartitionedCall
 from lthfunc.sparsify.transforms import ticket
 from lthfunc.trees.module_attributes import copy_module
 from lthfunc.trees.module_calls import functional_call
-from lthfunc.trees.ops import count, scattered
+from lthfunc.trees.module_errors import failing
+from lthfunc.trees.ops import clone, count, scattered
 from lthfunc.trees.prunable import check_pure, is_pure_module
 from lthfunc.trees.types import Masks, Ticket, TrainState
 
 #: Kinds of calls (shapes of inputs, modes) for which a module keeps programs.
 _CALLS = 8
-
-
-class _Arguments(NamedTuple):
-    """A call's tensors, and what else it was given: kind, by which calls are told apart, and the way back."""
-
-    tensors: Sequence[Tensor]
-    kind: Any
-    rebuilt: Callable[[Sequence[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 class SparseModule(nn.Module):
@@ -81,6 +74,7 @@ class SparseModule(nn.Module):
         would belong to other weights. Raises UserError for masks of another network, and for an optimiser that
         owns no parameter of this one, or whose state is not kept weight by weight, before anything is changed.
         """
+        check_argument("set_masks", "masks", masks, "Masks")
         self._survivors.check("set_masks", masks)
         self._survivors.set(masks, optimizers_of(optimizer, self._survivors.weights().params))
         for call in self._calls.values():
@@ -117,7 +111,9 @@ class SparseModule(nn.Module):
         return f"{type(self._template).__name__}: {count(self.masks)}"
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = _taken_apart(args, kwargs)
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise UserError("sparse_module: takes gradients by backward(), and cannot be called under torch.func")
+        arguments = taken_apart(args, kwargs)
         tensors, gradients = arguments.tensors, torch.is_grad_enabled()
         examples = next((len(each) for each in tensors if each.ndim), 0)
         inputs = tuple(
@@ -136,10 +132,12 @@ class SparseModule(nn.Module):
             if len(self._calls) >= _CALLS:
                 self._calls.pop(next(iter(self._calls)))
             self._calls[key] = call
+        if examples == 1 and call.needs_several:  # as PyTorch does, for want of a variance
+            raise UserError("sparse_module: batch normalisation in training requires more than one example")
         return call(tensors, weights)
 
     def _made(
-        self, arguments: _Arguments, inputs: tuple[Input, ...], gradients: bool, frozen: frozenset[str]
+        self, arguments: CallArguments, inputs: tuple[Input, ...], gradients: bool, frozen: frozenset[str]
     ) -> PartitionedCall:
         for tensor in arguments.tensors:
             if not tensor.is_cpu:
@@ -148,7 +146,11 @@ class SparseModule(nn.Module):
                 raise UserError(f"sparse_module: computes in float32; an input is {dtype_name(tensor.dtype)}")
         if not any(each.batched for each in inputs):
             raise UserError("sparse_module: takes a batch: a tensor with examples along its first dimension")
-        traced = self._traced(arguments, inputs, TRACED_BATCH)
+        try:
+            traced = self._traced(arguments, inputs, TRACED_BATCH)
+        except CannotTraceError as error:
+            self._try(arguments)
+            raise UserError(f"sparse_module: {type(self._template).__name__} cannot be traced{error.why}") from error
         known: list[Mapping[Node, Node]] = []
 
         def twin() -> Mapping[Node, Node]:
@@ -164,7 +166,7 @@ class SparseModule(nn.Module):
         self._tell(call)
         return call
 
-    def _traced(self, arguments: _Arguments, inputs: tuple[Input, ...], examples: int) -> Captured:
+    def _traced(self, arguments: CallArguments, inputs: tuple[Input, ...], examples: int) -> Captured:
         weights, template = self._survivors.weights(), self._template
         template.training = self.training
         examples_of = [
@@ -181,6 +183,14 @@ class SparseModule(nn.Module):
             {name: leaf.detach().clone() for name, leaf in weights.buffers.items()}, tuple(examples_of),
             training=True, located=first, checked=first and not self._pure,
         )  # fmt: skip
+
+    def _try(self, arguments: CallArguments) -> None:
+        """Call the dense module as this one is called. Raises UserError where PyTorch fails on these arguments."""
+        params, buffers = self._survivors.dense()
+        args, kwargs = arguments.rebuilt(clone(arguments.tensors))
+        told = failing(f"sparse_module: {type(self._template).__name__} fails", self._template)
+        with told, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            functional_call(self._template, {**params, **buffers}, args, kwargs)
 
     def _tell(self, call: PartitionedCall) -> None:
         """Warn of operations that are left to PyTorch, each once."""
@@ -241,23 +251,6 @@ def sparse_module(module: nn.Module, masks: Masks) -> SparseModule:
     check_pure(module)
     load_kernels()
     return SparseModule(module, masks)
-
-
-def _taken_apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return _Arguments(args, None, lambda tensors: ((tensors[0],), {}))
-    leaves, structure = _pytree.tree_flatten((args, kwargs))
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-    def rebuilt(tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        filled: list[Any] = list(rest)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
-        found: tuple[tuple[Any, ...], dict[str, Any]] = _pytree.tree_unflatten(filled, structure)
-        return found
-
-    return _Arguments([leaves[place] for place in places], (str(structure), tuple(map(repr, rest))), rebuilt)
 
 
 def _give_dense(module: SparseModule, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -62,11 +62,12 @@ def tickets_of_run(
     *,
     trusted: bool = False,
     trained: bool = True,
+    seed_option: str = "--seed",
 ) -> list[Found]:
     """The subnetworks of rounds, by number, "winning" or "last"; None is the winning ticket, or else the last round.
 
     The data set is read once. trained: with their weights after training, or with those that they were trained from.
-    trusted: whether code named by the run's settings may be imported.
+    trusted: whether code named by the run's settings may be imported. seed_option: what the seed is called in messages.
 
     Raises UserError if the run has no such training, or names code and is not trusted.
     """
@@ -80,7 +81,7 @@ def tickets_of_run(
     if seed is None:
         seed = seeds[0]
     if seed not in seeds:
-        raise invalid("--seed", seed, f"one of the run's seeds: {', '.join(map(str, seeds))}")
+        raise invalid(seed_option, seed, f"one of the run's seeds: {', '.join(map(str, seeds))}")
     rounds = sorted(item["round"] for item in mine if item["seed"] == seed)
     won = found_run.choice.winning_round
     chosen = [_round(number, rounds, won, run) for number in numbers]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.faithful import Call, why_unfaithful
@@ -121,10 +124,12 @@ def captured_call(
     trace = make_fx(forward, tracing_mode="fake", pre_dispatch=True, record_stack_traces=located,
                     _allow_non_fake_inputs=True)  # fmt: skip
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), _unlogged():
             traced = trace(params, buffers, inputs)
     except Exception as error:
-        raise CannotTraceError(name, f"{user_location(error)}: {first_line(error)}") from error
+        branches = isinstance(error, GuardOnDataDependentSymNode)
+        why = "Python's control flow depends on numbers of a tensor" if branches else first_line(error)
+        raise CannotTraceError(name, f"{user_location(error)}: {why}") from error
     if training and found["replaced"]:
         why = f": it puts another tensor in the place of the buffer {found['replaced'][0]}, instead of changing it"
         raise CannotTraceError(name, why)
@@ -148,6 +153,17 @@ def captured_call(
     if checked and (why := why_unfaithful(graph, call, params, buffers, inputs, training=training)):
         raise CannotTraceError(name, why)
     return graph
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep PyTorch from printing the traceback of an error of fake tensors, which is told in a line."""
+    logger, silent = logging.getLogger("torch._subclasses.fake_tensor"), lambda record: False
+    logger.addFilter(silent)
+    try:
+        yield
+    finally:
+        logger.removeFilter(silent)
 
 
 def _drop_dead(graph: Graph) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
+from lthfunc.sparse.capture import CannotTraceError
 from lthfunc.sparse.decoding_graph import one_token
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.lowerings.decoding import DecodingBuilder
@@ -34,7 +36,12 @@ class DecodingProgram:
     def __init__(self, model: Model, ticket: Ticket | TrainState, length: int) -> None:
         load_kernels()
         params = apply_masks(ticket.params, ticket.masks)
-        graph = one_token(model, params, ticket.buffers, ticket.masks, length)
+        try:
+            graph = one_token(model, params, ticket.buffers, ticket.masks, length)
+        except CannotTraceError as error:
+            raise UserError(
+                f"decoding_program: {model.name} cannot be traced on sequences of {length} tokens{error.why}"
+            ) from error
         made: list[DecodingBuilder] = []
 
         def builder(batch: int, training: bool, **more: Any) -> DecodingBuilder:
@@ -82,6 +89,8 @@ class DecodingProgram:
         return tokens[len(prompt) :]
 
     def _check(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor):
+            raise invalid("tokens", described(tokens), "a tensor of them, such as torch.tensor([3, 1, 4])")
         if tokens.dtype != torch.int64 or tokens.ndim != 1 or not len(tokens) or tokens.device.type != "cpu":
             given = f"{tokens.dtype} of shape {tuple(tokens.shape)} on {tokens.device.type}"
             raise invalid("tokens", given, "torch.int64 (n,) on the CPU, of one token or more")

@@ -270,7 +270,8 @@ class _Rewriting:
             raise self._refused(node, "from a state that is not zero")
 
     def _refused(self, node: Node, form: str) -> UserError:
-        return UserError(f"decoding_program: has no rule for {described(node, form, self._one.captured.name)}")
+        what = described(node, form, self._one.captured.name)
+        return UserError(f"decoding_program has no rule for {what}")
 
 
 def _leaves_of(node: Node) -> set[Node]:

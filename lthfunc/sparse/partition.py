@@ -286,7 +286,11 @@ class _Partitioning:
 
 def _form(node: Node) -> str:
     value = node.meta.get("val")
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "what is no tensor"
+    if not isinstance(value, Tensor):
+        return "what is no tensor"
+    first, *rest = value.shape or ("",)
+    sizes = ["n" if first == TRACED_BATCH else str(first), *map(str, rest)]
+    return f"a tensor of shape ({', '.join(sizes)}{',' if len(sizes) == 1 and sizes[0] else ''})"
 
 
 def _has_product(part: Part) -> bool:

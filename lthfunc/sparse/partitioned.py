@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ class Weights:
 class PartitionedCall:
     """Calls a module on its survivors. refused: what PyTorch computes since the machine has no lowering, in words.
 
-    It holds nothing that depends on masks but programs, which `forget` drops.
+    It holds nothing that depends on masks but programs, which `forget` drops. needs_several: whether a batch of one
+    example has too few numbers for its statistics.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class PartitionedCall:
     ) -> None:  # fmt: skip
         found = partition(captured, inputs, twins, buffers, gradients=gradients, frozen=frozen)
         self.refused, self._twins = found.refused, twins
+        self.needs_several = any(map(_needs_several, captured.graph.nodes))
         self._captured, self._partition, self._gradients = captured, found, gradients
         self._functions = [
             None if part.machine else pytorch_part(captured, part, found, twins()) for part in found.parts
@@ -113,6 +116,12 @@ class PartitionedCall:
             )  # fmt: skip
             known[tiles] = Halves(program)
         return known[tiles]
+
+
+def _needs_several(node: Node) -> bool:
+    """Whether it is a batch normalisation in training, of one place."""
+    found = node.target is torch.ops.aten.batch_norm.default and bool(node.args[5])
+    return found and math.prod(node.meta["val"].shape[2:]) == 1
 
 
 def _room(tiles: int) -> int:

@@ -144,7 +144,7 @@ def from_module(
         model = model._replace(output=model.prunable[-1])
     model = with_prunable(model, prune_only, never_prune)
     if warn and model.fixed:
-        warnings.warn(fixed_line(model), stacklevel=2)
+        warnings.warn(fixed_line(model), stacklevel=3)  # behind `public`
     return model
 
 

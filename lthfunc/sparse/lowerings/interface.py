@@ -80,6 +80,12 @@ def gradient_at(b: Builder, param: Param | None) -> int:
     return -1 if param is None or param.name in b.frozen else b.leaves[param.name].first
 
 
+def check_real(view: View) -> None:
+    """Refuse whole numbers and truth values, which PyTorch multiplies by no weights."""
+    if view.value.dtype != torch.float32:
+        raise Unsupported("of whole numbers")
+
+
 def check_unflattened(view: View) -> None:
     """Refuse a flattened image, where an operation of features would take it for its channels."""
     buffer = view.value.buffer

@@ -11,7 +11,7 @@ from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.lowerings.banded import BandedProduct, InBands
 from lthfunc.sparse.lowerings.convolution_lists import STRETCH, ConvolutionLists
-from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, lowers, pair
+from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, check_real, lowers, pair
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import has_tokens_layout, plain_view
 from lthfunc.sparse.lowerings.product import Product, ProductLowering
@@ -28,6 +28,7 @@ _TILES_AT_ONCE = CONSTANTS["TILES_AT_ONCE"]
 def linear(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """``x @ weight.T + bias`` on flattened values, or on each token."""
     view, weight, bias = as_view(b, args[0]), args[1], argument(args, 2, None)
+    check_real(view)
     shape = _weights(b, weight, bias).shape
     by_example = [axis.side for axis in view.arrangement.dimensions[0]] == [Side.EXAMPLE]
     sizes = view.arrangement.sizes
@@ -79,6 +80,7 @@ def convolved(
     kernel = [*[1] * (2 - len(sides)), *sides]
     if view.flat:
         raise Unsupported("on flattened values")
+    check_real(view)
     padding = _padding(padded, kernel, dilation)
     down, right = (
         ConvolutionAxis(size, k, s, p, d)

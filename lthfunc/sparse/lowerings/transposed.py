@@ -17,6 +17,7 @@ from lthfunc.sparse.lowerings.interface import (
     Unsupported,
     argument,
     aten,
+    check_real,
     claim,
     gradient_at,
     lowers,
@@ -50,6 +51,7 @@ def transposed(
         raise Unsupported("with weights that are no parameters of their own")
     if view.flat:
         raise Unsupported("on flattened values")
+    check_real(view)
     ins, outs, *kernel = b.weights[weight.name].shape
     shape = ins, outs, *[1] * (2 - len(kernel)), *kernel
     learns = claim(b, weight, bias)
