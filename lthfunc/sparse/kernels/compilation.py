@@ -20,10 +20,11 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-pipe", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
     "-fvisibility=hidden", "-Wno-psabi", "-Wno-unknown-pragmas",
 )  # fmt: skip
-#: Files that are compiled by themselves, the longest first; all others, which are short, are compiled as one.
-_ALONE = (
-    "sparse_gradients", "sparse_products", "dense_convolutions", "bindings", "survivor_bindings", "decoding_bindings",
-    "dense_products", "attention",
+#: Files that are compiled together, the longest first; all others, which are short, are compiled as one beside these.
+#: Those of bindings share headers that take a compiler longer than they do.
+_UNITS = (
+    ("sparse_products",), ("sparse_gradients",), ("dense_convolutions",),
+    ("bindings", "survivor_bindings", "decoding_bindings"), ("attention",), ("dense_products",),
 )  # fmt: skip
 
 
@@ -33,8 +34,9 @@ class CompilerError(Exception):
 
 def units() -> list[list[Path]]:
     """The C++ files that are compiled together, those first that take longest."""
-    alone = [[HERE / f"{stem}.cpp"] for stem in _ALONE]
-    return [*alone[:2], sorted(set(HERE.glob("*.cpp")) - {path for (path,) in alone}), *alone[2:]]
+    named = [[HERE / f"{stem}.cpp" for stem in unit] for unit in _UNITS]
+    others = sorted(set(HERE.glob("*.cpp")) - {path for unit in named for path in unit})
+    return [named[0], others, *named[1:]]
 
 
 def source_digest(*facts: str) -> str:
