@@ -12,7 +12,7 @@ from .console import aside, busy, put, say
 
 
 def build_kernels() -> None:
-    """Build the sparse engine's kernels for this processor now instead of on first use. Takes about 15 s."""
+    """Build the sparse engine's kernels for this processor now instead of on first use, a minute on two cores."""
     from lthfunc.sparse.kernels import build  # importing torch takes a second
 
     ready, begun = build.is_built(), time.monotonic()
