@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lthfunc.sparse.builder import Builder
-from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, Local, TileBuffer
 from lthfunc.sparse.views import WriteRows
 
@@ -52,16 +51,16 @@ class Bands:
     def fill(self, b: Builder, room: TileBuffer, band: Band, write: WriteRows) -> None:
         """Have a band written and its halo, where the last one that was written there is the band before."""
         halo = self.halo
-        if band.first == 0:
-            _zero(b, room.rows(-halo, halo))
-        else:
-            _move(b, room.rows(band.before - halo, 2 * halo), room.rows(-halo, 2 * halo))
+        if halo and band.first == 0:
+            b.fill(room.rows(-halo, halo))
+        elif halo:
+            b.copy(room.rows(band.before - halo, 2 * halo), room.rows(-halo, 2 * halo))
         begin, count = self.new_rows(band)
         if count:
             write(room.rows(begin - band.first, count), begin)
         beyond = band.first + band.rows + halo - self.height
         if beyond > 0:
-            _zero(b, room.rows(self.height - band.first, beyond))
+            b.fill(room.rows(self.height - band.first, beyond))
 
     def new_rows(self, band: Band) -> tuple[int, int]:
         """The first row that is read for a band and was not for those before it, and how many there are."""
@@ -78,18 +77,3 @@ def bands_of(channels: int, height: int, width: int, halo: int) -> Bands | None:
     rows = -(-height // -(-height // most))
     rows = max(rows, 2 * halo)
     return Bands(height, width, halo, rows) if rows < height else None
-
-
-def _zero(b: Builder, rows: TileBuffer) -> None:
-    """Fill rows with zeros."""
-    if rows.height:
-        b.emit(lambda: ("fill", BY_TILES, rows.channels, {**rows.columns("out"), **rows.sides, "number": -1}))
-
-
-def _move(b: Builder, source: TileBuffer, target: TileBuffer) -> None:
-    """Copy rows within a buffer."""
-    if source.height:
-        b.emit(lambda: ("copy", BY_TILES, source.channels, {
-            **source.columns("in"), "in_column": 1, **target.columns("out"), "out_column": 1, **source.sides,
-            "accumulate": 0, "gate": -1,
-        }))  # fmt: skip

@@ -45,7 +45,9 @@ class Operation:
     the constants of a normalisation lie, or the codes of maxima. reads_local: it reads its input, and gives that one's
     gradient, tile by tile, so that a local buffer may hold it; gradient_local: and so it reads its own gradient.
     writes_half, reads_half: it can write its value in 16 bits a number, and read its inputs so; gives_half, takes_half:
-    and so it can write its input's gradient, and read its own. copies: what it copies of each of its inputs, if it does
+    and so it can write its input's gradient, and read its own. keeps_half: it can do both with a value that is kept in
+    memory, also as it adds such a one to it; shares_half: it can read such a value, and add to its gradient.
+    copies: what it copies of each of its inputs, if it does
     nothing else. in_bands: what it reads tile by tile it takes in bands (`bands.py`), unless anything is fused with it.
     """
 
@@ -64,6 +66,8 @@ class Operation:
     reads_half: bool = False
     gives_half: bool = False
     takes_half: bool = False
+    keeps_half: bool = False
+    shares_half: bool = False
     copies: list[Places] = field(default_factory=list)
     in_bands: bool = False
 
@@ -250,11 +254,25 @@ class Builder(Writer):
 
         self.backward.append(gradient)
 
+    def copy(self, source: TileBuffer, target: TileBuffer | GradientTarget) -> None:
+        """Copy a buffer to another, or a part of a gradient to where that goes."""
+        into = target if isinstance(target, GradientTarget) else GradientTarget(target, False, None)
+        self.emit(lambda: ("copy", BY_TILES, source.channels, {
+            **source.columns_of_kind("in"), "in_column": 1, **into.buffer.columns_of_kind("out"), "out_column": 1,
+            **source.sides, **into.columns,
+        }))  # fmt: skip
+
+    def fill(self, buffer: TileBuffer, number: int = -1) -> None:
+        """Fill a buffer with a constant, or with zeros. number: of the constant."""
+        self.emit(lambda: ("fill", BY_TILES, buffer.channels, {
+            **buffer.columns_of_kind("out"), **buffer.sides, "number": number,
+        }))  # fmt: skip
+
     def rectify(self, target: GradientTarget, gate: TileBuffer) -> None:
         """Zero a finished gradient where the value is not above zero."""
         self.emit(lambda: (
             "rectify", BY_TILES, gate.channels,
-            {**target.buffer.columns("out"), **gate.sides, "gate": gate.first},
+            {**target.buffer.columns_of_kind("out"), **gate.sides, "gate": gate.first},
         ))  # fmt: skip
 
     def release(self, value: Value) -> None:

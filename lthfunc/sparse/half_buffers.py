@@ -18,6 +18,10 @@ def hold_in_half(b: Builder) -> None:
         value, readers = operation.out, [each for each in b.operations if operation.out in each.inputs]
         if operation.host is not None or value in b.outputs or not readers or not _is_large(value):
             continue
+        if operation.keeps_half and not _lies_local(operation, readers):
+            # Both, since whoever zeroes a gradient where the value is not above zero reads one kind of numbers.
+            value.buffer.half = value.half_gradient = value.needs and all(map(_shares_half, readers))
+            continue
         if operation.writes_half and not operation.fused:
             value.buffer.half = all(each.reads_half and each.host is None for each in readers)
         if operation.takes_half and FusedStep.ADD not in operation.fused and len(readers) == 1:
@@ -26,6 +30,18 @@ def hold_in_half(b: Builder) -> None:
 
 def _is_large(value: Value) -> bool:
     return value.buffer.height * value.buffer.width >= _LEAST_PLACES
+
+
+def _lies_local(operation: Operation, readers: list[Operation]) -> bool:
+    """Whether one reader alone has a value written, tile by tile, so that no memory holds it."""
+    plain = operation.deferred and FusedStep.ADD not in operation.fused
+    return plain and len(readers) == 1 and readers[0].reads_local
+
+
+def _shares_half(reader: Operation) -> bool:
+    if reader.host is not None:
+        return reader.step is FusedStep.ADD and reader.host.keeps_half
+    return reader.shares_half
 
 
 def _gives_half(reader: Operation) -> bool:

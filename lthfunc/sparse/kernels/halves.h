@@ -77,5 +77,9 @@ LTHFUNC_INLINE vec as_held(vec value) {
 }
 LTHFUNC_INLINE void write(vec& at, vec value) { at = value; }
 LTHFUNC_INLINE void write(halves& at, vec value) { store_upper(value, at.lane); }
+template <typename Kind>
+LTHFUNC_INLINE void write_as_held(Kind& at, vec value) {
+  write(at, as_held<Kind>(value));
+}
 
 }  // namespace lthfunc

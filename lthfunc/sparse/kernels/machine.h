@@ -81,12 +81,16 @@ struct Part {
                   : call(LTHFUNC_AT(name)))
 
 // What decides about a row of a gradient, at the same position of another buffer of its layout; nullptr for nothing.
-inline const vec* gate_of(i64 gate, i64 gradient, const vec* row) {
+template <typename Kind>
+inline const Kind* gate_of(i64 gate, i64 gradient, const Kind* row) {
   return gate < 0 ? nullptr : row + (gate - gradient);
 }
 
 // A gradient where its value is above zero, if there is a gate.
-LTHFUNC_INLINE vec gated(vec gradient, const vec* gate, i64 x) { return !gate ? gradient : passing(gradient, gate[x]); }
+template <typename Kind>
+LTHFUNC_INLINE vec gated(vec gradient, const Kind* gate, i64 x) {
+  return !gate ? gradient : passing(gradient, read(gate[x]));
+}
 
 // A pointwise function by its number.
 vec value_of(i64 kind, vec x, float number);

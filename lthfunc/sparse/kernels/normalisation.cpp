@@ -7,8 +7,8 @@ namespace lthfunc {
 // in, b, out: (channels, height, width) of each tile, each with steps of its own; out may be in or b.
 void verify(const normalise_row& op, Verifier& v) {
   LTHFUNC_INSIDE_HALF(in, op.rows, op.height, op.width);
-  LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
-  if (op.b >= 0) LTHFUNC_INSIDE(b, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE_HALF(out, op.rows, op.height, op.width);
+  if (op.b >= 0) LTHFUNC_INSIDE_HALF(b, op.rows, op.height, op.width);
   v.constants("saved", op.saved, op.rows * SAVED);
 }
 
@@ -18,16 +18,22 @@ void normalise(const normalise_row& op, Workspace& m, Part part) {
       const float* const saved = m.constants + op.saved + channel * SAVED;
       const float factor = saved[factor_of], summand = saved[summand_of];
       for (i64 y = 0; y < op.height; ++y) {
-        const vec* const b = op.b < 0 ? nullptr : LTHFUNC_AT(b);
-        vec* const out = LTHFUNC_AT(out);
-        const auto row = [&](const auto* in) {
+        const auto row = [&](const auto* in, auto* out, const auto* b) {
           for (i64 x = 0; x < op.width; ++x) {
             vec value = read(in[x]) * factor + summand;
-            if (b) value += b[x];
-            out[x] = op.relu ? rectified(value) : value;
+            if (b) value += read(b[x]);
+            write_as_held(out[x], op.relu ? rectified(value) : value);
           }
         };
-        LTHFUNC_EITHER(in, row);
+        const auto of = [&](const auto* in) {
+          const auto into = [&](auto* out) {
+            const auto with = [&](const auto* b) { row(in, out, b); };
+            if (op.b < 0) return with(static_cast<const vec*>(nullptr));
+            LTHFUNC_EITHER(b, with);
+          };
+          LTHFUNC_EITHER(out, into);
+        };
+        LTHFUNC_EITHER(in, of);
       }
     }
   }

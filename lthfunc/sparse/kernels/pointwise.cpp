@@ -210,27 +210,32 @@ void add(const add_row& op, Workspace& m, Part part) {
   });
 }
 
-// Columns of in and out have steps of their own; the gate lies as out does.
+// Columns of in and out have steps of their own; the gate lies as out does, and has numbers of its kind.
 void verify(const copy_row& op, Verifier& v) {
-  const auto held = [&](const char* name, i64 first, i64 tile, i64 channel, i64 row, i64 column) {
-    v.activations(name, first, {{v.tiles, tile}, {op.rows, channel}, {op.height, row}, {op.width, column}});
+  const auto held = [&](const char* name, i64 half, i64 first, i64 tile, i64 channel, i64 row, i64 column) {
+    v.activations_of(name, half, first, {{v.tiles, tile}, {op.rows, channel}, {op.height, row}, {op.width, column}});
   };
-  held("in", op.in, op.in_tile, op.in_channel, op.in_row, op.in_column);
-  held("out", op.out, op.out_tile, op.out_channel, op.out_row, op.out_column);
-  if (op.gate >= 0) held("gate", op.gate, op.out_tile, op.out_channel, op.out_row, op.out_column);
+  held("in", op.in_half, op.in, op.in_tile, op.in_channel, op.in_row, op.in_column);
+  held("out", op.out_half, op.out, op.out_tile, op.out_channel, op.out_row, op.out_column);
+  if (op.gate >= 0) held("gate", op.out_half, op.gate, op.out_tile, op.out_channel, op.out_row, op.out_column);
 }
 
 void copy(const copy_row& op, Workspace& m, Part part) {
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
-    const vec* const in = LTHFUNC_AT(in);
-    vec* const out = LTHFUNC_AT(out);
-    const vec* const gate = gate_of(op.gate, op.out, out);
-    for (i64 x = 0; x < op.width; ++x) {
-      const i64 to = x * op.out_column;
-      vec value = in[x * op.in_column];
-      if (op.accumulate) value += out[to];
-      out[to] = gated(value, gate, to);
-    }
+    const auto row = [&](const auto* in, auto* out) {
+      const auto* const gate = gate_of(op.gate, op.out, out);
+      for (i64 x = 0; x < op.width; ++x) {
+        const i64 to = x * op.out_column;
+        vec value = read(in[x * op.in_column]);
+        if (op.accumulate) value += read(out[to]);
+        write_as_held(out[to], gated(value, gate, to));
+      }
+    };
+    const auto of = [&](const auto* in) {
+      const auto into = [&](auto* out) { row(in, out); };
+      LTHFUNC_EITHER(out, into);
+    };
+    LTHFUNC_EITHER(in, of);
   });
 }
 
@@ -257,7 +262,7 @@ void dropout(const dropout_row& op, Workspace& m, Part part) {
 }
 
 void verify(const fill_row& op, Verifier& v) {
-  LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
+  LTHFUNC_INSIDE_HALF(out, op.rows, op.height, op.width);
   if (op.number >= 0) v.constants("number", op.number);
 }
 
@@ -265,17 +270,23 @@ void fill(const fill_row& op, Workspace& m, Part part) {
   const vec value = op.number < 0 ? vec{} : broadcast(m.constants[op.number]);
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     // An infinite number would make NaN of the gradients of lanes without an example.
-    std::fill_n(LTHFUNC_AT(out), op.width, where(first_lanes(m.examples - tile * LANES), value, vec{}));
+    const vec there = where(first_lanes(m.examples - tile * LANES), value, vec{});
+    const auto row = [&](auto* out) {
+      for (i64 x = 0; x < op.width; ++x) write_as_held(out[x], there);
+    };
+    LTHFUNC_EITHER(out, row);
   });
 }
 
-void verify(const rectify_row& op, Verifier& v) { LTHFUNC_GATED(out, op.rows, op.height, op.width); }
+void verify(const rectify_row& op, Verifier& v) { LTHFUNC_GATED_HALF(out, op.rows, op.height, op.width); }
 
 void rectify(const rectify_row& op, Workspace& m, Part part) {
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
-    vec* const out = LTHFUNC_AT(out);
-    const vec* const gate = gate_of(op.gate, op.out, out);
-    for (i64 x = 0; x < op.width; ++x) out[x] = gated(out[x], gate, x);
+    const auto row = [&](auto* out) {
+      const auto* const gate = gate_of(op.gate, op.out, out);
+      for (i64 x = 0; x < op.width; ++x) write(out[x], gated(read(out[x]), gate, x));
+    };
+    LTHFUNC_EITHER(out, row);
   });
 }
 

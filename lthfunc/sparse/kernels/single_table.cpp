@@ -72,7 +72,15 @@ bool reads_plainly(const i64* row, const Program& program) {
     const auto& op = *reinterpret_cast<const attention_row*>(row);
     return op.k_place == 1 && op.v_place == 1 && op.threshold == 0;
   }
-  if (head(row).opcode == op_normalise) return !reinterpret_cast<const normalise_row*>(row)->in_half;
+  if (head(row).opcode == op_normalise) {
+    const auto& op = *reinterpret_cast<const normalise_row*>(row);
+    return !op.in_half && !op.out_half && !op.b_half;
+  }
+  if (head(row).opcode == op_copy) {
+    const auto& op = *reinterpret_cast<const copy_row*>(row);
+    return !op.in_half && !op.out_half;
+  }
+  if (head(row).opcode == op_fill) return !reinterpret_cast<const fill_row*>(row)->out_half;
   if (head(row).opcode == op_embed) return reinterpret_cast<const embed_row*>(row)->spread < 0;
   return true;
 }

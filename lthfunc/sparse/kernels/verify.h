@@ -100,13 +100,21 @@ class Verifier {
 #define LTHFUNC_INSIDE_HALF(name, channels, height, width) \
   v.activations_of(#name, op.name##_half, op.name,         \
                    {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}})
-// The gate of a gradient has the gradient's steps.
+// The gate of a gradient has the gradient's steps, and numbers of its kind.
 #define LTHFUNC_GATED(name, channels, height, width)                                                                  \
   do {                                                                                                                \
     LTHFUNC_INSIDE(name, channels, height, width);                                                                    \
     if (op.gate >= 0)                                                                                                 \
       v.activations("gate", op.gate,                                                                                  \
                     {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}}); \
+  } while (false)
+#define LTHFUNC_GATED_HALF(name, channels, height, width)                                                   \
+  do {                                                                                                      \
+    LTHFUNC_INSIDE_HALF(name, channels, height, width);                                                     \
+    if (op.gate >= 0)                                                                                       \
+      v.activations_of(                                                                                     \
+          "gate", op.name##_half, op.gate,                                                                  \
+          {{v.tiles, op.name##_tile}, {channels, op.name##_channel}, {height, op.name##_row}, {width, 1}}); \
   } while (false)
 
 // A normalisation's weights and biases, one a channel, where there are any.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lthfunc.sparse.bands import Band, Bands
@@ -13,6 +14,7 @@ from lthfunc.sparse.lowerings.product import Product, ProductLowering
 from lthfunc.sparse.lowerings.product_columns import UNFUSED, norm_columns, sums_columns
 from lthfunc.sparse.lowerings.strides import StridedRegion, plain
 from lthfunc.sparse.tile_buffers import Local, TileBuffer
+from lthfunc.sparse.views import WriteRows
 from lthfunc.sparse.written import Late
 
 
@@ -26,13 +28,17 @@ class InBands(NamedTuple):
 class BandedProduct(ProductLowering):
     """The instructions of a convolution, band by band where its image or its gradient is written so."""
 
+    _widen: Callable[[], None] | None = None
+
     def emit(
         self, operation: Operation, forward: Product, back: list[Product], in_bands: InBands | None = None
     ) -> None:
         """The layer's product, and what those of its gradient, `back`, need."""
         self._in_bands = in_bands
         (self.x,), self.out = operation.inputs, operation.out
-        if in_bands is None or (self.x.write_rows is None and self.x.own_rows is None):
+        if self._widen is not None:
+            self._widen()
+        if in_bands is None or (self._image_rows is None and self.x.own_rows is None):
             super().emit(operation, forward, back)
             return
         self.out.summable = True
@@ -40,7 +46,7 @@ class BandedProduct(ProductLowering):
         self.b.hold(self.out.buffer)
         bands = in_bands.bands
         room = None
-        if self.x.write_rows is not None:
+        if self._image_rows is not None:
             room = bands.hold(self.b, self.x.buffer.channels, Local.VALUE_BAND)
         for band in bands:
             self._write_image(bands, band, room)
@@ -48,17 +54,35 @@ class BandedProduct(ProductLowering):
         self.x.own_rows = None
         self.b.backward.append(self.gradients)
 
+    def widened(self, image: TileBuffer) -> TileBuffer:
+        """Room for a tile of an image of 16 bits a number, which is copied there whenever the layer reads it."""
+        room = self.b.hold(TileBuffer(*image.layout, local=Local.VALUE))
+        self._widen = lambda: self.b.copy(image, room)
+        return room
+
+    def _write_input_again(self) -> None:
+        if self._widen is not None:
+            self._widen()
+        super()._write_input_again()
+
+    @property
+    def _image_rows(self) -> WriteRows | None:
+        """Writes rows of an image that has no memory of its own, or has 16 bits a number there."""
+        if self.x.buffer.half:
+            return lambda into, first: self.b.copy(self.x.buffer.rows(first, into.height), into)
+        return self.x.write_rows
+
     def _write_image(self, bands: Bands, band: Band, room: TileBuffer | None) -> None:
-        if room is not None and self.x.write_rows is not None:
-            bands.fill(self.b, room, band, self.x.write_rows)
-        elif self.x.own_rows is not None:
+        if self.x.own_rows is not None:
             first, count = bands.new_rows(band)
             if count:
                 self.x.own_rows(self.x.buffer.rows(first, count), first)
+        if room is not None and self._image_rows is not None:
+            bands.fill(self.b, room, band, self._image_rows)
 
     def gradients(self) -> None:
         """Of the weights, the bias and the input."""
-        if self._in_bands is None or (self.x.write_rows is None and self.out.gradient_rows is None):
+        if self._in_bands is None or (self._image_rows is None and self.out.gradient_rows is None):
             super().gradients()
             return
         if not self.out.needs:
@@ -67,10 +91,10 @@ class BandedProduct(ProductLowering):
         if self.out.gradient_rows is not None:
             write_gradient = self.out.gradient_rows()
             grad = self.out.grad = bands.hold(b, self.out.buffer.channels, Local.GRADIENT_BAND)
-        if self.x.write_rows is not None:
+        if self._image_rows is not None:
             image = bands.hold(b, self.x.buffer.channels, Local.VALUE_BAND)
-        elif self.x.rewrite is not None:
-            self.x.rewrite()
+        else:
+            self._write_input_again()
         learns = self.weight not in b.frozen
         if not learns and self._bias_gradient >= 0:
             bias_gradients(b, self._bias_gradient, b.gradient_of(self.out))

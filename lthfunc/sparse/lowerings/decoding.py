@@ -108,8 +108,8 @@ def _kept(b: DecodingBuilder, view: View) -> View:
         (x,) = operation.inputs
         b.hold(cache)
         b.emit(lambda: ("copy", BY_TILES, channels, {
-            **x.buffer.columns("in"), "in_column": 1, **cache.columns("out"), "out": cache.first + b.length - 1,
-            "out_column": 1, "height": 1, "width": 1, "accumulate": 0, "gate": -1,
+            **x.buffer.columns_of_kind("in"), "in_column": 1, **cache.columns_of_kind("out"),
+            "out": cache.first + b.length - 1, "out_column": 1, "height": 1, "width": 1, "accumulate": 0, "gate": -1,
         }))  # fmt: skip
 
     b.operations.append(Operation([one.value], out, emit))

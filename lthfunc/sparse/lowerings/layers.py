@@ -98,20 +98,20 @@ def convolved(
         bands = bands_of(max(ins * groups, outs), down.size, right.size, padding[0])
 
     def emit(operation: Operation) -> None:
-        source = operation.inputs[0].buffer
+        source = read = operation.inputs[0].buffer
         source.halo = max(source.halo, *padding)
+        in_bands = None if bands is None or operation.fused else InBands(bands, lists)
+        if source.half and in_bands is None:
+            read = product.widened(source)
         if operation.inputs[0].needs:
             out.buffer.halo = max(down.reach, right.reach)
-        product.emit(
-            operation, lists.of_image(source, out.buffer), lists.of_outputs(out.buffer, source),
-            None if bands is None else InBands(bands, lists),
-        )  # fmt: skip
+        product.emit(operation, lists.of_image(read, out.buffer), lists.of_outputs(out.buffer, source), in_bands)
 
     b.operations.append(Operation(
         [view.value], out, emit, accepts=product.accepts, gradient_local=product.takes_local_gradient,
         reads_local=product.by_lists and stride == (1, 1), writes_half=product.by_lists and stride == (1, 1),
         gives_half=product.by_lists and stride == (1, 1) and not lists.windowed,
-        in_bands=bands is not None,
+        shares_half=product.by_lists and not lists.windowed, in_bands=bands is not None,
     ))  # fmt: skip
     return View(out)
 

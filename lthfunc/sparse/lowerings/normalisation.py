@@ -58,9 +58,10 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
         def write_rows(into: TileBuffer, first: int, other: TileBuffer | None = None) -> None:
             b.emit(lambda: ("normalise", BY_TILES, buffer.channels, {
-                **buffer.rows(first, into.height).columns_of_kind("in"), **into.columns("out"), **into.sides,
-                "saved": saved,
-                **(no_buffer("b") if other is None else other.rows(first, into.height).columns("b")),
+                **buffer.rows(first, into.height).columns_of_kind("in"), **into.columns_of_kind("out"),
+                **into.sides, "saved": saved,
+                **(no_buffer("b") | {"b_half": 0} if other is None
+                   else other.rows(first, into.height).columns_of_kind("b")),
                 "relu": int(out.rectified),
             }))  # fmt: skip
 
@@ -142,7 +143,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         frozenset({FusedStep.ADD, FusedStep.RECTIFY}),
     )
     b.operations.append(Operation(
-        [view.value], out, emit, step, accepts, deferred=True, reads_half=True, takes_half=b.training
+        [view.value], out, emit, step, accepts, deferred=True, reads_half=True, takes_half=b.training,
+        keeps_half=b.training,
     ))  # fmt: skip
     return View(out, view.flat)
 

@@ -263,8 +263,7 @@ def filled(b: Builder, target: GradientTarget) -> GradientTarget:
     """A gradient of which parts alone are written next: what is there is added to, or else zeros are."""
     if target.accumulate:
         return target
-    buffer, zero = target.buffer, b.numbers([0.0])
-    b.emit(lambda: ("fill", BY_TILES, buffer.channels, {**buffer.columns("out"), **buffer.sides, "number": zero}))
+    b.fill(target.buffer)
     return target._replace(accumulate=True)
 
 
@@ -294,7 +293,8 @@ def _emit(
             for name, loop in (("channel", rows), ("row", height), ("column", width)):
                 columns[f"{prefix}_{name}"] = stride(axis(loop), buffer)
         return "copy", BY_TILES, rows.size, {
-            **columns, "height": height.size, "width": width.size, "accumulate": int(accumulate), "gate": -1,
+            **columns, "in_half": 0, "out_half": 0, "height": height.size, "width": width.size,
+            "accumulate": int(accumulate), "gate": -1,
         }  # fmt: skip
 
     b.emit(late)

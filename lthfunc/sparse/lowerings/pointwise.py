@@ -181,11 +181,7 @@ def flat_log_softmax(b: Builder, view: View) -> View:
 def copied(b: Builder, source: Value, value: Value) -> None:
     """Part of a value's gradient that is the gradient of another, as it is."""
     grad, target = b.gradient_of(source), b.target(value)
-
-    b.emit(lambda: ("copy", BY_TILES, grad.channels, {
-        **grad.columns("in"), "in_column": 1, **target.buffer.columns("out"), "out_column": 1, **grad.sides,
-        **target.columns,
-    }))  # fmt: skip
+    b.copy(grad, target)
 
 
 def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep | None = None) -> View:

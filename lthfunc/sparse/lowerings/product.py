@@ -200,8 +200,7 @@ class ProductLowering:
         if not self.out.needs:
             return
         grad = self.b.gradient_of(self.out)
-        if self.x.rewrite is not None:
-            self.x.rewrite()
+        self._write_input_again()
         if self.weight not in self.b.frozen:
             self._weight_gradients(grad)
         elif self._bias_gradient >= 0:
@@ -211,6 +210,11 @@ class ProductLowering:
             for back, transposed in self.back:
                 self._input_gradient(back, transposed, grad, target)
         self.b.release(self.out)
+
+    def _write_input_again(self) -> None:
+        """Where its input lies in local memory."""
+        if self.x.rewrite is not None:
+            self.x.rewrite()
 
     def _whole_layer(self, grad: TileBuffer) -> Any:
         """The gradients of all weights, pruned ones among them."""

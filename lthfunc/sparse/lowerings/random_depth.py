@@ -38,7 +38,7 @@ def bernoulli(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         ones = b.allocate(1)
         b.hold(out.buffer)
         one, number = b.numbers([1.0]), len(b.instructions)
-        b.emit(lambda: ("fill", BY_TILES, 1, {**ones.columns("out"), **ones.sides, "number": one}))
+        b.fill(ones, one)
         b.emit(lambda: ("dropout", BY_TILES, 1, {
             **ones.columns("in"), **out.buffer.columns("out"), **out.buffer.sides, "scale": one, "number": number,
             "threshold": threshold, "accumulate": 0, "gate": -1,

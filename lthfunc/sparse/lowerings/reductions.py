@@ -71,9 +71,9 @@ def _summed(b: Builder, view: View, dims: Sequence[int], *, keeps: bool) -> View
         }))  # fmt: skip
         if out.needs:
             b.differentiate(x, out, lambda grad, target: lambda: ("copy", BY_TILES, channels, {
-                **grad.columns("in"), "in_channel": 0 if over_channels else grad.channel,
-                "in_column": int(over_channels), **target.buffer.columns("out"), "out_column": 1, "height": height,
-                "width": width, **target.columns,
+                **grad.columns_of_kind("in"), "in_channel": 0 if over_channels else grad.channel,
+                "in_column": int(over_channels), **target.buffer.columns_of_kind("out"), "out_column": 1,
+                "height": height, "width": width, **target.columns,
             }))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit))

@@ -112,10 +112,7 @@ def _connected(
             return
         b.hold(out.buffer)
         if around:
-            number, filled = b.numbers([around]), out.buffer
-            b.emit(lambda: (
-                "fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides, "number": number}
-            ))  # fmt: skip
+            b.fill(out.buffer, b.numbers([around]))
         gradients = [_copied(b, x, out, each) for x, each in zip(operation.inputs, operation.copies, strict=True)]
 
         def gradient() -> None:
@@ -126,7 +123,9 @@ def _connected(
 
         b.backward.append(gradient)
 
-    b.operations.append(Operation([view.value for view in views], out, emit, copies=copies))
+    b.operations.append(Operation(
+        [view.value for view in views], out, emit, copies=copies, keeps_half=True, shares_half=True
+    ))  # fmt: skip
     return View(out)
 
 
@@ -136,14 +135,14 @@ def _copied(b: Builder, x: Value, out: Value, places: Places) -> Any:
     part_of_x = places.size != x.buffer.size
 
     def of_x(buffer: TileBuffer, prefix: str) -> dict[str, int]:
-        columns = buffer.columns(prefix)
+        columns = buffer.columns_of_kind(prefix)
         return columns | {
             prefix: _first(buffer, starts), f"{prefix}_channel": columns[f"{prefix}_channel"] * steps[0],
             f"{prefix}_row": columns[f"{prefix}_row"] * steps[1], f"{prefix}_column": steps[2],
         }  # fmt: skip
 
     def of_out(buffer: TileBuffer, prefix: str) -> dict[str, int]:
-        return buffer.columns(prefix) | {prefix: _first(buffer, into), f"{prefix}_column": 1}
+        return buffer.columns_of_kind(prefix) | {prefix: _first(buffer, into), f"{prefix}_column": 1}
 
     sides = {"height": height, "width": width}
     b.emit(lambda: ("copy", BY_TILES, channels, {
@@ -155,9 +154,8 @@ def _copied(b: Builder, x: Value, out: Value, places: Places) -> Any:
             return
         grad, target = b.gradient_of(out), b.target(x)
         if part_of_x and not target.accumulate:
-            filled = target.buffer
-            b.emit(lambda: ("fill", BY_TILES, filled.channels, {**filled.columns("out"), **filled.sides, "number": -1}))
-            target = GradientTarget(filled, True, target.gate)
+            b.fill(target.buffer)
+            target = GradientTarget(target.buffer, True, target.gate)
 
         b.emit(lambda: ("copy", BY_TILES, channels, {
             **of_out(grad, "in"), **of_x(target.buffer, "out"), **sides, "accumulate": int(target.accumulate),

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.broadcasting import combined, laid_out
 from lthfunc.sparse.lowerings.interface import Buffer, Lowering, Param, Unsupported, argument, aten, lowers
 from lthfunc.sparse.lowerings.parameters import as_view, folded
@@ -104,9 +103,7 @@ def _filled_like(number: float | None) -> Lowering:
 
         def emit(operation: Operation) -> None:
             b.hold(out.buffer)
-            b.emit(lambda: ("fill", BY_TILES, out.buffer.channels, {
-                **out.buffer.columns("out"), **out.buffer.sides, "number": constant,
-            }))  # fmt: skip
+            b.fill(out.buffer, constant)
 
         b.operations.append(Operation([], out, emit))
         return view.of(out)

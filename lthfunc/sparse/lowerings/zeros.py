@@ -7,7 +7,6 @@ from typing import Any
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.capture import TRACED_BATCH
-from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, aten, lowers
 from lthfunc.sparse.tile_buffers import TileBuffer
 
@@ -29,10 +28,7 @@ def zeros(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             return  # recurrent layers read no state before the first one
         b.hold(value.buffer)
         zero = b.numbers([0.0])
-        b.emit(lambda: (
-            "fill", BY_TILES, value.buffer.channels,
-            {**value.buffer.columns("out"), **value.buffer.sides, "number": zero},
-        ))  # fmt: skip
+        b.fill(value.buffer, zero)
 
     b.operations.append(Operation([], value, emit))
     batch = (Axis(Side.EXAMPLE, sizes[1]),)
