@@ -43,7 +43,7 @@ class Value:
     sums: each tile's, for a batch normalisation; summable: whoever writes the value can write them. normalised: how
     batch normalisation gave the value, if it did. rewrite: writes a local value once more, for gradients. donation:
     gives the memory of its gradient away once that was read. owed: parts of its gradient that others still write.
-    half_gradient: its gradient is held in 16 bits a number.
+    half_gradient: its gradient is held in 16 bits a number. any_halo: whoever reads its gradient takes any halo.
 
     write_rows: writes some rows of the value, which then has no memory of its own: whoever reads it takes it in bands
     (`bands.py`). own_rows: the same of a value that has its own memory. gradient_rows: as `pending_gradient`, but gives
@@ -65,6 +65,7 @@ class Value:
     donation: Callable[[], bool] | None = None
     owed: list[Callable[[], object]] = field(default_factory=list)
     half_gradient: bool = False
+    any_halo: bool = False
     write_rows: WriteRows | None = None
     own_rows: WriteRows | None = None
     gradient_rows: Callable[[], WriteRows] | None = None

@@ -34,7 +34,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         raise Unsupported("without running statistics")
     check_unflattened(view)
     learns = claim(b, weight, bias)
-    out = Value(TileBuffer(*view.value.buffer.size), needs=learns or view.value.needs)
+    out = Value(TileBuffer(*view.value.buffer.size), needs=learns or view.value.needs, any_halo=True)
 
     def emit(operation: Operation) -> None:
         x = operation.host.out if operation.host is not None else operation.inputs[0]

@@ -91,14 +91,21 @@ def _emit_fused_add(b: Builder, operation: Operation, host: Operation) -> None:
 def _donate(b: Builder, source: Value, value: Value) -> None:
     """Part of a value's gradient that is the gradient of another: it gets that one's memory once that was read.
 
-    It is copied where the value has parts of a gradient already, or its own is read before.
+    It is copied where the value has parts of a gradient already, or its own is read before. Whoever reads that before
+    with any halo reads the other one's, if it has no other parts.
     """
     owes = True
 
     def copy() -> None:
         nonlocal owes
-        if owes:
-            owes = False
+        if not owes:
+            return
+        owes = False
+        grad, free = source.grad, value.grad is None and value.donation is None and not value.rectified
+        alike = grad is not None and not grad.local and value.half_gradient == grad.half
+        if free and alike and value.any_halo and value.uses == 1:
+            value.grad, value.written, value.donation = b.gradient_of(source), 1, lambda: True
+        else:
             copied(b, source, value)
 
     def give() -> bool:

@@ -106,6 +106,7 @@ def _connected(
         else Places(inside.buffer.size, sides_of(first), sides_of(steps), nowhere)
         for view, first in zip(views, starts, strict=True)
     ]  # fmt: skip
+    out.any_halo = True
 
     def emit(operation: Operation) -> None:
         if operation.host is not None:
