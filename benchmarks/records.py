@@ -152,7 +152,7 @@ def record(rates: list[float], **about: Any) -> Record:
 def header(benchmark: str, command: str, device: str, threads: int | None = None) -> dict[str, Any]:
     """The machine and versions of a file's measurements."""
     peers: dict[str, str | None] = {}
-    for name in ("jax", "jaxlib", "optax", "sparseprop", "nerva", "scipy", "onnxruntime"):
+    for name in ("jax", "jaxlib", "optax", "sparseprop", "nerva", "torch-pruning", "scipy", "onnxruntime"):
         try:
             peers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
