@@ -177,6 +177,7 @@ KINDS: dict[str, ArgumentKind] = {
     "Sequence[DependencyGroup]": _many(
         "what lf.dependency_groups(model, shape) gives", partial(is_a, name="DependencyGroup")
     ),
+    "PackedState": _instance("PackedState", "a PackedState, as lf.init_packed and lf.pack_state give it"),
     "Packed": _instance("Packed", "what lf.pack(params, masks) gives"),
     "Done": _instance("Done", "where an interrupted experiment stands"),
     "Scale": ArgumentKind(

@@ -225,3 +225,11 @@ def test_a_share_out_of_range_is_refused_as_on_dense_trees(share: float) -> None
     trainer = lf.make_trainer(MODEL, images(), optimizer=lf.sgd(0.05), batch_size=8, engine=lf.sparse_engine)
     with pytest.raises(UserError, match="drop_fraction"):
         fits(trainer, exchanges(trainer, CHANGED, growth_of("random"), lambda step: share))
+
+
+@pytest.mark.parametrize("given", [3, (lf.random_growth(0),), ("random", 0.3), (lf.random_growth(0), "0.3")])
+def test_an_exchange_that_gives_something_else_is_refused(given: Any) -> None:
+    trainer = lf.make_trainer(MODEL, images(), optimizer=lf.sgd(0.05), batch_size=8, engine=lf.sparse_engine)
+    updates = exchanges(trainer, CHANGED, growth_of("random"), lambda step: 0.3)
+    with pytest.raises(UserError, match=r"updates: exchange: invalid value .* \(expected \(growth, fraction\), or New"):
+        fits(trainer, updates._replace(exchange=lambda network, now: given))

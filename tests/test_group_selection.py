@@ -234,6 +234,8 @@ def test_groups_are_refused_in_one_line() -> None:
     words = r"^prune_groups: whole groups leave at least [\d.]+ % of the remaining costs, but [\d.]+ % are to be kept$"
     with pytest.raises(UserError, match=words):
         lf.prune_groups(groups, density=0.001, costs=COSTS)(state)
+    with pytest.raises(UserError, match=r"^prune_groups: costs: '0\.weight', which has a mask, is missing$"):
+        lf.prune_groups(groups, density=0.5, costs={"2.weight": 1.0})(state)
     with pytest.raises(UserError, match=r"scores of 0\.weight are NaN"):
         lf.prune_groups(groups, density=0.5, score=lambda p, m: {name: p[name] * torch.nan for name in m})(state)
     other = lf.init(

@@ -226,6 +226,10 @@ def test_what_cannot_train_packed_is_refused() -> None:
     def half_as_much_again(network: Any, now: Any) -> Any:
         return lf.random_growth(0), 1.5
 
+    def a_number(network: Any, now: Any) -> Any:
+        return 3
+
+    dense: Any = lf.init(lf.from_module(NET))
     with torch.device("meta"):
         own, other = Own(72, 3), nn.ParameterList([nn.Parameter(torch.zeros(3))])
     of_own = lf.init_packed(own, density=0.5)
@@ -235,6 +239,11 @@ def test_what_cannot_train_packed_is_refused() -> None:
         ("expected one whose exchange", lambda: training(adam, updates=lf.MaskUpdates((2,), change))),
         ("no dense network", lambda: training(adam, updates=SET._replace(exchange=scored))(start)),
         ("expected a number in", lambda: training(adam, updates=SET._replace(exchange=half_as_much_again))(start)),
+        (
+            r"updates: exchange: invalid value '3' \(expected \(growth, fraction\)",
+            lambda: training(adam, updates=SET._replace(exchange=a_number))(start),
+        ),
+        ("state must be a PackedState, as .* give it, not a TrainState", lambda: training(adam)(dense)),
         ("does not fit", lambda: training(adam)(lf.init_packed(nn.Linear(72, 3), density=0.5))),
         ("Own: cannot be compared", lambda: lf.train_packed(own, DATA, optimizer=adam, steps=2)(of_own)),
         ("density: invalid value 1.5", lambda: lf.init_packed(NET, density=1.5)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lthfunc.arguments import public
+from lthfunc.arguments import check_argument, public
 from lthfunc.errors import DivergedError, UserError, invalid
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.capture import TRACED_BATCH, Captured, captured_call
@@ -20,7 +20,7 @@ from lthfunc.sparse.program import IN_PARTS, Epilogue, Lowered, Program, Stored,
 from lthfunc.sparse.updates import Numbers, machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
-from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, seeded_update
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, checked_exchange, seeded_update
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import GradientGrowth
@@ -76,6 +76,7 @@ def train_packed(
     parts = parts_of_batch(optimizer)
 
     def transformation(state: PackedState) -> PackedState:
+        check_argument("train_packed(…)", "state", state, "PackedState")
         if int(state.step) >= steps:
             raise UserError(f"steps: the state is already at step {int(state.step)} of {steps}")
         load_kernels()
@@ -179,7 +180,7 @@ class _PackedNetwork:
         """(what runs on after an update, where its survivors lie)."""
         assert updates.exchange is not None
         with seeded_update(now, _CPU):
-            decided = updates.exchange(_no_dense_network, now)
+            decided = checked_exchange(updates.exchange(_no_dense_network, now))
         if isinstance(decided, NewMasks):
             raise invalid("updates", "an exchange with masks", "a function that picks weights, as random_growth is")
         growth, fraction = decided

@@ -92,6 +92,8 @@ def prune_groups(
     def transformation(state: TrainState) -> TrainState:
         masks = state.masks
         check_groups(groups, masks)
+        if costs is not None and (missing := [name for name in masks if name not in costs]):
+            raise UserError(f"prune_groups: costs: {missing[0]!r}, which has a mask, is missing")
         if costs is not None and density is not None:
             wanted = density * _cost({name: torch.ones_like(mask) for name, mask in masks.items()}, costs)
         else:

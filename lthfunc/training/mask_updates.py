@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lthfunc.errors import ArgumentError, UserError
+from lthfunc.argument_hints import described
+from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.tracebacks import is_library_function
 from lthfunc.training.packed_fits import AnyFit
 from lthfunc.training.results import (
@@ -107,6 +108,7 @@ class MaskUpdates(NamedTuple):
                     found = exchange(network, now)
                 else:
                     found = exchange(_first_seeding(network, seed_generators), now)
+            found = checked_exchange(found)
             if isinstance(found, NewMasks):
                 return found
             growth, share = found
@@ -122,6 +124,16 @@ class MaskUpdates(NamedTuple):
 
     def _context(self, seed: int, step: int, until: int) -> UpdateContext:
         return UpdateContext(seed, step, not any(step < other < until for other in self.steps))
+
+
+def checked_exchange(found: Any) -> DropAndGrow | NewMasks:
+    """What an exchange gave. Raises UserError for anything but new masks, or a growth and a fraction."""
+    if isinstance(found, NewMasks):
+        return found
+    pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], (int, float))
+    if not pair or not (isinstance(found[0], dict) or callable(found[0]) or isinstance(found[0], GradientGrowth)):
+        raise invalid("updates: exchange", described(found), "(growth, fraction), or NewMasks")
+    return found[0], found[1]
 
 
 class Exchanging(Protocol):
