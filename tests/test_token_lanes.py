@@ -103,20 +103,24 @@ def test_unknown_tokens_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequences", "length", "found"),
+    ("sequences", "length", "found", "training"),
     [
-        (1, 64, True),
-        (1, 1, False),
-        (2, 64, True),
-        (15, 64, True),
-        (16, 64, False),
-        (3, 4, True),
-        (4, 4, False),
-        (2, 17, True),
+        (1, 64, True, True),
+        (1, 1, False, False),
+        (2, 64, True, True),
+        (14, 64, True, True),
+        (15, 64, True, False),
+        (16, 64, False, False),
+        (8, 20, True, True),
+        (9, 20, True, False),
+        (3, 4, True, True),
+        (4, 4, False, False),
+        (2, 17, True, True),
     ],
 )
-def test_the_choice_is_by_sizes(sequences: int, length: int, found: bool) -> None:
+def test_the_choice_is_by_sizes(sequences: int, length: int, found: bool, training: bool) -> None:
     assert saves_work(sequences, length) is found
+    assert saves_work(sequences, length, training=True) is training
 
 
 def test_no_sequences_have_outputs_of_their_shape() -> None:
