@@ -9,7 +9,7 @@ from lthfunc.sparse.axes import Arrangement, Axis, NotStridesError, Side, merged
 from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
-from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.parameters import as_view, shape_of
 from lthfunc.sparse.views import arranged_view
 
 
@@ -32,6 +32,13 @@ def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """view and reshape."""
     return strided(as_view(b, args[0]), lambda each: each.reshaped(args[1]))
+
+
+@lowers(aten.view_as.default, aten.reshape_as.default, arranged=True)
+def reshape_as(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """view_as(other) and reshape_as(other)."""
+    found: View = reshape(b, [args[0], sizes_of(b, args[1])], {})
+    return found
 
 
 @lowers(aten.unflatten.int, arranged=True)
@@ -107,6 +114,13 @@ def expand(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return strided(as_view(b, args[0]), lambda each: each.repeated(args[1], TRACED_BATCH))
 
 
+@lowers(aten.expand_as.default, arranged=True)
+def expand_as(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """expand_as(other)."""
+    found: View = expand(b, [args[0], sizes_of(b, args[1])], {})
+    return found
+
+
 @lowers(aten.repeat_interleave.self_int, arranged=True)
 def repeat_interleave(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """repeat_interleave(times, dim): each place so many times, one after the other."""
@@ -154,6 +168,11 @@ def unbind(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> list[View]:
     view = as_view(b, args[0])
     dim, size = _dimension(view, argument(args, 1, 0))
     return [strided(view, lambda each, at=at: each.part(dim, at, 1).without(dim)) for at in range(size)]  # type: ignore[misc]
+
+
+def sizes_of(b: Builder, given: Any) -> tuple[int, ...]:
+    """Of a value, parameter, buffer or constant."""
+    return given.arrangement.sizes if isinstance(given, View) else shape_of(b, given)
 
 
 def sliced(view: View, dim: int, start: int, count: int, step: int) -> View:

@@ -7,17 +7,20 @@ from typing import Any
 from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged, only
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Unsupported, aten, lowers
+from lthfunc.sparse.lowerings.interface import Param, Unsupported, aten, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
-from lthfunc.sparse.lowerings.placing import covers, filled, first_of, placed, stride
+from lthfunc.sparse.lowerings.placing import as_tokens, covers, filled, first_of, placed, stride
 from lthfunc.sparse.lowerings.pointwise import flat_log_softmax
+from lthfunc.sparse.lowerings.transposed import transposed
 from lthfunc.sparse.tile_buffers import TileBuffer
 from lthfunc.sparse.views import arranged_view
 
 
 @lowers(aten.bmm.default, aten.matmul.default, arranged=True)
 def matmul(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """bmm and matmul of two values, whose leading dimensions are the batch and heads."""
+    """bmm and matmul of two values, whose leading dimensions are the batch and heads, and of one with a parameter."""
+    if isinstance(args[1], Param) and len(b.shapes[args[1].name]) == 2:
+        return times_parameter(b, as_view(b, args[0]), args[1])
     left, right = (_operand(b, as_view(b, each)) for each in args[:2])
     leading = left.arrangement.dimensions[:-2]
     if left.arrangement.sizes[:-2] != right.arrangement.sizes[:-2] or _order(left) != _order(right):
@@ -77,6 +80,17 @@ def matmul(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
     b.operations.append(Operation([left.value, right.value], out, emit))
     return arranged_view(out, result)
+
+
+def times_parameter(b: Builder, view: View, weight: Param) -> View:
+    """``x @ weight`` over the last dimension: a transposed convolution of one place, whose weights are (ins, outs)."""
+    ins, outs = b.shapes[weight.name]
+    if len(view.arrangement.sizes) < 2 or view.arrangement.sizes[-1] != ins:
+        raise Unsupported("of other features than the weight has")
+    view = as_tokens(b, view)
+    out = transposed(b, View(view.value), weight, None, (1, 1), (0, 0), (0, 0), 1, (1, 1)).value
+    last = merged([Axis(Side.CHANNEL, outs)])
+    return arranged_view(out, view.arrangement._replace(dimensions=(*view.arrangement.dimensions[:-1], last)))
 
 
 def _operand(b: Builder, view: View) -> View:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.dimensions import sliced
+from lthfunc.sparse.lowerings.dimensions import sizes_of, sliced
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import joined
@@ -39,6 +39,15 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     steps = [step if dim == each else 1 for each in (1, 2, 3)]
     starts = [start if dim == each else 0 for each in (1, 2, 3)]
     return _connected(b, [view], out, [starts], steps, inside=out)
+
+
+@lowers(aten.narrow.default, arranged=True)
+def narrow(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """narrow(dim, start, length)."""
+    x, dim, start, length = args
+    start += sizes_of(b, x)[dim] if start < 0 else 0
+    found: View = part(b, [x, dim, start, start + length], {})
+    return found
 
 
 @lowers(aten.pad.default, aten.constant_pad_nd.default)
