@@ -191,3 +191,13 @@ def line_of(node: Node) -> str:
     """Where in the user's code an operation comes from: " (line 12 of net.py: x = x.cumsum(1))", or nothing."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     return user_line((file, int(number)) for file, number in frames)
+
+
+def form_of(node: Node) -> str:
+    """A value in words, its examples as n: "a tensor of shape (n, 3)"."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return "what is no tensor"
+    first, *rest = value.shape or ("",)
+    sizes = ["n" if first == TRACED_BATCH else str(first), *map(str, rest)]
+    return f"a tensor of shape ({', '.join(sizes)}{',' if len(sizes) == 1 and sizes[0] else ''})"

@@ -20,7 +20,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.batch_sizes import size_free
 from lthfunc.sparse.boundaries import can_be_handed_out, handed_in
 from lthfunc.sparse.builder import Builder
-from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, Captured, line_of, operation_of
+from lthfunc.sparse.capture import OTHER_BATCH, TRACED_BATCH, Captured, form_of, line_of, operation_of
 from lthfunc.sparse.constants import constants_read, is_constant
 from lthfunc.sparse.interpretation import (
     add_leaves,
@@ -205,7 +205,7 @@ class _Partitioning:
             if node not in known:
                 shape = self._loadable(node)
                 if shape is None:
-                    raise Unsupported(f"of {_form(node)}")
+                    raise Unsupported(f"of {form_of(node)}")
                 known[node] = handed_in(b, shape, node.meta["val"].dtype)
             return known[node]
 
@@ -282,15 +282,6 @@ class _Partitioning:
             tuple(each for each in leaves if each in self._captured.params),
             tuple(each for each in leaves if each in self._captured.buffers),
         )  # fmt: skip
-
-
-def _form(node: Node) -> str:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return "what is no tensor"
-    first, *rest = value.shape or ("",)
-    sizes = ["n" if first == TRACED_BATCH else str(first), *map(str, rest)]
-    return f"a tensor of shape ({', '.join(sizes)}{',' if len(sizes) == 1 and sizes[0] else ''})"
 
 
 def _has_product(part: Part) -> bool:
