@@ -63,6 +63,14 @@ def guarded(option: str, name: str, function: Callable[..., Any], returns: type)
     return call
 
 
+def parameters_of(option: str, name: str, function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Those of a user's function. Raises UserError where it has no signature, as Python 3.10's `print` has none."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError as error:
+        raise UserError(f"{option}: {name!r} doesn't say which arguments it takes") from error
+
+
 def called(
     option: str, name: str, function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, str]
 ) -> Any:
@@ -71,12 +79,9 @@ def called(
     given: name -> text, read as a Python literal if it is one. Raises UserError for a given argument that the function
     doesn't have, for one that it needs but isn't offered, and for whatever it raises, with the line in the user's code.
     """
-    signature = inspect.signature(function)
-    named = {
-        each.name: each for each in signature.parameters.values()
-        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    }  # fmt: skip
-    anything = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+    parameters = parameters_of(option, name, function).values()
+    named = {each.name: each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    anything = any(each.kind is each.VAR_KEYWORD for each in parameters)
     for key in given:
         if key not in named and not anything:
             mine = [each for each in named if each not in offered]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from lthfunc.data.mapped import SPLITS, open_mapped
 from lthfunc.data.sources import has_examples
 from lthfunc.data.torch_sets import from_dataset
 from lthfunc.errors import UserError, invalid, prefixed
-from lthfunc.plugins import called
+from lthfunc.plugins import called, parameters_of
 from lthfunc.printable import dtype_name
 from lthfunc.remote import fetch_to_cache, is_remote
 from lthfunc.trees.types import Dataset
@@ -92,7 +91,9 @@ def load(
 
 def _check_tokenizer(tokenizer: object, name: str, function: Callable[..., Any] | None = None) -> None:
     """Raise UserError for a tokenizer that the function of a data set does not take."""
-    if tokenizer is not None and (function is None or "tokenizer" not in inspect.signature(function).parameters):
+    if tokenizer is None:
+        return
+    if function is None or "tokenizer" not in parameters_of("--dataset", name, function):
         raise invalid("--tokenizer", tokenizer, f"nothing with {name}")
 
 

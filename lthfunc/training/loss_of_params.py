@@ -24,17 +24,22 @@ from lthfunc.trees.types import Batch, Buffers, Params
 
 @dataclass(frozen=True)
 class LossOf:
-    """(params, batch) -> the mean loss of a network in training mode; its buffers don't change."""
+    """(params, batch) -> the mean loss of a network in training mode; its buffers don't change.
+
+    tidy: whether it writes into nothing: the network gets copies, a user's loss the params and targets as they are.
+    """
 
     model: Model
     buffers: Buffers
     loss: Loss
     temperature: float = 1.0
+    tidy: bool = field(init=False, repr=False, compare=False)
     _of_outputs: NetworkLoss = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Not a cached property, whose lock keeps torch.compile of PyTorch 2.11 out.
+        # Not (cached) properties, whose locks and signatures keep torch.compile of PyTorch 2.11 out.
         object.__setattr__(self, "_of_outputs", NetworkLoss(self.model, self.loss))
+        object.__setattr__(self, "tidy", is_library_function(self.loss) and not takes_context(self.loss))
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """The loss, a scalar."""
@@ -46,11 +51,6 @@ class LossOf:
             return outputs, None
 
         return self._of_outputs(call, batch, params, training=True)[0]
-
-    @property
-    def tidy(self) -> bool:
-        """Whether it writes into nothing: the network gets copies, a user's loss the params and targets as they are."""
-        return is_library_function(self.loss) and not takes_context(self.loss)
 
     def by_example(self) -> LossOf:
         """The same loss with batch norms' running statistics, since a single example has none."""
