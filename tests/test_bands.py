@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from half_networks import SHAPE, Residual, batch_of, instructions, made_of
 from sparse_programs import (
     Head,
     check,
     kernels,  # noqa: F401
 )
-from test_half_buffers import SHAPE, Residual, batch_of, instructions, made_of
 from torch import Tensor, nn
 
 from lthfunc.sparse import bands
