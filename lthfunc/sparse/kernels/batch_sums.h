@@ -73,10 +73,10 @@ LTHFUNC_INLINE Norm shifted(Norm norm, const products_row& op, i64 y, i64 x) {
 
 // What becomes of a row's sums before they are written, and where batch normalisation wants them added up: what is
 // written, of this kind.
-template <typename Kind = vec, int Sums>
+template <typename Kind, int Sums>
 LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Workspace& m, const Region& region,
                            const Norm& norm, i64 row, i64 row_out) {
-  finish(sum, op, m, region, row, row_out);
+  finish<Kind>(sum, op, m, region, row, row_out);
   LTHFUNC_UNROLL
   for (int s = 0; s < Sums; ++s) sum[s] = as_held<Kind>(sum[s]);
   if (!norm.sums) return;
@@ -93,14 +93,17 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Works
   }
   vec* const at = norm.sums + row * GRADIENT_SUMS;
   const float* const saved = m.constants + op.norm_saved + row * SAVED;
-  const float mean = saved[mean_of], factor = saved[factor_of], summand = saved[summand_of];
+  const float mean = saved[mean_of];
+  // Without ReLU all gradients pass, since 1 is above zero (and NaN, of endless values, not below): a branch at each
+  // place would double what is compiled.
+  const float factor = op.norm_relu ? saved[factor_of] : 0.0f, summand = op.norm_relu ? saved[summand_of] : 1.0f;
   GradientSums sums;
   if (!norm.first) sums.read(at);
   const auto add = [&](const auto* normalised) {
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) {
       const vec value = lthfunc::read(normalised[s]);
-      if (op.norm_relu) sum[s] = passing(sum[s], value * factor + summand);
+      sum[s] = passing(sum[s], value * factor + summand);
       sums.add(sum[s], value - mean, s);
     }
   };

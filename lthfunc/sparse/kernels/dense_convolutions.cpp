@@ -98,7 +98,7 @@ void stretch(const dense_convolutions_row& op, const Workspace& m, const Region&
       LTHFUNC_UNROLL
       for (int s = 0; s < Sums; ++s) sum[r][s] += out[s * region.out_step];
     }
-    finish(sum[r], op, m, region, row + r, row_out[r]);
+    finish<vec>(sum[r], op, m, region, row + r, row_out[r]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[r][s];
   }

@@ -24,6 +24,13 @@ LTHFUNC_INLINE Kind* outputs(const Region& region) {
   else
     return region.out;
 }
+template <typename Kind>
+LTHFUNC_INLINE const Kind* gate_of(const Region& region) {
+  if constexpr (std::is_same_v<Kind, halves>)
+    return region.half_gate;
+  else
+    return region.gate;
+}
 inline bool writes_halves(const products_row& op) { return op.out_half != 0; }
 inline bool writes_halves(const dense_convolutions_row&) { return false; }
 
@@ -40,8 +47,8 @@ LTHFUNC_INLINE Region shifted(Region region, const Row& op, i64 y, i64 x) {
   return region;
 }
 
-// What becomes of a row's sums before they are written.
-template <int Sums, typename Row>
+// What becomes of a row's sums before they are written as this kind, which the gate has, too.
+template <typename Kind, int Sums, typename Row>
 LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, const Region& region, i64 row,
                            i64 row_out) {
   if (op.saved >= 0) {
@@ -58,12 +65,11 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, 
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) sum[s] = rectified(sum[s]);
   }
-  const auto pass = [&](const auto* gate) {
+  const Kind* const gate = gate_of<Kind>(region);
+  if (gate) {
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sum[s] = passing(sum[s], read(gate[s * region.out_step]));
-  };
-  if (region.gate) pass(region.gate + row_out);
-  if (region.half_gate) pass(region.half_gate + row_out);
+    for (int s = 0; s < Sums; ++s) sum[s] = passing(sum[s], read(gate[row_out + s * region.out_step]));
+  }
 }
 
 // The maximum of a 2 × 2 window of sums (row after row), or NaN if one is among them. `codes`, where wanted, tell

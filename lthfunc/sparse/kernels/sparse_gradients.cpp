@@ -81,8 +81,10 @@ void few(Sides tile, i64 ny, i64 in_y, i64 grad_y, i64 nx, const i32* offset, i6
   LTHFUNC_UNROLL
   for (int k = 0; k < Count; ++k) {
     whole[k] = sum[k][0];
+    LTHFUNC_UNROLL
     for (int way = 1; way < Ways; ++way) whole[k] += sum[k][way];
   }
+  LTHFUNC_UNROLL
   for (int way = 1; way < Ways; ++way) all += total[way];
   end(whole, all, course, Count, gradient, bias);
 }

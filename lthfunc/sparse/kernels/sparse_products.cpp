@@ -23,26 +23,6 @@ LTHFUNC_INLINE void run_list(vec (&sum)[Sums], const vec* in, i64 step, const i3
   }
 }
 
-// Stretches that a row's list runs for, one after the other: rows of positions, and stretches in each.
-struct Strip {
-  i64 down, right;
-};
-
-// Has the places that a row writes, and those that it reads beside them, fetched from memory meanwhile: they are a few
-// neighbours in each of many channels, which no processor foresees.
-template <typename Kind, int Sums>
-LTHFUNC_INLINE void fetch(const products_row& op, const Region& region, const Norm& norm, i64 row, i64 row_out) {
-  const auto each = [](const auto* at, i64 step, auto write) {
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) __builtin_prefetch(at + s * step, decltype(write)::value);
-  };
-  each(outputs<Kind>(region) + row_out, region.out_step, std::true_type{});
-  if (region.gate) each(region.gate + row_out, region.out_step, std::false_type{});
-  if (region.half_gate) each(region.half_gate + row_out, region.out_step, std::false_type{});
-  if (norm.value) each(norm.value + row * op.norm_channel, 1, std::false_type{});
-  if (norm.half) each(norm.half + row * op.norm_channel, 1, std::false_type{});
-}
-
 // Neighbouring blocks of a row's list, and where in its course they stand: fresh sums begin at the bias, finished ones
 // are rectified, gated and the like.
 struct Some {
@@ -87,36 +67,6 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
     }
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) write(out[s * region.out_step], sum[s]);
-  }
-}
-
-// All rows of one strip of outputs of either kind, by lists of one block.
-template <typename Kind, int Sums, bool Indexed>
-void in_strip(const products_row& op, const Workspace& m, const Region& first, const Norm& first_norm, Strip strip,
-              i64 from, i64 to) {
-  const i32* const starts = m.lists + op.starts;
-  const i32* const row_out = m.lists + op.row_out;
-  const float* const values = m.values + op.values;
-  for (i64 row = from; row < to; ++row) {
-    const i64 begin = starts[row], count = starts[row + 1] - begin;
-    const vec bias = broadcast(op.bias < 0 ? 0.0f : m.values[op.bias + row]);
-    for (i64 y = 0; y < strip.down; ++y)
-      for (i64 x = 0; x < strip.right; ++x) {
-        const i64 last = y + 1 == strip.down, next = last ? 0 : y + 1;
-        if (row + last < to)
-          fetch<Kind, Sums>(op, shifted(first, op, next, x * Sums), shifted(first_norm, op, next, x * Sums), row + last,
-                            row_out[row + last]);
-        const Region region = shifted(first, op, y, x * Sums);
-        Kind* const out = outputs<Kind>(region) + row_out[row];
-        vec sum[Sums];
-        LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) sum[s] = op.accumulate ? read(out[s * region.out_step]) : bias;
-        run_list<Sums, true, Indexed>(sum, region.in, 1, m.lists + op.offsets + begin, m.lists + op.which + begin,
-                                      Indexed ? values : values + begin, count);
-        finish<Kind>(sum, op, m, region, shifted(first_norm, op, y, x * Sums), row, row_out[row]);
-        LTHFUNC_UNROLL
-        for (int s = 0; s < Sums; ++s) write(out[s * region.out_step], sum[s]);
-      }
   }
 }
 
@@ -216,20 +166,38 @@ void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 coun
   });
 }
 
-template <typename Kind, int Sums = MAX_SUMS>
-auto in_strip_of(i64 sums, bool indexed) {
-  if constexpr (Sums > 1) {
-    if (sums < Sums) return in_strip_of<Kind, Sums - 1>(sums, indexed);
-  }
-  return indexed ? in_strip<Kind, Sums, true> : in_strip<Kind, Sums, false>;
+// Has the places that a row writes, and those that it reads beside them, fetched from memory meanwhile: they are a few
+// neighbours in each of many channels, which no processor foresees.
+void fetch(const products_row& op, const Region& region, const Norm& norm, i64 row, i64 row_out, i64 sums) {
+  const auto each = [&](const auto* at, i64 step, auto write) {
+    for (i64 s = 0; s < sums; ++s) __builtin_prefetch(at + s * step, decltype(write)::value);
+  };
+  if (region.out) each(region.out + row_out, region.out_step, std::true_type{});
+  if (region.half) each(region.half + row_out, region.out_step, std::true_type{});
+  if (region.gate) each(region.gate + row_out, region.out_step, std::false_type{});
+  if (region.half_gate) each(region.half_gate + row_out, region.out_step, std::false_type{});
+  if (norm.value) each(norm.value + row * op.norm_channel, 1, std::false_type{});
+  if (norm.half) each(norm.half + row * op.norm_channel, 1, std::false_type{});
 }
 
-// `down` rows of outputs. Stretches of one length are taken in one go.
+// `down` rows of outputs, for which each row's list, of one block, runs in one go: stretch by stretch, those of one
+// length together.
 void strips(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 down, Part part) {
   const i64 pieces = (op.nx + MAX_SUMS - 1) / MAX_SUMS, right = op.nx % pieces == 0 ? pieces : 1;
-  stretches(op, m, tile, y, op.nx / right, MAX_SUMS, [&](const Region& region, i64 x, i64 size) {
-    const auto kernel = op.out_half ? in_strip_of<halves>(size, op.which >= 0) : in_strip_of<vec>(size, op.which >= 0);
-    kernel(op, m, region, norm_of(op, m, tile, y, x), {down, right}, part.row, part.rows);
+  const i32* const row_out = m.lists + op.row_out;
+  stretches(op, m, tile, y, op.nx / right, MAX_SUMS, [&](const Region& first, i64 x, i64 size) {
+    const Stretch kernel = stretch_of(size, op.out_half, true, op.which >= 0);
+    const Norm first_norm = norm_of(op, m, tile, y, x);
+    for (i64 row = part.row; row < part.rows; ++row)
+      for (i64 j = 0; j < down; ++j)
+        for (i64 i = 0; i < right; ++i) {
+          const i64 last = j + 1 == down, next = last ? 0 : j + 1, there = row + last;
+          if (there < part.rows)
+            fetch(op, shifted(first, op, next, i * size), shifted(first_norm, op, next, i * size), there,
+                  row_out[there], size);
+          kernel(op, m, shifted(first, op, j, i * size), shifted(first_norm, op, j, i * size), {0, 1, true, true}, row,
+                 row + 1, nullptr);
+        }
   });
 }
 

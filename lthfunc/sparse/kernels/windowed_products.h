@@ -84,7 +84,7 @@ void windowed_stretch(const products_row& op, const Workspace& m, Region region,
       run_windowed(window.left(column) * (MAX_MISSING + 1) + window.right(column), sum, region.in,
                    m.lists + op.offsets + begin, m.lists + op.which + begin, values, count);
     }
-    if (window.part == parts - 1) finish(sum, op, m, region, norm, row, row_out[row]);
+    if (window.part == parts - 1) finish<vec>(sum, op, m, region, norm, row, row_out[row]);
     LTHFUNC_UNROLL
     for (int s = 0; s < Sums; ++s) out[s * region.out_step] = sum[s];
   }
