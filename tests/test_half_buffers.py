@@ -48,7 +48,7 @@ def test_gradients_are_those_of_a_network_that_rounds_alike(channels: int, least
     made = functools.partial(Residual, channels)
     losses, close = of_batches(made)
     assert statistics.median(losses) <= 1e-6, losses
-    assert max(losses) <= 1e-4, losses
+    assert sorted(losses)[-2] <= 1e-5, losses
     assert min(close) <= least, close
     assert statistics.median(close) <= median, close
     # 8 bits of a number explain what is left, of values and of gradients.
