@@ -48,7 +48,7 @@ def check(net: nn.Module, n: int, length: int, vocabulary: int, density: float) 
 
 @pytest.mark.parametrize(
     ("n", "length", "heads", "each", "density"),
-    [(2, 48, 2, 16, 0.3), (5, 21, 3, 5, 1.0), (8, 17, 1, 23, 0.1), (3, 7, 2, 4, 0.0), (1, 33, 2, 6, 0.5)],
+    [(2, 48, 2, 16, 0.3), (5, 21, 3, 5, 1.0), (7, 17, 1, 23, 0.1), (3, 7, 2, 4, 0.0), (1, 33, 2, 6, 0.5)],
 )
 def test_gradients_of_transformers(n: int, length: int, heads: int, each: int, density: float) -> None:
     """Sequences of whole tiles and of parts of them, features of whole registers and of parts of them."""
