@@ -97,13 +97,17 @@ def execute_study(run: Execution, runs: Mapping[str, RunUnderWay], jobs: int) ->
         whole = with_pruning(cost, costs[task.run].get(task.key))
         item = keep_training(folder / task.run, runs[task.run].config, value, task.seed, whole)
         records[task.run].append(item)
-        if not trainings_ahead(runs[task.run].config, runs[task.run].plan, records[task.run]):
-            write_ticket_files(folder / task.run)  # now: other runs may take hours, or be interrupted
+        write_tickets(task.run)
         return item
 
-    run_all(run, queue, jobs, save)
+    def write_tickets(name: str) -> None:
+        """As soon as the run has ended: others may take hours, or be interrupted."""
+        if not trainings_ahead(runs[name].config, runs[name].plan, records[name]):
+            write_ticket_files(folder / name)
+
     for name in runs:
-        write_ticket_files(folder / name)
+        write_tickets(name)
+    run_all(run, queue, jobs, save)
     return {name: in_order(records[name], each.config.control) for name, each in runs.items()}
 
 
