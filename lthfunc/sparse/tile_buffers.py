@@ -178,3 +178,8 @@ class Rows(SameLayout):
 def no_buffer(prefix: str) -> dict[str, int]:
     """The columns of a buffer that is not there."""
     return {prefix: -1, f"{prefix}_tile": 0, f"{prefix}_channel": 0, f"{prefix}_row": 0}
+
+
+def no_buffer_of_kind(prefix: str) -> dict[str, int]:
+    """The same where the columns say which kind of numbers it holds."""
+    return {**no_buffer(prefix), f"{prefix}_half": 0}

@@ -19,7 +19,7 @@ from lthfunc.sparse.lowerings.interface import (
 )  # fmt: skip
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.token_norm import tokens_norm
-from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer_of_kind
 from lthfunc.sparse.views import WriteRows
 
 _VALUE_SUMS, _GRADIENT_SUMS = CONSTANTS["VALUE_SUMS"], CONSTANTS["GRADIENT_SUMS"]
@@ -60,8 +60,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             b.emit(lambda: ("normalise", BY_TILES, buffer.channels, {
                 **buffer.rows(first, into.height).columns_of_kind("in"), **into.columns_of_kind("out"),
                 **into.sides, "saved": saved,
-                **(no_buffer("b") | {"b_half": 0} if other is None
-                   else other.rows(first, into.height).columns_of_kind("b")),
+                **(no_buffer_of_kind("b") if other is None else other.rows(first, into.height).columns_of_kind("b")),
                 "relu": int(out.rectified),
             }))  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lthfunc.sparse.builder import Normalised
-from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer, no_buffer_of_kind
 
 #: Of a product that nothing is fused with: no maxima, no normalisation, no addition.
 UNFUSED = {"pool": 0, "codes": -1, "saved": -1, **no_buffer("b")}
@@ -12,7 +12,7 @@ UNFUSED = {"pool": 0, "codes": -1, "saved": -1, **no_buffer("b")}
 def sums_columns(sums: TileBuffer | None) -> dict[str, int]:
     """The columns of the sums that a product takes of what it writes."""
     at = {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
-    return {**at, "goes_on": 0, **no_buffer("norm"), "norm_half": 0, "norm_saved": -1, "norm_relu": 0}
+    return {**at, "goes_on": 0, **no_buffer_of_kind("norm"), "norm_saved": -1, "norm_relu": 0}
 
 
 def norm_columns(norm: Normalised | None) -> dict[str, int]:
