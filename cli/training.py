@@ -160,9 +160,12 @@ def _rounds(config: Config, command: str) -> str:
     if command == TRAIN or not rounds:
         return dense
     controls = f", and controls: {', '.join(config.control)}" if config.control else ""
-    if method_entry(config.method).at_init:
-        about = f"{config.method} ({METHODS.about(config.method)}){_until(config, rounds)}"
+    entry = method_entry(config.method)
+    about = f"{config.method} ({METHODS.about(config.method)}){_until(config, rounds)}"
+    if entry.at_init:
         return f"{dense}, then {about}{controls}" if config.dense else f"{about}{controls}"
+    if "blocks" in entry.takes:  # which prunes by neither score nor allocation
+        return f"{dense}, then {about}{controls}"
     per_round = f"{100 * config.rate:g} % of the remaining weights" if config.densities is None else "weights"
     prunes = "that prunes" if rounds == 1 else "that each prune"
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -196,11 +197,16 @@ def method_of(config: Config, plan: Plan) -> Plan:
 def structure_of(config: Config, model: Model, shape: tuple[int, ...]) -> Select:
     """A structure by its name; a user's is ``scores, masks, keep -> masks``."""
     offered = Offered(
-        exempt=lambda: config.exempt, model=lambda: model, groups=lambda: dependency_groups(model, shape),
+        exempt=lambda: config.exempt, model=lambda: model, groups=lambda: _groups(model, shape),
         group_multiple=lambda: config.group_multiple,
     )  # fmt: skip
     made: Select = STRUCTURES.make(config.structure, offered, dict, "Select")
     return made
+
+
+@functools.lru_cache(maxsize=1)  # for the structure and its tidying; of a transformer they take seconds
+def _groups(model: Model, shape: tuple[int, ...]) -> tuple[DependencyGroup, ...]:
+    return dependency_groups(model, shape)
 
 
 def units_but_outputs(exempt: Sequence[str], model: Model) -> Select:
@@ -242,7 +248,7 @@ def _groups_of_kind(
 def tidying_of(structure: str, model: Model, shape: tuple[int, ...]) -> Transformation:
     """What else pruning does: if whole units are pruned, what depends on them is pruned as well."""
     if structure in ("heads", "residual", "groups"):
-        groups = dependency_groups(model, shape)
+        groups = _groups(model, shape)
         return lambda state: without_dead_groups(state, groups)
     if structure != "units":
         return compose()

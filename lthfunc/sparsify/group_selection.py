@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
 
@@ -25,6 +26,28 @@ from lthfunc.sparsify.scores import Score, Scores, checked_score, magnitude
 from lthfunc.sparsify.structures import Select
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Masks, TrainState
+
+
+@dataclass(frozen=True)
+class WholeGroups:
+    """A selection of whole groups; the fields are what `whole_groups` takes."""
+
+    groups: tuple[DependencyGroup, ...]
+    reduce: str
+    normalize: bool
+    costs: Mapping[str, float] | None
+    multiple: int
+
+    def __call__(self, scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
+        wanted = sum(float(keep[name]) * (1.0 if self.costs is None else self.costs[name]) for name in masks)
+        how = wanted, self.reduce, self.normalize, self.costs, self.multiple
+        return _best_groups(scores, masks, self.groups, *how, "structure")
+
+    def among(self, names: Collection[str]) -> WholeGroups:
+        """The selection of those groups alone that have a part of one of these leaves."""
+        return replace(
+            self, groups=tuple(each for each in self.groups if any(part.name in names for part in each.parts))
+        )
 
 
 @public
@@ -50,11 +73,7 @@ def whole_groups(
     {'0.weight': 3, '2.weight': 0}
     """
 
-    def select(scores: Scores, masks: Masks, keep: KeepCounts) -> Masks:
-        wanted = sum(float(keep[name]) * (1.0 if costs is None else costs[name]) for name in masks)
-        return _best_groups(scores, masks, groups, wanted, reduce, normalize, costs, multiple, "structure")
-
-    return select
+    return WholeGroups(tuple(groups), reduce, normalize, costs, multiple)
 
 
 @public

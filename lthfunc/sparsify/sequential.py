@@ -14,6 +14,8 @@ from lthfunc.sparsify.activations import Moments, MomentSums, wanda
 from lthfunc.sparsify.allocation import fixed_counts, fraction_to
 from lthfunc.sparsify.block_budgets import BlockBudgets, same_density
 from lthfunc.sparsify.budgets import apportion, budget_of
+from lthfunc.sparsify.group_selection import WholeGroups
+from lthfunc.sparsify.groups import DependencyGroup
 from lthfunc.sparsify.sparsegpt import BlockSelect, best_of_block, sparsegpt
 from lthfunc.sparsify.structures import LayerByLayer, Select, per_output
 from lthfunc.sparsify.transforms import prune_once
@@ -35,25 +37,29 @@ class LayerPruning(NamedTuple):
 
     prune: (moments of their inputs, how many weights each keeps) -> a transformation of a state of these layers.
     diagonal: whether the moments' diagonals are enough for it. exempt: the patterns of names that it goes by, each of
-    which must match a prunable weight of the network.
+    which must match a prunable weight of the network. groups: those that it prunes as a whole, each of which must lie
+    within one block; it then gets layers as they are stored, else as (outputs, inputs).
     """
 
     prune: Callable[[Moments, Mapping[str, int]], Transformation]
     diagonal: bool = False
     exempt: Sequence[str] = ()
+    groups: Sequence[DependencyGroup] = ()
 
 
 @public
 def wanda_pruning(select: Select | None = None) -> LayerPruning:
     """Prune layers by `wanda`'s score.
 
-    select: which weights stay, by default equally many of each output; it is given one block's layers at a time.
-    Returns what `prune_sequentially` takes.
+    select: which weights stay, by default equally many of each output; it is given one block's layers at a time. Of
+    `whole_groups`, each group must lie within one block, as heads do. Returns what `prune_sequentially` takes.
 
     >>> lf.wanda_pruning(lf.n_of_m(2, 4)).diagonal
     True
     """
     chosen = select or per_output()
+    if isinstance(chosen, WholeGroups):
+        return _whole_groups_pruning(chosen)
     # A pattern need not match a layer of each block.
     among, exempt = (chosen.among, chosen.exempt) if isinstance(chosen, LayerByLayer) else (chosen, ())
 
@@ -61,6 +67,13 @@ def wanda_pruning(select: Select | None = None) -> LayerPruning:
         return lambda state: prune_once(state, 0.0, wanda(moments), fixed_counts(keep), among)
 
     return LayerPruning(prune, diagonal=True, exempt=exempt)
+
+
+def _whole_groups_pruning(chosen: WholeGroups) -> LayerPruning:
+    def prune(moments: Moments, keep: Mapping[str, int]) -> Transformation:
+        return lambda state: prune_once(state, 0.0, wanda(moments), fixed_counts(keep), chosen.among(state.masks))
+
+    return LayerPruning(prune, diagonal=True, groups=chosen.groups)
 
 
 @public
@@ -99,7 +112,8 @@ def prune_sequentially(
     layer. on_block: is called with each block's name and what is left of it. Returns a transformation.
 
     Raises UserError, when it is applied, where blocks are not called one after the other, each on what the one before
-    it returned; for a prunable weight whose inputs can't be read; and for a density out of range.
+    it returned; for a prunable weight whose inputs can't be read; for a group of layers of several blocks; and for a
+    density out of range.
 
     >>> net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     >>> model = lf.from_module(net, init=lf.as_built)
@@ -116,6 +130,7 @@ def prune_sequentially(
         # A network may write into what it is called with.
         params, buffers = clone((apply_masks(state.params, state.masks), state.buffers))
         masks, layers = dict(state.masks), block_layers(model, blocks)
+        _check_groups(pruning.groups, masks, layers)
         started = partial(BlockWalk, model, params, buffers, inputs, tuple(layers))
         measures = _measures(model, params, masks, layers, budgets, started)
         keep = _keep(masks, layers, measures, density, budgets)
@@ -144,6 +159,19 @@ def block_layers(model: Model, patterns: Sequence[str] = ()) -> dict[str, tuple[
         if name not in readable:
             raise _unreadable(name)
     return found
+
+
+def _check_groups(groups: Sequence[DependencyGroup], masks: Masks, layers: _Layers) -> None:
+    """Raise UserError for a group with weights of several blocks, or both within a block and outside."""
+    block_of = {name: block for block, names in layers.items() for name in names}
+    for group in groups:
+        first, *others = [part.name for part in group.parts if part.name in masks] or [""]
+        other = next((name for name in others if block_of.get(name) != block_of.get(first)), None)
+        if other is not None:
+            raise UserError(
+                f"structure: blocks are pruned one after the other, but a group has weights of {first} and {other}, "
+                "which are not of one block; use heads, exempt one of the two, or name larger blocks"
+            )
 
 
 def _measures(
@@ -178,10 +206,12 @@ def _keep(
 
 
 def _pruned(part: TrainState, moments: Moments, keep: Mapping[str, int], pruning: LayerPruning) -> TrainState:
-    """The layers of a block, pruned as (outputs, inputs), in which shape all are handed over."""
+    """The layers of a block, pruned as (outputs, inputs), in which shape all are handed over but those of groups."""
     unread = [name for name in part.masks if name not in moments]
     if unread:
         raise _unreadable(unread[0])
+    if pruning.groups:  # which are slices of what is stored
+        return pruning.prune(moments, keep)(part)
     turned = moments.transposed & {*part.masks}
     moments.transposed = frozenset()
     new = pruning.prune(moments, keep)(_turned(part, turned))
