@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.sparse.kernels.build import why_no_kernels
 from lthfunc.sparsify.gradient_scores import gradient_in_training
+from lthfunc.training.engines.interface import Work
+from lthfunc.training.engines.table import make_engine
 from lthfunc.trees.ops import clone, same_bits
 from lthfunc.trees.types import Params
 
+ENGINES: dict[str, Any] = {"eager": "eager", "sparse": lf.sparse_engine}
 NET = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
@@ -79,3 +83,64 @@ def test_a_loss_that_writes_is_refused_before_it_has_written(given: str) -> None
     with pytest.raises(UserError, match="--loss: 'loss' changes its arguments in place"):
         lf.snip(lf.loss_of(model, {}, loss), [batch])(state.params, state.masks)
     assert same_bits(clone((state, batch)), before)
+
+
+def test_what_a_metric_or_loss_of_an_evaluation_writes_is_its_own() -> None:
+    """It is refused, and neither params nor batch have changed."""
+
+    def metric(outputs: Tensor, targets: Tensor) -> Tensor:
+        targets.zero_()
+        return (outputs.argmax(1) == targets).double().mean()
+
+    def through_outputs(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.zero_().sum()
+
+    def with_inputs(outputs: Tensor, targets: Tensor, context: lf.LossContext) -> Tensor:
+        context.inputs.zero_()
+        return outputs.sum()
+
+    def with_params(outputs: Tensor, targets: Tensor, context: lf.LossContext) -> Tensor:
+        context.params["0.weight"].zero_()
+        return outputs.sum()
+
+    cases: list[tuple[nn.Module, dict[str, Any]]] = [
+        (NET, {"metric": metric}), (NET, {"loss": metric}), (NET, {"loss": with_inputs}), (NET, {"loss": with_params}),
+        (Itself(), {"metric": through_outputs}), (Itself(), {"loss": through_outputs}),
+    ]  # fmt: skip
+    for net, how in cases:
+        model = lf.from_module(net)
+        state, batch = lf.init(model), (torch.ones(8, 5), torch.ones(8, dtype=torch.int64))
+        before = clone((state, batch))
+        ((kind, function),) = how.items()
+        with pytest.raises(UserError, match=f"^--{kind}: '{function.__name__}' changes its arguments in place"):
+            lf.make_eval_step(model, **how)(state.params, state.buffers, batch)
+        assert same_bits(clone((state, batch)), before), how
+
+
+class Itself(nn.Module):
+    """Gives its inputs, although it has a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("engine", ["eager", "sparse"])
+def test_a_metric_that_writes_is_refused_by_every_engine(engine: str) -> None:
+    def metric(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == targets.zero_()).double().mean()
+
+    if engine == "sparse" and (reason := why_no_kernels()) is not None:
+        pytest.skip(reason)
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 5, generator=draw), torch.randint(0, 3, (60,), generator=draw)
+    data = lf.data.from_tensors("own", (x[:40], y[:40]), (x[40:], y[40:]), val=10)
+    before = clone((data.train, data.val, data.test))
+    model = lf.from_module(NET)
+    work = Work(model, lf.cross_entropy, lf.sgd(0.1), None, None, "fp32", metric)
+    with pytest.raises(UserError, match=r"^--metric: 'metric' changes its arguments in place; return new tensors"):
+        make_engine(ENGINES[engine], work).measure([lf.init(model)], data.val)
+    assert same_bits(clone((data.train, data.val, data.test)), before)

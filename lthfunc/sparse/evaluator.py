@@ -18,6 +18,7 @@ from lthfunc.training.engines.interface import Network, Work, device_of
 from lthfunc.training.evaluation import Evaluation, evaluate
 from lthfunc.training.losses import accuracy, cross_entropy
 from lthfunc.training.steps import Metrics
+from lthfunc.training.user_functions import checked_loss
 from lthfunc.trees.packed_states import PackedState, unpack_state
 from lthfunc.trees.types import Batch, Masks, Split
 
@@ -31,13 +32,12 @@ class Evaluator(threading.local):
 
     def __init__(self, work: Work, tuners: ThreadTuners) -> None:
         self._work, self._tuners = work, tuners
-        self._loss = OutputsLoss(work)
+        self._loss, self._metric = OutputsLoss(work), checked_loss("metric", work.metric)
         self._counts = work.loss is cross_entropy and work.metric is accuracy
         self._last: tuple[Lowered, Stored, Workspace] | None = None
 
     def quality(self, network: Network, split: Split) -> Evaluation:
         """Mean loss and accuracy over a split."""
-        work = self._work
         workspace = self._workspace_for(network, split)
         chunk, tuner = workspace.program.batch, self._tuners.of(torch.get_num_threads())
 
@@ -50,7 +50,7 @@ class Evaluator(threading.local):
                 loss, hits = workspace.totals
                 return {"loss": loss, "accuracy": hits / y.numel()}
             outputs = workspace.program.rebuilt(workspace.handed_out(len(x)))
-            return {"loss": self._loss(outputs, y, x), "accuracy": work.metric(outputs, y)}
+            return {"loss": self._loss(outputs, y, x), "accuracy": self._metric(outputs, y)}
 
         (quality,) = evaluate(metrics_of, split, device_of(network.params), chunk)
         return quality

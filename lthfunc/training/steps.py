@@ -177,16 +177,21 @@ def make_eval_step(
     """Make a pure evaluation in evaluation mode: (params, buffers, batch) -> metrics.
 
     model, loss, precision, metric: as `make_train_step` takes them. Returns the function; its metrics are "loss" and
-    "accuracy", which is the metric.
+    "accuracy", which is the metric. When it is called, it raises UserError for a loss or metric that changes its
+    arguments.
 
     >>> model = lf.from_module(nn.Linear(4, 2))
     >>> evaluate = lf.make_eval_step(model)
     >>> sorted(evaluate(lf.init(model).params, {}, (torch.ones(3, 4), torch.tensor([0, 1, 1]))))
     ['accuracy', 'loss']
     """
+    sees_params = takes_context(loss)
+    tidy = all(map(is_library_function, (loss, metric))) and not sees_params
     of_outputs, metric = NetworkLoss(model, loss), checked_loss("metric", metric)
 
     def step(params: Params, buffers: Buffers, batch: Batch) -> Metrics:
+        if not tidy:  # what a user's function writes before it is refused is its own
+            params, batch = clone(params) if sees_params else params, clone(batch)
         with autocast_for(precision, batch[0].device):
             value, outputs, _ = of_outputs(
                 lambda model, x: (apply_evaluating(model, params, buffers, x), None), batch, params, training=False
