@@ -165,4 +165,4 @@ def test_inference(batch: int) -> None:
     net.load_state_dict(lf.apply_masks(state.params, state.masks))
     torch.testing.assert_close(run(x), net(x), rtol=1e-5, atol=1e-5)
     if batch == 1:
-        assert torch.ops.lthfunc.runs_single(next(iter(run._workspaces.values())).program.code.verified)
+        assert next(iter(run._ready.values())).single

@@ -87,7 +87,7 @@ def test_one_example(code: str) -> None:
     run, x = lf.sparse_program(model, state), torch.randn(1, 2, 5, 6)
     expected = lf.trees.model.apply_evaluating(model, lf.apply_masks(state.params, state.masks), state.buffers, x)
     torch.testing.assert_close(run(x), expected, rtol=1e-5, atol=1e-5)
-    assert torch.ops.lthfunc.runs_single(next(iter(run._workspaces.values())).program.code.verified)
+    assert next(iter(run._ready.values())).single
 
 
 @pytest.mark.parametrize(

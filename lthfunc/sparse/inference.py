@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections import OrderedDict
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,31 +18,67 @@ from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.sparse.token_lanes import LanesProgram, lanes_program, saves_work
 from lthfunc.sparse.workspace import Workspace, side_by_side
 from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks
+from lthfunc.trees.ops import apply_masks, clone
 from lthfunc.trees.outputs import map_outputs, outputs_of
 from lthfunc.trees.types import Scale, Ticket, TrainState
 
 #: Examples computed at a time.
 _CHUNK = 512
+#: Programs that are kept, those that were used last: of inputs of one shape all that batches of any size need.
+_KEPT = _CHUNK // LANES + 1
+
+T = TypeVar("T")
+
+
+class _Ready(NamedTuple):
+    """What a call for a batch of some size needs.
+
+    single: whether kernels for one example alone run it. key: under which its workspace is kept.
+    """
+
+    infer: Any
+    program: int
+    workspace: Workspace
+    single: bool
+    key: object
 
 
 class SparseProgram:
     """Maps inputs (n, ...) to what the network gives, outputs (n, …), float32 on the CPU, in evaluation mode.
 
     It is made ready for a size of batch when that size first comes, in a few milliseconds, and keeps its own copy of
-    the weights. Threads may share it: it computes their batches one after the other.
+    the weights. Threads may share it: it computes their batches one after the other. It can be copied and pickled, if
+    the module can.
     """
 
     def __init__(self, model: Model, ticket: Ticket | TrainState, scale: Scale | None = None) -> None:
         load_kernels()
-        self._model, self._scale = model, scale
-        self._params = apply_masks(ticket.params, ticket.masks)
-        self._buffers, self._masks = ticket.buffers, ticket.masks
-        self._ready: dict[object, Any] = {}
-        self._workspaces: dict[object, Workspace] = {}
-        self._lanes: dict[object, LanesProgram] = {}
+        masks = clone(ticket.masks)
+        params = apply_masks(ticket.params, masks)
+        self._model, self._scale, self._masks = model, scale, masks
+        self._params = {name: leaf if name in masks else leaf.clone() for name, leaf in params.items()}
+        self._buffers = clone(ticket.buffers)
+        self._begin()
+
+    def _begin(self) -> None:
+        """With nothing made ready. Of both kinds of programs the last used come last."""
+        self._ready: dict[object, _Ready] = {}
+        self._workspaces = OrderedDict[object, Workspace]()
+        self._lanes = OrderedDict[object, LanesProgram]()
         self._mixing: set[int] = set()  # lengths of sequences whose tokens cannot be lanes
         self._lock = threading.Lock()  # PyTorch lets other threads run while an operation does
+
+    def __getstate__(self) -> dict[str, Any]:
+        model = self._model._replace(init=_no_values, redraw=None)  # closures, which a program never calls
+        return {
+            "_model": model, "_scale": self._scale, "_params": self._params, "_buffers": self._buffers,
+            "_masks": self._masks,
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        load_kernels()
+        self.__dict__.update(state)
+        self._begin()
 
     def __call__(self, x: Tensor) -> Any:
         """What the network gives. x: float32, uint8 where a scale was given, or tokens (int64); on the CPU."""
@@ -64,7 +101,8 @@ class SparseProgram:
             ready = self._ready.get((x.shape, x.dtype))
             if ready is None:
                 ready = self._ready[x.shape, x.dtype] = self._made(x)
-            infer, program, workspace, single = ready
+            infer, program, workspace, single, key = ready
+            self._workspaces.move_to_end(key)
             outputs: Tensor = infer(
                 program, workspace.activations, workspace.memory, workspace.constants, x.contiguous(), single
             )
@@ -75,25 +113,28 @@ class SparseProgram:
     def _lanes_of(self, x: Tensor) -> LanesProgram | None:
         """The program for a few sequences of tokens, whose lanes are tokens; None where the network has none."""
         with self._lock:
-            if x.shape not in self._lanes and x.shape[1] not in self._mixing:
+            found = self._lanes.get(x.shape)
+            if found is None and x.shape[1] not in self._mixing:
                 found = lanes_program(self._model, self._params, self._buffers, self._masks, x)
                 if found is None:
                     self._mixing.add(x.shape[1])
-                else:
-                    self._lanes[x.shape] = found
-            return self._lanes.get(x.shape)
+            if found is not None:
+                _keep(self._lanes, x.shape, found)
+            return found
 
-    def _made(self, x: Tensor) -> Any:
+    def _made(self, x: Tensor) -> _Ready:
         """What a call for a batch of this size needs. One memory serves all batches of as many tiles, and one another
         example alone, which has its own layout: what lies between its rows must stay zero."""
         tiles = -(-len(x) // LANES)
         key = len(x) == 1, tiles, x.shape[1:], x.dtype
         workspace = self._workspaces.get(key)
         if workspace is None:
-            workspace = self._workspaces[key] = self._workspace(x, tiles * LANES)
+            workspace = self._workspace(x, tiles * LANES)
+            if _keep(self._workspaces, key, workspace):
+                self._ready = {size: each for size, each in self._ready.items() if each.key in self._workspaces}
         program = workspace.program.code.verified
         single = len(x) == 1 and torch.ops.lthfunc.runs_single(program)
-        return torch.ops.lthfunc.infer.default, program, workspace, single
+        return _Ready(torch.ops.lthfunc.infer.default, program, workspace, single, key)
 
     def _workspace(self, x: Tensor, capacity: int) -> Workspace:
         if x.device.type != "cpu" or (x.dtype == torch.uint8 and self._scale is None):
@@ -104,6 +145,20 @@ class SparseProgram:
             graph, self._params, self._buffers, self._masks, batch=capacity, stored=stored, epilogue=epilogue
         )
         return Workspace(program, self._params, self._buffers)
+
+
+def _keep(kept: OrderedDict[object, T], key: object, made: T) -> bool:
+    """Keep what was made or used now; returns whether what was not used for longest had to go."""
+    kept[key] = made
+    kept.move_to_end(key)
+    full = len(kept) > _KEPT
+    if full:
+        kept.popitem(last=False)
+    return full
+
+
+def _no_values(seed: int) -> NoReturn:
+    raise UserError("sparse_program: draws no values for another seed; ask the model that it was made of")
 
 
 @public
