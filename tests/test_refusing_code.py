@@ -16,6 +16,8 @@ from lthfunc.catalog.deployment import EXPORTS
 from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.export.exportable import exportable_of
 from lthfunc.errors import UserError
+from lthfunc.experiments.config import Config
+from lthfunc.experiments.functions import structure_of
 from lthfunc.experiments.plan import prepare
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping
@@ -189,3 +191,29 @@ def test_what_cannot_be_evaluated_is_told_before_it_is_trained(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("lthfunc: --engine: sparse ")
     assert not Path("r").exists()
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x) if x.sum() > 0 else x
+        return found
+
+
+def test_what_cannot_be_followed_is_told_by_its_name() -> None:
+    """The same as `compact` says under its own."""
+    branching, linear = lf.from_module(Branching()), lf.from_module(nn.Linear(4, 2))
+    for model, shape, why in (
+        (linear, (5,), ": a and b must have same reduction dim"),
+        (branching, (4,), r" \(line \d+ of .*\): Python's control flow depends on numbers of a tensor$"),
+    ):
+        with pytest.raises(UserError, match=f"^dependency_groups: {model.name} cannot be followed{why}"):
+            lf.dependency_groups(model, shape)
+        with pytest.raises(UserError, match=f"^compact: {model.name} cannot be compacted{why}"):
+            lf.compact(model, lf.init(model), shape)
+    for structure in ("heads", "groups"):
+        with pytest.raises(UserError, match=r"^--structure: dependency_groups: Branching cannot be followed"):
+            structure_of(Config(structure=structure), branching, (4,))

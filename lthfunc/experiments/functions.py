@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import ALLOCATIONS, GROWTHS, REWINDINGS, SCORES, STRUCTURES
 from lthfunc.deployment.compaction.dependency_groups import dependency_groups
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError, invalid, prefixed
 from lthfunc.experiments.config import Config, filled
 from lthfunc.experiments.iterative import Plan
 from lthfunc.experiments.resolve import listed
@@ -206,7 +206,8 @@ def structure_of(config: Config, model: Model, shape: tuple[int, ...]) -> Select
 
 @functools.lru_cache(maxsize=1)  # for the structure and its tidying; of a transformer they take seconds
 def _groups(model: Model, shape: tuple[int, ...]) -> tuple[DependencyGroup, ...]:
-    return dependency_groups(model, shape)
+    with prefixed("--structure"):
+        return dependency_groups(model, shape)
 
 
 def units_but_outputs(exempt: Sequence[str], model: Model) -> Select:

@@ -11,8 +11,8 @@ from lthfunc.arguments import public
 from lthfunc.deployment.compaction.classes import FIXED, differ
 from lthfunc.deployment.compaction.following import Following, follow
 from lthfunc.deployment.compaction.following_rules import rule_of
-from lthfunc.deployment.compaction.tracing import traced
-from lthfunc.errors import failing_as
+from lthfunc.deployment.compaction.tracing import CannotCompactError, traced
+from lthfunc.errors import UserError, failing_as
 from lthfunc.sparsify.groups import HEADS, RESIDUAL, UNITS, DependencyGroup, GroupPart
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.model import Model
@@ -35,11 +35,15 @@ def dependency_groups(model: Model, shape: tuple[int, ...]) -> tuple[DependencyG
     >>> first.kind, [(name, axis, indices.tolist()) for name, axis, indices in first.parts]
     ('units', [('0.weight', 0, [0]), ('0.bias', 0, [0]), ('2.weight', 1, [0])])
     """
-    with failing_as(lambda error: f"dependency_groups: {model.name} cannot be followed: {first_line(error)}"):
-        params, buffers = model.init(0)
-        masks = {name: torch.ones_like(params[name], dtype=torch.bool) for name in model.prunable}
-        graph = traced(model, params, shape, training=False)
-        return groups_of(follow(graph, params, buffers, masks, shape, rule_of))
+    refused = f"dependency_groups: {model.name} cannot be followed"
+    try:
+        with failing_as(lambda error: f"{refused}: {first_line(error)}"):
+            params, buffers = model.init(0)
+            masks = {name: torch.ones_like(params[name], dtype=torch.bool) for name in model.prunable}
+            graph = traced(model, params, shape, training=False)
+            return groups_of(follow(graph, params, buffers, masks, shape, rule_of))
+    except CannotCompactError as error:
+        raise UserError(f"{refused}{error.why}") from error
 
 
 def groups_of(known: Following) -> tuple[DependencyGroup, ...]:

@@ -41,9 +41,17 @@ class Traced(NamedTuple):
     opaque: frozenset[Node]
 
 
+class CannotCompactError(UserError):
+    """A network that cannot be compacted. why: without the name of who asked."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"compact: {name} cannot be compacted{why}")
+        self.why = why
+
+
 def cannot(captured: Captured, node: Node, why: str) -> UserError:
     """The error for an operation that cannot be compacted."""
-    return UserError(f"compact: {captured.name} cannot be compacted: {operation_of(node)} {why}{line_of(node)}")
+    return CannotCompactError(captured.name, f": {operation_of(node)} {why}{line_of(node)}")
 
 
 def fails(captured: Captured, node: Node, error: Exception) -> UserError:
@@ -65,7 +73,7 @@ def traced(model: Model, params: Params, shape: tuple[int, ...], *, training: bo
             for examples in (TRACED_BATCH, OTHER_BATCH)
         )
     except CannotTraceError as error:
-        raise UserError(f"compact: {model.name} cannot be compacted{error.why}") from error
+        raise CannotCompactError(model.name, error.why) from error
     return _Tracing(one, other, training).done()
 
 
@@ -84,7 +92,7 @@ class _Tracing:
         self._input = self._x  # its copy, once it is made
         found = twins(one, other)
         if found is None:
-            raise UserError(f"compact: {one.name} cannot be compacted: its operations depend on the batch size")
+            raise CannotCompactError(one.name, ": its operations depend on the batch size")
         self._twins = found
         self._resizing = Resizing(self._graph, self._new, self._size, self._device, self._varies)
 

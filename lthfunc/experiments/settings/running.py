@@ -76,8 +76,8 @@ class Running:
     )  # fmt: skip
     packed: bool = setting(
         False,
-        "Write the ticket files at the top without the weights that are pruned, as all other files of a run are: "
-        "smaller ones, which lthfunc reads as any others; `lthfunc export` is for other programs.",
+        "Leave pruned weights out of the ticket files at the top as well, as out of a run's other files. They are "
+        "smaller, and lthfunc reads them as before; for other programs there is `lthfunc export`.",
         RUN, (*_RUNS, "methods", "branch", "transfer"), changes_results=False,
     )  # fmt: skip
     on_nonfinite: str = setting(
