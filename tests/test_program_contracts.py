@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import lthfunc as lf
 from lthfunc.models.transformers import CharTransformer
@@ -267,3 +269,20 @@ def test_work_of_products_of_two_values_counts_what_they_sum_over() -> None:
     ).code.rows  # fmt: skip
     assert rows[rows[:, 0] == OPCODES["lane_products"], 3].tolist() == [5 * 5 * 8] * 3
     assert 8 * 5 in rows[rows[:, 0] == OPCODES["combine_gradient"], 3].tolist()
+
+
+def test_a_program_that_is_freed_while_a_network_is_traced_is_no_part_of_it() -> None:
+    """As the garbage collector does it, whenever it runs."""
+    held = [program_of(
+        captured(lf.from_module(nn.Linear(3, 2)), (3,), training=False), *lf.from_module(nn.Linear(3, 2)).init(0), {},
+        batch=1, stored=Stored((3,), torch.float32), epilogue=Epilogue(None, gradients=False),
+    )]  # fmt: skip
+    assert held[0].code.verified
+
+    def function(x: Tensor) -> Tensor:
+        held.clear()
+        gc.collect()
+        return x + 1
+
+    graph = make_fx(function, tracing_mode="fake", pre_dispatch=True)(torch.zeros(2)).graph
+    assert [str(node.target) for node in graph.nodes if node.op == "call_function"] == ["aten.add.Tensor"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lthfunc.sparse.builder import Builder
 from lthfunc.sparse.kernels.build import load_kernels
@@ -44,8 +45,15 @@ class MachineCode:
         number: int = torch.ops.lthfunc.make_program(
             self.rows, self.lists, self.vectors, self.local, self.values, self.trained, len(self.constants), self.batch
         )
-        weakref.finalize(self, torch.ops.lthfunc.free_program, number).atexit = False
+        weakref.finalize(self, _free, number).atexit = False
         return number
+
+
+def _free(number: int) -> None:
+    """Have the machine forget a program. This may run at any time, so no trace may take it for an operation of its
+    own."""
+    with _disable_current_modes():
+        torch.ops.lthfunc.free_program(number)
 
 
 #: Instructions whose rows touch more vectors of a tile than an image has: columns whose product that is.
