@@ -16,8 +16,13 @@ ACTIVATIONS = (
     "torch.tanh({})", "F.silu({})", "F.gelu({})", "F.hardtanh({})", "F.hardsigmoid({})", "F.hardswish({})",
     "F.elu({}, 0.7)",
 )  # fmt: skip
+#: Other functions of single numbers.
+SHIFTS = (
+    "{} + 0.3", "0.5 - {}", "-{}", "{}.abs()", "{}.clamp(-1, 0.5)", "F.softplus({}, 2)", "F.mish({})", "F.selu({})",
+    "torch.maximum({}, 0.3 * {})",
+)  # fmt: skip
 #: What not every engine has a rule for.
-STRANGE = ("F.softplus({})", "F.mish({})", "torch.exp(-{}.abs())")
+STRANGE = ("torch.erf({})", "torch.atan({})", "torch.log1p({}.abs())")
 
 
 @dataclass
@@ -190,7 +195,7 @@ def moved(pen: Pen, x: str) -> str:
     channels, *sides = pen.shapes[x]
     kind = pen.rng.choice(["slice", "pad", "scale", "divide", "shift", "product", "gate", "dropout", "alias"])
     if kind == "shift":
-        return pen.value(pen.rng.choice(["{} + 0.3", "0.5 - {}", "-{}"]).replace("{}", x), pen.shapes[x])
+        return pen.value(pen.rng.choice(SHIFTS).replace("{}", x), pen.shapes[x])
     if kind == "product":
         return pen.value(f"{x} * torch.sigmoid({x})", pen.shapes[x])
     if kind == "gate" and len(sides) == 2:

@@ -116,10 +116,13 @@ KEEPING = (
     "torch.where({0} > 0, {0}, 0.2 * {0})", "{0} ** 3 / 5", "{0} * {0}.softmax(1)", "torch.exp(-{0}.square())",
     "{0}.flip(-1)", "{0}.roll(-2, -1)", "torch.cat([{0}[..., 1:], {0}[..., :1]], -1)",
     "{0} / {0}.square().sum(1, keepdim=True).add(0.5).sqrt()", "{0}.masked_fill({0} < 0, 0.0)",
+    "{0} * {0}.amax(1, True)", "{0} - {0}.amin(-1, True)", "{0} + {0}.amax((1, 2), True)", "{0}.clamp(min=-0.5)",
+    "{0}.abs() - 1", "F.softplus({0}, 3)", "F.mish({0})", "torch.minimum({0}, {0}.mean(1, True))",
+    "F.softshrink({0}, 0.2) + F.threshold({0}, 0.1, 0.1)", "F.logsigmoid({0})",
     "torch.cat([{0}[:, 1:], {0}[:, :1]], 1)", "{0}.transpose(-1, -2).contiguous().transpose(-1, -2)",
 )  # fmt: skip
 #: What the sparse engine has no rule for.
-STRANGE = ("{0} * {0}.amax(1, True)", "{0}.clamp(min=-0.5)", "{0}.abs() - 1", "{0}.cumsum(-1)")
+STRANGE = ("{0} * {0}.cos()", "torch.erf({0})", "torch.sin({0}) - 1", "{0}.cumsum(-1)")
 
 
 def kept(pen: Pen, x: str) -> str:

@@ -64,11 +64,13 @@ KEEPING = (
     "{0} / 1.7", "({0} @ {0}.mT).tanh() @ {0}", "torch.einsum('nlw,nmw->nlm', {0}, {0}).softmax(-1) @ {0}",
     "{0} + {0}.flatten(1).sum(1).view(-1, 1, 1) / 9", "{0}.reshape({0}.shape[0], -1).view_as({0})", "{0}.float() * 1.0",
     "{0} * torch.linspace(0, 1, {0}.shape[1])[:, None].to({0}.dtype)", "{0}.unbind(1)[0].unsqueeze(1) + {0}",
+    "{0}.clamp(-1, 1)", "{0}.abs()", "torch.maximum({0}, 0.5 * {0})", "{0} + {0}.amax(1, True)", "F.softplus({0})",
+    "{0} - {0}.max(-1, True).values", "F.mish({0})", "{0} * {0}.amin((1, 2))[:, None, None]",
     "{0}.repeat(1, 2, 1)[:, :{0}.shape[1]]", "{0}.repeat_interleave(2, 1)[:, ::2]",
 )  # fmt: skip
 #: What the sparse engine has no rule for.
-STRANGE = ("{0}.clamp(-1, 1)", "{0}.abs()", "torch.maximum({0}, 0.5 * {0})", "{0}.cumsum(1)", "{0} + {0}.amax(1, True)",
-           "{0} - {0}.max(-1, True).values")  # fmt: skip
+STRANGE = ("{0}.sin()", "{0}.erf()", "torch.hypot({0}, 0.5 + {0})", "{0}.cumsum(1)", "{0} + {0}.logsumexp(1, True)",
+           "{0} - {0}.cummax(1).values")  # fmt: skip
 
 
 def kept(pen: Pen, x: str) -> str:

@@ -137,6 +137,14 @@ def attended(x: Tensor, **given: object) -> Tensor:
     return F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], **given)[:, 0]  # type: ignore[arg-type]
 
 
+def test_functions_of_single_numbers_are_those_of_a_token() -> None:
+    def function(x: Tensor) -> Tensor:
+        x = F.softplus(x.clamp(-0.5, 1)) + F.selu(x).clamp_min(-1) - F.softsign(x)
+        return attended(torch.maximum(F.mish(x), 0.3 * x.abs()), is_causal=True)
+
+    check(Tokens(function), 9, 7, 0.8)
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [

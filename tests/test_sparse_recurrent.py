@@ -171,7 +171,7 @@ class Refused(nn.Module):
 @pytest.mark.parametrize(
     ("make", "call", "words"),
     [
-        (lambda: nn.LSTM(3, 4, batch_first=True), lambda layer, x: layer(x)[1][0][-1], "a state that the machine"),
+        (lambda: nn.LSTM(3, 4, batch_first=True), lambda layer, x: layer(x)[1][0][-1], "number 1, which the machine"),
         (lambda: nn.LSTM(3, 4, batch_first=True, proj_size=2), lambda layer, x: layer(x)[0], "lstm with projections"),
         (
             lambda: nn.GRU(3, 4, batch_first=True), lambda layer, x: layer(x, torch.ones(1, len(x), 4))[0],

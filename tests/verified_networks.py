@@ -21,7 +21,8 @@ class Plain(nn.Sequential):
 
 
 class Mixed(nn.Module):
-    """What the other one lacks: slices, padding, additions, products, gates, interpolation, group normalisation."""
+    """What the other one lacks: slices, padding, additions, products, gates, largest numbers, interpolation, group
+    normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Mixed(nn.Module):
         x = F.gelu(self.group(F.pad(x[:, :, 1:7, 1:7], (1, 1, 1, 1))))
         x = F.max_pool2d(self.norm(x) + x, 3, 2, 1)
         x = x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1)) - self.gain * F.silu(x)
-        x = x + F.silu(x)
+        x = x + F.silu(torch.maximum(x, x.amax(1, True).abs() / 2))
         x = F.interpolate(F.pad(self.second(x), (1, 1, 1, 1), value=0.5), size=(3, 5), mode="bilinear")
         x = F.avg_pool2d(F.interpolate(x, scale_factor=2), (3, 5))
         scores: Tensor = self.head(x.flatten(1))

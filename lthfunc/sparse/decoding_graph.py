@@ -30,7 +30,10 @@ from lthfunc.trees.types import Buffers, Masks, Params
 
 #: Operations that compute each number by itself, and those that give numbers other places: where the dimension of
 #: places remains one, they mix no tokens.
-_EACH = MOVING | {*POINTWISE, "add", "sub", "rsub", "mul", "div", "neg", "dropout", "embedding"}
+_EACH = MOVING | {
+    *POINTWISE, "selu", "celu", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "add", "sub", "rsub", "mul",
+    "div", "neg", "dropout", "embedding",
+}  # fmt: skip
 #: Operations over one dimension of their first argument: the last, or that which they are given.
 _OVER_LAST, _OVER_GIVEN = frozenset({"linear", "layer_norm", "rms_norm"}), frozenset({"softmax", "log_softmax"})
 _ATTENTION = "scaled_dot_product_attention"

@@ -101,7 +101,7 @@ def lowered(b: Builder, node: Node, args: Sequence[Any], kwargs: Mapping[str, An
         raise Unsupported(_IN_PLACE)
     if node.target is operator.getitem:
         if args[0][args[1]] is None:
-            raise Unsupported(f"number {args[1]}, a state that the machine does not hand on,")
+            raise Unsupported(f"number {args[1]}, which the machine does not hand on,")
         return args[0][args[1]]
     lowering = LOWERINGS.get(node.target)
     if lowering is None:

@@ -15,14 +15,34 @@ enum Combined : i64 {
 };
 
 // there: lanes of examples; in others nothing is chosen, since an infinite number would make NaN of their gradients.
-template <typename Row>
-LTHFUNC_INLINE vec combined(const Row& op, vec a, vec b, float number, ivec there) {
-  switch (op.kind) {
+LTHFUNC_INLINE vec combined(i64 kind, vec a, vec b, float number, ivec there) {
+  switch (kind) {
     case combined_sum: return a + b * number;
     case combined_product: return a * b;
+    case combined_maximum: return where(b == b, where(a < b, b, a), b);
+    case combined_minimum: return where(b == b, where(b < a, b, a), b);
+    case combined_share: return where(a < b, vec{}, where(a == b, broadcast(0.5f), broadcast(1.0f)));
     default: return where((b == vec{}) & there, broadcast(number), a);
   }
 }
+
+// A row of two values whose kind is known when this is compiled: it would be asked for each vector.
+struct CombinedRow {
+  const vec *a, *b;
+  vec* out;
+  i64 width, a_column, b_column;
+  float number;
+  ivec there;
+};
+template <i64 Kind>
+void combined_row(CombinedRow row) {
+  for (i64 x = 0; x < row.width; ++x)
+    row.out[x] = combined(Kind, row.a[x * row.a_column], row.b[x * row.b_column], row.number, row.there);
+}
+constexpr void (*combined_rows[])(CombinedRow) = {
+#define COMBINED(name) combined_row<combined_##name>,
+#include "instructions.def"
+};
 
 }  // namespace
 
@@ -44,8 +64,7 @@ void combine(const combine_row& op, Workspace& m, Part part) {
     for (i64 channel = part.row; channel < part.rows; ++channel) {
       for (i64 y = 0; y < op.height; ++y) {
         const vec *const a = LTHFUNC_AT(a), *const b = LTHFUNC_AT(b);
-        vec* const out = LTHFUNC_AT(out);
-        for (i64 x = 0; x < op.width; ++x) out[x] = combined(op, a[x * op.a_column], b[x * op.b_column], number, there);
+        combined_rows[op.kind]({a, b, LTHFUNC_AT(out), op.width, op.a_column, op.b_column, number, there});
       }
     }
   }
@@ -68,7 +87,7 @@ void combine_single(const combine_row& op, Workspace& m) {
       for (i64 x = 0; x < width; x += LANES) {
         const i64 count = std::min<i64>(LANES, width - x);
         const vec value =
-            combined(op, side(a, a_step, x, count), side(b, b_step, x, count), number, first_lanes(count));
+            combined(op.kind, side(a, a_step, x, count), side(b, b_step, x, count), number, first_lanes(count));
         store(out + x, value, count);
       }
     }

@@ -92,8 +92,12 @@ LTHFUNC_INLINE vec gated(vec gradient, const Kind* gate, i64 x) {
   return !gate ? gradient : passing(gradient, read(gate[x]));
 }
 
-// A pointwise function by its number.
-vec value_of(i64 kind, vec x, float number);
+// What a pointwise function takes besides a number, and the function by its kind.
+struct Settings {
+  float number, other;
+};
+inline Settings settings_at(const Workspace& m, i64 place) { return {m.constants[place], m.constants[place + 1]}; }
+vec value_of(i64 kind, vec x, Settings given);
 
 // The kernels: each does a part of an instruction.
 #define INSTRUCTION(name, ...) void name(const name##_row&, Workspace&, Part);

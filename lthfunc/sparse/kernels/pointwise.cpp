@@ -1,72 +1,12 @@
 // Pointwise functions, additions and copies, a channel's rows at a time.
 #include <algorithm>
 
-#include "gelu.h"
+#include "pointwise_functions.h"
 #include "randomness.h"
 #include "verify.h"
 
 namespace lthfunc {
 namespace {
-
-enum Pointwise : i64 {
-#define POINTWISE(name) pointwise_##name,
-#include "instructions.def"
-};
-
-// A gradient between two limits, and nothing elsewhere.
-LTHFUNC_INLINE vec inside(vec grad, vec x, float low, float high) {
-  return where(x <= broadcast(low), vec{}, where(x >= broadcast(high), vec{}, grad));
-}
-// The gradient before a function from the one behind it. Functions that are flat somewhere let nothing pass there,
-// not even NaN; where the value is NaN, each does what PyTorch's does.
-LTHFUNC_INLINE vec gradient_of(i64 kind, vec grad, vec x, float number) {
-  switch (kind) {
-    case pointwise_relu: return passing(grad, x);
-    case pointwise_leaky_relu: return grad * where(x > vec{}, broadcast(1.0f), broadcast(number));
-    case pointwise_relu6: return inside(grad, x, 0.0f, 6.0f);
-    case pointwise_sigmoid: {
-      const vec s = logistic(x);
-      return grad * (s * (1.0f - s));
-    }
-    case pointwise_tanh: {
-      const vec t = tangent(x);
-      return grad * (1.0f - t * t);
-    }
-    case pointwise_silu: {
-      const vec s = logistic(x);
-      return grad * (s + x * s * (1.0f - s));
-    }
-    case pointwise_gelu: return grad * normal_slope(x);
-    case pointwise_gelu_tanh: {
-      const vec t = tangent(gelu_inner(x)), steep = x * (1.0f - t * t) * gelu_slope(x);
-      return grad * 0.5f * (1.0f + t + where(x * x > broadcast(1e12f), vec{}, steep));
-    }
-    case pointwise_hardtanh: return inside(grad, x, -1.0f, 1.0f);
-    case pointwise_hardsigmoid: return where((x > broadcast(-3.0f)) & (x < broadcast(3.0f)), grad * (1.0f / 6), vec{});
-    case pointwise_hardswish:
-      return where(x <= broadcast(-3.0f), vec{}, where(x >= broadcast(3.0f), grad, grad * (x * (1.0f / 3) + 0.5f)));
-    case pointwise_elu: return grad * where(x <= vec{}, exponential(x) * number, broadcast(1.0f));
-    case pointwise_shift: return grad;
-    case pointwise_square: return grad * (x * 2.0f);
-    case pointwise_sqrt: return grad * 0.5f / root(x);
-    case pointwise_rsqrt: return grad * -0.5f / (root(x) * x);
-    case pointwise_reciprocal: return -grad / (x * x);
-    case pointwise_exp: return grad * exponential(x);
-    case pointwise_trunc:
-    case pointwise_eq:
-    case pointwise_ne:
-    case pointwise_lt:
-    case pointwise_le:
-    case pointwise_gt:
-    case pointwise_ge: return vec{};
-    default: return grad * number;
-  }
-}
-
-// Whether a function of zero or its slope is infinite: lanes without an example may hold zeros alone.
-constexpr bool is_infinite(i64 kind) {
-  return kind == pointwise_sqrt || kind == pointwise_rsqrt || kind == pointwise_reciprocal;
-}
 
 // Calls function(tile, channel, y) for every row of the part.
 template <typename Function>
@@ -76,58 +16,16 @@ LTHFUNC_INLINE void each_row(Part part, i64 height, Function function) {
       for (i64 y = 0; y < height; ++y) function(tile, channel, y);
 }
 
-template <typename Truths>
-LTHFUNC_INLINE vec truth(Truths holds) {
-  return where(holds, broadcast(1.0f), vec{});
-}
-
-// Without what follows the point. Numbers from 2^23 on have nothing there, nor have infinities and NaN.
-LTHFUNC_INLINE vec toward_zero(vec x) {
-  const ivec small = (x > broadcast(-8388608.0f)) & (x < broadcast(8388608.0f));
-  return where(small, converted(truncated(where(small, x, vec{}))), x);
-}
-
-LTHFUNC_INLINE vec inlined_value(i64 kind, vec x, float number) {
-  switch (kind) {
-    case pointwise_relu: return rectified(x);
-    case pointwise_leaky_relu: return where(x > vec{}, x, x * number);
-    case pointwise_relu6: return clamped(x, 0.0f, 6.0f);
-    case pointwise_sigmoid: return logistic(x);
-    case pointwise_tanh: return tangent(x);
-    case pointwise_silu: return x * logistic(x);
-    case pointwise_gelu: return x * normal_share(x);
-    case pointwise_gelu_tanh: return x * 0.5f * (1.0f + tangent(gelu_inner(x)));
-    case pointwise_hardtanh: return clamped(x, -1.0f, 1.0f);
-    case pointwise_hardsigmoid: return clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
-    case pointwise_hardswish: return x * clamped(x * (1.0f / 6) + 0.5f, 0.0f, 1.0f);
-    case pointwise_elu: return where(x > vec{}, x, (exponential(x) - 1.0f) * number);
-    case pointwise_shift: return x + number;
-    case pointwise_square: return x * x;
-    case pointwise_sqrt: return root(x);
-    case pointwise_rsqrt: return 1.0f / root(x);
-    case pointwise_reciprocal: return 1.0f / x;
-    case pointwise_exp: return exponential(x);
-    case pointwise_trunc: return toward_zero(x);
-    case pointwise_eq: return truth(x == broadcast(number));
-    case pointwise_ne: return 1.0f - truth(x == broadcast(number));
-    case pointwise_lt: return truth(x < broadcast(number));
-    case pointwise_le: return truth(x <= broadcast(number));
-    case pointwise_gt: return truth(x > broadcast(number));
-    case pointwise_ge: return truth(x >= broadcast(number));
-    default: return x * number;
-  }
-}
-
 // A row of numbers by a function that is known when this is compiled: a call for each vector costs more than some.
 // there: lanes of examples.
 template <i64 Kind>
-void value_row(const vec* in, vec* out, i64 width, float number, ivec there) {
+void value_row(const vec* in, vec* out, i64 width, Settings given, ivec there) {
   for (i64 x = 0; x < width; ++x) {
-    const vec value = inlined_value(Kind, in[x], number);
+    const vec value = inlined_value(Kind, in[x], given);
     out[x] = is_infinite(Kind) ? where(there, value, vec{}) : value;
   }
 }
-constexpr void (*value_rows[])(const vec*, vec*, i64, float, ivec) = {
+constexpr void (*value_rows[])(const vec*, vec*, i64, Settings, ivec) = {
 #define POINTWISE(name) value_row<pointwise_##name>,
 #include "instructions.def"
 };
@@ -136,14 +34,14 @@ struct GradientRow {
   const vec *in, *grad, *gate;
   vec* into;
   i64 width;
-  float number;
+  Settings given;
   bool accumulate;
   ivec there;
 };
 template <i64 Kind>
 void gradient_row(GradientRow row) {
   for (i64 x = 0; x < row.width; ++x) {
-    vec value = gradient_of(Kind, row.grad[x], row.in[x], row.number);
+    vec value = gradient_of(Kind, row.grad[x], row.in[x], row.given);
     if (is_infinite(Kind)) value = where(row.there, value, vec{});
     if (row.accumulate) value += row.into[x];
     row.into[x] = gated(value, row.gate, x);
@@ -157,21 +55,21 @@ constexpr i64 KINDS = sizeof(value_rows) / sizeof(*value_rows);
 
 }  // namespace
 
-vec value_of(i64 kind, vec x, float number) { return inlined_value(kind, x, number); }
+vec value_of(i64 kind, vec x, Settings given) { return inlined_value(kind, x, given); }
 
 // All of these: (channels, height, width) of each tile, with steps of their own; what is written may be what is read.
 void verify(const pointwise_row& op, Verifier& v) {
   LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
   LTHFUNC_INSIDE(out, op.rows, op.height, op.width);
   v.require(op.kind >= 0 && op.kind < KINDS, "kind: a known one");
-  v.constants("number", op.number);
+  v.constants("number", op.number, 2);
 }
 
 void pointwise(const pointwise_row& op, Workspace& m, Part part) {
-  const float number = m.constants[op.number];
+  const Settings given = settings_at(m, op.number);
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     const vec* const in = LTHFUNC_AT(in);
-    value_rows[op.kind](in, LTHFUNC_AT(out), op.width, number, first_lanes(m.examples - tile * LANES));
+    value_rows[op.kind](in, LTHFUNC_AT(out), op.width, given, first_lanes(m.examples - tile * LANES));
   });
 }
 
@@ -180,15 +78,15 @@ void verify(const pointwise_gradient_row& op, Verifier& v) {
   LTHFUNC_INSIDE(grad, op.rows, op.height, op.width);
   LTHFUNC_GATED(into, op.rows, op.height, op.width);
   v.require(op.kind >= 0 && op.kind < KINDS, "kind: a known one");
-  v.constants("number", op.number);
+  v.constants("number", op.number, 2);
 }
 
 void pointwise_gradient(const pointwise_gradient_row& op, Workspace& m, Part part) {
-  const float number = m.constants[op.number];
+  const Settings given = settings_at(m, op.number);
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     const vec *const in = LTHFUNC_AT(in), *const grad = LTHFUNC_AT(grad);
     vec* const into = LTHFUNC_AT(into);
-    gradient_rows[op.kind]({in, grad, gate_of(op.gate, op.into, into), into, op.width, number, op.accumulate != 0,
+    gradient_rows[op.kind]({in, grad, gate_of(op.gate, op.into, into), into, op.width, given, op.accumulate != 0,
                             first_lanes(m.examples - tile * LANES)});
   });
 }

@@ -67,10 +67,10 @@ void average_pool_single(const average_pool_row& op, Workspace& m) {
 #define LTHFUNC_FLOATS(name) (place(m, op.name + channel * op.name##_channel + y * op.name##_row) + x)
 
 void pointwise_single(const pointwise_row& op, Workspace& m) {
-  const float number = m.constants[op.number];
+  const Settings given = settings_at(m, op.number);
   const bool side_by_side = op.in_channel == 1 && op.out_channel == 1;
   each_places(op.rows, op.height, op.width, side_by_side, [&](i64 channel, i64 y, i64 x, i64 count) {
-    store(LTHFUNC_FLOATS(out), value_of(op.kind, load(LTHFUNC_FLOATS(in)), number), count);
+    store(LTHFUNC_FLOATS(out), value_of(op.kind, load(LTHFUNC_FLOATS(in)), given), count);
   });
 }
 

@@ -143,7 +143,7 @@ class _Side(NamedTuple):
 
 
 def combined(b: Builder, left: Any, right: Any, kind: str, number: float = 1.0) -> View:
-    """left + number · right; left · right; or ("choice") left where right is not zero, and number elsewhere."""
+    """What two values are made to, by its name among the machine's, of one shape after both are broadcast."""
     views = [each for each in (left, right) if isinstance(each, View)]
     if not views:
         raise Unsupported("of a parameter or buffer")
@@ -163,11 +163,26 @@ def combined(b: Builder, left: Any, right: Any, kind: str, number: float = 1.0) 
             **out.buffer.sides, "kind": COMBINED.index(kind), "number": constants + 1,
         }))  # fmt: skip
 
+        def share(which: int) -> tuple[_Side, TileBuffer]:
+            """What one of both gets of the gradient of the larger, or of the smaller."""
+            found, both = b.allocate(*size), [(sides[0], x.buffer), (sides[1], y.buffer)]
+            mine, other = both[which], both[1 - which]
+            first, second = (mine, other) if kind == "maximum" else (other, mine)
+            b.emit(lambda: ("combine", BY_TILES, size[0], {
+                **first[0].columns("a", first[1]), **second[0].columns("b", second[1]), **found.columns("out"),
+                **found.sides, "kind": COMBINED.index("share"), "number": constants,
+            }))  # fmt: skip
+            return _Side(out, size), found
+
+        def factor(which: int) -> tuple[_Side, TileBuffer] | None:
+            if kind in ("maximum", "minimum"):
+                return share(which)
+            return None if kind == "sum" else (sides[1 - which], (x, y)[1 - which].buffer)
+
         def gradient() -> None:
-            for which, (value, other) in enumerate(((x, y), (y, x))):
+            for which, value in enumerate((x, y)):
                 if value.needs:
-                    beside = (sides[1 - which], other.buffer) if kind != "sum" else None
-                    _gradient(b, out, value, beside, constants + (which if kind == "sum" else 0))
+                    _gradient(b, out, value, factor(which), constants + (which if kind == "sum" else 0))
             if out.needs:
                 b.release(out)
 

@@ -7,6 +7,7 @@ from typing import Any
 from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged, only
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.lowerings.columns import along_columns
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, aten, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import as_tokens, covers, filled, first_of, placed, stride
@@ -149,13 +150,7 @@ def log_softmax(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
 
 def _softmax(b: Builder, view: View, dim: int, *, logarithms: bool) -> View:
-    dim %= len(view.arrangement.sizes)
-    if any(axis.side is Side.EXAMPLE for axis in view.arrangement.dimensions[dim]):
-        raise Unsupported("over the batch")
-    if not covers(view) or view.arrangement.dimensions[dim] != merged([Axis(Side.COLUMN, view.value.buffer.width)]):
-        sides = [Side.CHANNEL] * len(view.arrangement.sizes)
-        sides[dim] = Side.COLUMN
-        view = placed(b, view, sides)
+    view = along_columns(b, view, dim % len(view.arrangement.sizes))
     out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
     shared = {**out.buffer.sides, "logarithms": int(logarithms)}
 

@@ -1,7 +1,9 @@
-"""Activations, dropout, and residual additions."""
+"""Functions of single numbers, dropout, and residual additions."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,39 +11,15 @@ import torch
 from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, POINTWISE
-from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument, aten, drop_threshold, lowers
+from lthfunc.sparse.lowerings.interface import Unsupported, aten, drop_threshold, lowers
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import whole
 from lthfunc.sparse.tile_buffers import TileBuffer
 
-_DEFAULTS = {"leaky_relu": 0.01, "elu": 1.0}
 #: Functions that give truths, by the names of PyTorch's operations.
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-
-
-@lowers(aten.relu.default, aten.relu_.default, arranged=True)
-def relu(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """The operation before rectifies its value as it writes it, where nothing else reads that."""
-    return pointwise(b, args[0], "relu", 0.0, FusedStep.RECTIFY)
-
-
-def activation(kind: str) -> Lowering:
-    """The lowering of an activation by its name in PyTorch."""
-
-    def lowering(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-        if kind == "gelu" and kwargs.get("approximate", "none") != "none":
-            return pointwise(b, args[0], "gelu_tanh", 0.0)
-        if kind == "hardtanh" and args[1:]:
-            limits = tuple(args[1:3])
-            if limits == (0, 6):
-                return pointwise(b, args[0], "relu6", 0.0)
-            if limits != (-1, 1):
-                raise Unsupported("with other limits than -1 and 1")
-        if kind == "elu" and len(args) > 2:
-            raise Unsupported("with a scale")
-        return pointwise(b, args[0], kind, float(argument(args, 1, _DEFAULTS.get(kind, 0.0))))
-
-    return lowering
+#: Functions that give whole numbers of whole numbers, with settings that are whole.
+_OF_WHOLE_NUMBERS = ("scale", "shift", "abs", "clamp")
 
 
 def added(b: Builder, left: View, right: View) -> View:
@@ -191,14 +169,19 @@ def copied(b: Builder, source: Value, value: Value) -> None:
     b.copy(grad, target)
 
 
-def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep | None = None) -> View:
-    """A function of each number of a value, by its name among the machine's. number: its setting."""
+def pointwise(
+    b: Builder, given: Any, kind: str, number: float = 0.0, other: float = 0.0, *, step: FusedStep | None = None,
+    slope: Sequence[float] | None = None,
+) -> View:  # fmt: skip
+    """A function of each number of a value, by its name among the machine's. number, other: its settings; slope: those
+    of its derivative, where these are others."""
     seen, has_slope = as_view(b, given), kind not in (*COMPARISONS, "trunc")
     view = whole(b, seen)
     if not has_slope and view.value is not seen.value:
         view.value.needs = False  # a copy for this alone, which gives no gradient
     out = Value(TileBuffer(*view.value.buffer.size), view.value.needs and has_slope)
-    whole_numbers = view.value.dtype == torch.int64 and kind in ("scale", "shift") and number == int(number)
+    whole_numbers = view.value.dtype == torch.int64 and kind in _OF_WHOLE_NUMBERS
+    whole_numbers &= all(each.is_integer() or math.isnan(each) for each in (number, other))
     out.dtype = torch.bool if kind in COMPARISONS else torch.int64 if whole_numbers else torch.float32
     channels = out.buffer.channels
 
@@ -207,21 +190,16 @@ def pointwise(b: Builder, given: Any, kind: str, number: float, step: FusedStep 
             return
         (x,) = operation.inputs
         b.hold(out.buffer)
-        shared = {"kind": POINTWISE.index(kind), **out.buffer.sides, "number": b.numbers([number])}
-        b.emit(lambda: (
-            "pointwise", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared}
-        ))  # fmt: skip
+        shared, settings = {"kind": POINTWISE.index(kind), **out.buffer.sides}, b.numbers([number, other])
+        b.emit(lambda: ("pointwise", BY_TILES, channels, {
+            **x.buffer.columns("in"), **out.buffer.columns("out"), **shared, "number": settings,
+        }))  # fmt: skip
         if out.needs:
+            of_slope = settings if slope is None else b.numbers([*slope])
             b.differentiate(x, out, lambda grad, target: lambda: ("pointwise_gradient", BY_TILES, channels, {
                 **x.buffer.columns("in"), **grad.columns("grad"), **target.buffer.columns("into"), **shared,
-                **target.columns,
+                "number": of_slope, **target.columns,
             }))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit, step))
     return view.of(out)
-
-
-for _kind in POINTWISE:
-    for _name in (_kind, f"{_kind}_"):
-        if _kind not in ("relu", "scale", "shift", *COMPARISONS) and hasattr(aten, _name):
-            lowers(getattr(aten, _name).default, arranged=True)(activation(_kind))

@@ -23,7 +23,7 @@ from lthfunc.sparse.views import arranged_view
 @lowers(aten.mean.dim, arranged=True)
 def mean(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """mean(dims, keepdim)."""
-    view, dims, keeps = _arguments(b, args)
+    view, dims, keeps = reduced(b, args)
     if view.arranged is None and not view.flat and dims == [2, 3]:
         return mean_of_image(b, plain_view(b, view), keeps=keeps)
     count = math.prod(view.arrangement.sizes[dim] for dim in dims)
@@ -33,11 +33,12 @@ def mean(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 @lowers(aten.sum.dim_IntList, arranged=True)
 def total(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """sum(dims, keepdim)."""
-    view, dims, keeps = _arguments(b, args)
+    view, dims, keeps = reduced(b, args)
     return _summed(b, view, dims, keeps=keeps)
 
 
-def _arguments(b: Builder, args: Sequence[Any]) -> tuple[View, list[int], bool]:
+def reduced(b: Builder, args: Sequence[Any]) -> tuple[View, list[int], bool]:
+    """(the value, its dimensions to be reduced, whether they are kept with size one), of (x, dims, keepdim)."""
     view = as_view(b, args[0])
     given = argument(args, 1, None)
     dims = sorted(dim % len(view.arrangement.sizes) for dim in given or [])
@@ -77,6 +78,11 @@ def _summed(b: Builder, view: View, dims: Sequence[int], *, keeps: bool) -> View
             }))  # fmt: skip
 
     b.operations.append(Operation([view.value], out, emit))
+    return one_place(view, out, dims, keeps=keeps)
+
+
+def one_place(view: View, out: Value, dims: Sequence[int], *, keeps: bool) -> View:
+    """A value that is one place of some dimensions of a view, and otherwise lies as that does."""
     kept: list[Dimension] = [() if dim in dims else each for dim, each in enumerate(view.arrangement.dimensions)]
     dimensions = [each for dim, each in enumerate(kept) if keeps or dim not in dims]
     return arranged_view(out, view.arrangement._replace(dimensions=tuple(dimensions)))
