@@ -92,13 +92,15 @@ def by_hand(pen: Pen, q: str, k: str, v: str) -> str:
         mixed = f"torch.bmm(torch.softmax(torch.bmm({rows[0]}, {rows[1]}.mT) * 0.4, -1), {rows[2]})"
         return pen.value(f"{mixed}.unflatten(0, (-1, {heads}))", pen.shapes[q])
     product = pen.rng.choice(["{0} @ {1}.transpose(-2, -1) / {2}", "torch.matmul({0}, {1}.mT) * {3}",
-                              "({0} * {3}) @ {1}.transpose(2, 3)"])  # fmt: skip
+                              "({0} * {3}) @ {1}.transpose(2, 3)",
+                              "torch.einsum('nhqd,nhkd->nhqk', {0}, {1}) * {3}"])  # fmt: skip
     scores = pen.value(product.format(q, k, each**0.5, each**-0.5), (heads, length, length))
     scores = weighed(pen, scores, (heads, length, length))
     weights = pen.rng.choice(["{}.softmax(-1)", "torch.softmax({}, dim=-1)", "F.softmax({}, -1)"]).format(scores)
     if pen.maybe(0.1):
         weights = f"F.dropout({weights}, 0.0, self.training)"
-    return pen.value(f"{weights} @ {v}", (heads, length, each))
+    mixed = pen.rng.choice(["{} @ {}", "{} @ {}", "torch.einsum('nhqk,nhkd->nhqd', {}, {})"])
+    return pen.value(mixed.format(weights, v), (heads, length, each))
 
 
 def attention(pen: Pen, x: str) -> str:

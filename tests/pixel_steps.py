@@ -112,6 +112,7 @@ def excited(pen: Pen, x: str) -> str:
 #: What keeps a value's shape, and turns on no comparison.
 KEEPING = (
     "{0} * {0}.mean(1, keepdim=True)", "{0} + {0}[:, :1]", "{0} / (1.5 + {0} * {0})", "{0}.flip(2)", "{0}.roll(1, 2)",
+    "{0}.flip(1)", "{0}.roll(-1, 1)",
     "{0} - {0}.mean(-1, keepdim=True)", "{0} * torch.sigmoid({0}[..., :1])", "({0}.square() + 0.5).sqrt()",
     "torch.where({0} > 0, {0}, 0.2 * {0})", "{0} ** 3 / 5", "{0} * {0}.softmax(1)", "torch.exp(-{0}.square())",
     "{0}.flip(-1)", "{0}.roll(-2, -1)", "torch.cat([{0}[..., 1:], {0}[..., :1]], -1)",

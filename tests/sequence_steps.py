@@ -55,6 +55,7 @@ KEEPING = (
     "{0} * torch.sigmoid({0}.mean(-1, keepdim=True))", "{0} / (1.5 + {0}.square())", "{0} ** 3 / 4",
     "({0}.square() + 0.5).sqrt()", "{0} - {0}.mean(1, keepdim=True)", "torch.where({0} > 0, {0}, 0.1 * {0})",
     "{0}.masked_fill({0} < 0, 0.0)", "{0} * ({0} > 0)", "torch.exp(-{0}.square())", "{0}.flip(1)", "{0}.roll(1, 1)",
+    "{0}.flip((1, 2))", "{0}.roll(-1, 2)",
     "torch.tanh({0}.sum(-1, True)) * {0}", "{0} * {0}.softmax(1)", "{0}.log_softmax(-1)", "1.0 / (2.0 + {0} * {0})",
     "{0} + {0}[:, :1]", "{0} - {0}[:, -1:]", "{0} + {0}.mean((1, 2)).view(-1, 1, 1)", "F.dropout({0}, 0.0)",
     "torch.rsqrt({0}.square() + 1.0) * {0}", "torch.cat([{0}[:, 1:], {0}[:, :1]], 1)", "-{0}",

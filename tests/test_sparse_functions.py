@@ -31,6 +31,7 @@ FUNCTIONS: dict[str, Function] = {
     "threshold": lambda x: F.threshold(x, 0.5, -3.0), "clamp": lambda x: x.clamp(-1, 0.5),
     "clamp_min": lambda x: x.clamp(min=-0.5), "clamp_max": lambda x: torch.clamp_max(x, 1), "clip": lambda x: x.clip(1),
     "crossed limits": lambda x: x.clamp(3, 0.5),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.3], dtype=x.dtype)),
     "in place": lambda x: F.mish(x * 1.0, inplace=True).abs_().clamp_(0.5, 20).clamp_min_(1.0),
 }  # fmt: skip
 #: Where functions have an edge, or are computed otherwise on both sides.
@@ -121,6 +122,32 @@ def test_networks_of_any_shapes(examples: int) -> None:
         check_inference(Head(Net(), size), size, batch, density)
 
     holds()
+
+
+class Gated(nn.Module):
+    """Of two layers' features or channels, in any order of dimensions."""
+
+    def __init__(self, function: Callable[[Gated, Tensor], Tensor], slopes: int) -> None:
+        super().__init__()
+        self.function, self.conv = function, nn.Conv2d(2, 4, 3, padding=1)
+        self.slope = nn.PReLU(slopes) if slopes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, 3 * self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "slopes"),
+    [
+        (lambda net, x: F.glu(x, 1), 0), (lambda net, x: F.glu(x.flatten(2).mT), 0), (lambda net, x: F.glu(x, -1), 0),
+        (lambda net, x: F.glu(x.flatten(1)), 0), (lambda net, x: net.slope(x), 1), (lambda net, x: net.slope(x), 4),
+        (lambda net, x: net.slope(x.flatten(2)), 4), (lambda net, x: net.slope(x.flatten(2).mT), 24),
+        (lambda net, x: net.slope(x.flatten(1)), 96), (lambda net, x: net.slope(x.flatten(1)), 1),
+    ],
+)  # fmt: skip
+def test_gates_and_slopes(function: Callable[[Gated, Tensor], Tensor], slopes: int) -> None:
+    check(Head(Gated(function, slopes), (2, 4, 6)), (2, 4, 6), batch=19, density=0.6)
+    check_inference(Head(Gated(function, slopes), (2, 4, 6)), (2, 4, 6))
 
 
 class Counted(nn.Module):

@@ -12,6 +12,7 @@ from sparse_programs import (
     Head,
     both,
     check,
+    check_inference,
     computed_densely,
     conv,
     kernels,  # noqa: F401
@@ -137,6 +138,7 @@ POOLS = [
     nn.MaxPool2d(2, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(1),
     nn.AdaptiveAvgPool2d((3, 2)), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 3), 2, (1, 0), count_include_pad=False),
     nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False), nn.AvgPool2d(3, 2, 1, divisor_override=5),
+    nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((5, 7)), nn.AdaptiveMaxPool2d((None, 2)),
 ]  # fmt: skip
 
 
@@ -165,6 +167,24 @@ def test_activations(activation: nn.Module) -> None:
 def test_normalisation_of_images(norm: nn.Module) -> None:
     body = nn.Sequential(conv(), norm, nn.ReLU(), conv(6, 4), nn.MaxPool2d(2))
     check(Head(body, (3, 8, 10)), (3, 8, 10), batch=21)
+
+
+FLAT = (
+    nn.BatchNorm1d(60), nn.GroupNorm(6, 60), nn.LayerNorm(60), nn.LayerNorm(60, elementwise_affine=False),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", [*FLAT, nn.LayerNorm((4, 3, 5)), nn.LayerNorm((4, 3, 5), bias=False)], ids=str)
+@pytest.mark.parametrize("rectified", [False, True])
+def test_normalisation_with_a_weight_for_each_place(norm: nn.Module, rectified: bool) -> None:
+    """Of an image, or of one that is flattened."""
+    with torch.no_grad():
+        for leaf in norm.parameters():
+            leaf.copy_(torch.rand(leaf.shape) + 0.5)
+    flat = norm in FLAT
+    steps = [conv(3, 4), *[nn.Flatten()] * flat, norm, *[nn.ReLU()] * rectified, *[nn.Unflatten(1, (4, 3, 5))] * flat]
+    check(Head(nn.Sequential(*steps, conv(4, 2)), (3, 3, 5)), (3, 3, 5), batch=21)
+    check_inference(Head(nn.Sequential(*steps, conv(4, 2)), (3, 3, 5)), (3, 3, 5))
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,10 @@ def test_interpolation(examples: int) -> None:
 BORDERS = [
     "F.pad(x, (1, 2, 3, 0), mode='reflect')", "F.pad(x, (4, 1, 0, 2), mode='replicate')",
     "F.pad(x, (2, 1, 3, 4), mode='circular')", "F.pad(x, (1, 0, 2, 1), value=-1.5)", "F.pad(x, (-1, 2, 1, -2))",
-    "F.pad(x, (-1, -1, 0, 0, 1, -1), value=0.5)", "x.flip(2)", "x.flip((2, 3))", "x.roll((1, -2), (3, 2))",
+    "F.pad(x, (-1, -1, 0, 0, 1, -1), value=0.5)", "x.flip(2)", "x.flip((2, 3))", "x.roll((1, -2), (3, 2))", "x.flip(1)",
+    "x.roll((1, -2), (1, -1))", "x.flatten(2).flip(-1)", "x.flatten(2).mT.roll(2, 1)", "x.flatten(2).mT.flip((1, 2))",
+    "x.flatten(1).roll(7, -1)", "x.roll((1, 1), (3, 3))", "torch.relu(x).mT.flip(3) + torch.relu(x).mT",
+    "x[:, :2, 1:].flip((1, 2)).flip(3)",
     "x[:, ::2, 1::2, 1::3]", "F.pad(torch.relu(x), (1, 1, 1, 1), mode='reflect') + F.pad(x, (1, 1, 1, 1))",
 ]  # fmt: skip
 
@@ -94,7 +97,7 @@ def test_one_example(code: str) -> None:
     ("code", "refusal"),
     [
         ("F.interpolate(x, scale_factor=2, mode='bicubic')", "upsample_bicubic2d"),
-        ("x.flip(1)", "flip along other dimensions than height and width"),
+        ("x.flip(0)", "flip over the batch"),
         ("x.roll(1)", "roll of all dimensions as one"),
     ],
 )

@@ -64,7 +64,7 @@ class Through(nn.Module):
 
 CODES = [
     "F.max_pool1d(x, 2)", "F.max_pool1d(torch.relu(x), 3, 2, 1)", "F.avg_pool1d(x, 3, 2, 1)",
-    "F.adaptive_avg_pool1d(x, 4)",
+    "F.adaptive_avg_pool1d(x, 4)", "F.adaptive_max_pool1d(torch.relu(x), 1)",
     "norm(x)", "F.relu(norm(x)) + x", "group(x)", "F.pad(x, (2, 1))", "F.pad(x, (1, 3), mode='reflect')",
     "F.pad(x, (1, -2, 0, 1), value=2.0)", "F.interpolate(x, scale_factor=2)", "F.interpolate(x, size=7, mode='linear')",
     "x * torch.sigmoid(F.adaptive_avg_pool1d(x, 1))", "x * x - x",

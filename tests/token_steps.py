@@ -89,7 +89,9 @@ def linear(pen: Pen, x: str, outs: int) -> str:
     """A linear layer of each token."""
     length, ins = pen.shapes[x]
     if ins == outs and pen.maybe(0.05):
-        return pen.value(f"{x} @ {pen.layer(f'nn.Parameter(torch.randn({ins}, {outs}) / 4)')}", (length, outs))
+        form = pen.rng.choice(["{} @ {}", "torch.einsum('nlw,wo->nlo', {}, {})", "torch.einsum('...w,ow', {}, {})"])
+        weight = pen.layer(f"nn.Parameter(torch.randn({ins}, {outs}) / 4)")
+        return pen.value(form.format(x, weight), (length, outs))
     return pen.value(f"{pen.layer(f'nn.Linear({ins}, {outs}, bias={pen.maybe(0.7)})')}({x})", (length, outs))
 
 

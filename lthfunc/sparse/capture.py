@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from lthfunc.errors import UserError
+from lthfunc.sparse.einsum import name_einsums
 from lthfunc.sparse.faithful import Call, why_unfaithful
 from lthfunc.sparse.linear_layers import name_linear_layers
 from lthfunc.tracebacks import first_line, user_line, user_location
@@ -134,7 +135,9 @@ def captured_call(
         why = f": it puts another tensor in the place of the buffer {found['replaced'][0]}, instead of changing it"
         raise CannotTraceError(name, why)
     placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    name_linear_layers(traced.graph, set(placeholders[: len(params) + len(buffers)]))
+    leaves = set(placeholders[: len(params) + len(buffers)])
+    name_einsums(traced.graph, leaves)
+    name_linear_layers(traced.graph, leaves)
     _drop_dead(traced.graph)
     constants = {
         str(node.target): getattr(traced, str(node.target)) for node in traced.graph.nodes if node.op == "get_attr"

@@ -18,13 +18,13 @@ def name_linear_layers(graph: Graph, leaves: Container[Node]) -> None:
         if node.target is not _aten.matmul.default:
             continue
         x, turned = node.args
-        weight = _turned_from(turned)
+        weight = turned_from(turned)
         if weight in leaves and x not in leaves and x.meta["val"].ndim > 1:
             node.target, node.args = _aten.linear.default, (x, weight)
 
 
-def _turned_from(node: Any) -> Node | None:
-    """The matrix that this node transposes, if it does."""
+def turned_from(node: Any) -> Node | None:
+    """The matrix that a node transposes, if it does."""
     given = node.args[0] if node.op == "call_function" else None
     if not isinstance(given, Node) or getattr(given.meta["val"], "ndim", 0) != 2:
         return None

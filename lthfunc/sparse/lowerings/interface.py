@@ -86,13 +86,6 @@ def check_real(view: View) -> None:
         raise Unsupported("of whole numbers")
 
 
-def check_unflattened(view: View) -> None:
-    """Refuse a flattened image, where an operation of features would take it for its channels."""
-    buffer = view.value.buffer
-    if view.flat and buffer.height * buffer.width > 1:
-        raise Unsupported("on a flattened image")
-
-
 def drop_threshold(share: float) -> int:
     """Below which a random number of 32 bits drops what it was drawn for, so that this share is dropped."""
     threshold = round(share * 2**32)

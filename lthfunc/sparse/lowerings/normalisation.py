@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, FusedStep, GradientTarget, Normalised, Operation, Value, View
+from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, CONSTANTS, SAVED, SUMS
+from lthfunc.sparse.lowerings.dimensions import strided
 from lthfunc.sparse.lowerings.interface import (
     Buffer,
+    Param,
     Unsupported,
     argument,
     aten,
-    check_unflattened,
     claim,
     gradient_at,
     lowers,
     value_at,
 )  # fmt: skip
 from lthfunc.sparse.lowerings.parameters import as_view
+from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.token_norm import tokens_norm
 from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer_of_kind
 from lthfunc.sparse.views import WriteRows
@@ -28,11 +33,10 @@ _VALUE_SUMS, _GRADIENT_SUMS = CONSTANTS["VALUE_SUMS"], CONSTANTS["GRADIENT_SUMS"
 @lowers(aten.batch_norm.default)
 def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """batch_norm(x, weight, bias, mean, variance, training, momentum, eps)."""
-    view: View = args[0]
+    view = _features(b, args[0])
     weight, bias, mean, variance, training, momentum, epsilon = args[1:8]
     if not (isinstance(mean, Buffer) and isinstance(variance, Buffer)):
         raise Unsupported("without running statistics")
-    check_unflattened(view)
     learns = claim(b, weight, bias)
     out = Value(TileBuffer(*view.value.buffer.size), needs=learns or view.value.needs, any_halo=True)
 
@@ -203,14 +207,25 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         return tokens_norm(b, view, shape, weight, bias, epsilon=epsilon, centred=True)
     if shape != view.shape:
         raise Unsupported("over a part of the features")
+    if not (weight or bias):  # so that it does not matter in which order numbers lie
+        return _grouped(b, View(view.value), 1, weight, bias, epsilon)._replace(flat=view.flat)
+    if view.flat:
+        return _grouped(b, view, 1, weight, bias, epsilon)
+    if any(isinstance(each, Param) and b.leaves[each.name].size < math.prod(shape) for each in (weight, bias)):
+        raise Unsupported("with pruned weights")
+    # Each place has a weight of its own, as features have.
+    found = _grouped(b, View(view.value, flat=True), 1, weight, bias, epsilon)
+    return strided(found, lambda each: each.reshaped([TRACED_BATCH, *shape]))
+
+
+def _features(b: Builder, view: View) -> View:
+    """Features of a flattened image as channels of one place; anything else as it is."""
     buffer = view.value.buffer
-    if (weight or bias) and buffer.height * buffer.width > 1:
-        raise Unsupported("with a weight for each place of an image")
-    return _grouped(b, view, 1, weight, bias, epsilon)
+    return placed(b, view, [Side.EXAMPLE, Side.CHANNEL]) if view.flat and buffer.features > buffer.channels else view
 
 
 def _grouped(b: Builder, view: View, groups: int, weight: Any, bias: Any, epsilon: float) -> View:
-    check_unflattened(view)
+    view = _features(b, view)
     learns = claim(b, weight, bias)
     out = Value(TileBuffer(*view.value.buffer.size), needs=learns or view.value.needs)
 

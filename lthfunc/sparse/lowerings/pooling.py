@@ -72,6 +72,16 @@ def _emit_fused(b: Builder, operation: Operation, before: Value) -> None:
     b.backward.append(gradient)
 
 
+@lowers(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> list[View | None]:
+    """adaptive_max_pool2d to sizes that divide the image's: the values, without their places."""
+    view, buffer = args[0], args[0].value.buffer
+    sizes = [given or size for given, size in zip(args[1], (buffer.height, buffer.width), strict=True)]
+    if buffer.height % sizes[0] or buffer.width % sizes[1]:
+        raise Unsupported("whose windows are not all of one size")
+    return [max_pool(b, [view, [buffer.height // sizes[0], buffer.width // sizes[1]]], {}), None]
+
+
 @lowers(aten.avg_pool2d.default)
 def average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)."""

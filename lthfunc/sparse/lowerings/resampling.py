@@ -1,4 +1,4 @@
-"""Interpolation, and rows and columns in another order: each place of an image is made of two rows and columns."""
+"""Interpolation, and places in another order: each place of an image is made of two rows and columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
+from lthfunc.sparse.lowerings.columns import along_columns
 from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 
@@ -87,28 +89,36 @@ def repeated_border(b: Builder, view: View, amounts: Sequence[int], mode: str) -
     return resampled(b, view, places(height, given[2], given[3]), places(width, given[0], given[1]))
 
 
-@lowers(aten.flip.default)
+@lowers(aten.flip.default, arranged=True)
 def flip(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """Rows or columns from the last to the first."""
+    """Dimensions from the last place to the first."""
     return _ordered(b, args[0], args[1], lambda places, _: places.flip(0))
 
 
-@lowers(aten.roll.default)
+@lowers(aten.roll.default, arranged=True)
 def roll(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """Rows or columns moved on, the last to the front."""
+    """Dimensions moved on, the last places to the front."""
     shifts = args[1]
     return _ordered(b, args[0], argument(args, 2, []), lambda places, number: places.roll(shifts[number]))
 
 
-def _ordered(b: Builder, view: View, dims: Sequence[int], order: Callable[[Tensor, int], Tensor]) -> View:
-    places = [torch.arange(size) for size in _sides(view)]
+def _ordered(b: Builder, given: Any, dims: Sequence[int], order: Callable[[Tensor, int], Tensor]) -> View:
+    """A value whose dimensions have other orders. order: (places of one, which of `dims`) -> in the new order."""
+    view = as_view(b, given)
+    sizes = view.arrangement.sizes
+    places = {dim % len(sizes): torch.arange(sizes[dim]) for dim in dims}
     for number, dim in enumerate(dims):
-        if dim % 4 not in (2, 3) or len(set(dims)) < len(dims):
-            raise Unsupported("along other dimensions than height and width")
-        places[dim % 4 - 2] = order(places[dim % 4 - 2], number)
+        places[dim % len(sizes)] = order(places[dim % len(sizes)], number)
     if not dims:
         raise Unsupported("of all dimensions as one")
-    return resampled(b, view, taken(places[0]), taken(places[1]))
+    if view.arranged is None and not view.flat and places.keys() <= {2, 3}:
+        down, across = (places.get(dim, torch.arange(sizes[dim])) for dim in (2, 3))
+        return resampled(b, view, taken(down), taken(across))
+    for dim, each in places.items():
+        view = along_columns(b, view, dim)
+        rows = torch.arange(view.value.buffer.height)
+        view = view.of(resampled(b, View(view.value), taken(rows), taken(each)).value)
+    return view
 
 
 def _sides(view: View) -> tuple[int, int]:
@@ -120,6 +130,7 @@ def _sides(view: View) -> tuple[int, int]:
 def resampled(b: Builder, view: View, down: Taps, across: Taps) -> View:
     """An image of these rows and columns of another."""
     out = Value(TileBuffer(view.shape[0], len(down.places), len(across.places)), view.value.needs)
+    out.dtype = view.value.dtype
     weighted = any(bool((side.weights[:, 1] != 0).any()) for side in (down, across))
     weights = [b.numbers(side.weights.flatten().tolist()) for side in (down, across)]
 

@@ -12,7 +12,7 @@ from lthfunc.sparse.lowerings.layers import convolved
 from lthfunc.sparse.lowerings.normalisation import batch_norm as batch_norm
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import placed, plain_view
-from lthfunc.sparse.lowerings.pooling import adaptive_average_pool, average_pool, max_pool
+from lthfunc.sparse.lowerings.pooling import adaptive_average_pool, adaptive_max_pool, average_pool, max_pool
 from lthfunc.sparse.lowerings.resampling import interpolation
 from lthfunc.sparse.lowerings.shapes import pad as pad
 from lthfunc.sparse.lowerings.transposed import transposed
@@ -68,6 +68,13 @@ def maxima(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     kernel, stride = _across(args[1], 1), argument(args, 2, None) or args[1]
     given = [kernel, _across(stride, 1), _across(argument(args, 3, 0), 0), _across(argument(args, 4, 1), 1)]
     return as_sequence(max_pool(b, [as_image(b, args[0]), *given, argument(args, 5, False)], {}))
+
+
+@lowers(aten.adaptive_max_pool1d.default, arranged=True)
+def adaptive_maxima(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> list[View | None]:
+    """adaptive_max_pool1d to a size that divides the length."""
+    found, _ = adaptive_max_pool(b, [as_image(b, args[0]), [1, *args[1]]], {})
+    return [as_sequence(found), None]
 
 
 @lowers(aten.avg_pool1d.default, arranged=True)
