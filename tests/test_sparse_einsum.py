@@ -116,11 +116,13 @@ class Tokens(nn.Module):
 
 
 def heads(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (2, 4))
+    found: Tensor = x.unflatten(-1, (2, 4))
+    return found
 
 
 def scores(net: Any, x: Tensor) -> Tensor:
-    return einsum("bqhd,bkhd->bhqk", heads(net.q(x)), heads(x)).softmax(-1)
+    found: Tensor = einsum("bqhd,bkhd->bhqk", heads(net.q(x)), heads(x)).softmax(-1)
+    return found
 
 
 FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
