@@ -60,7 +60,8 @@ class Workspace:
         other = self._under(program)
         values, other.kept = (torch.empty(*numbers.shape[:-1], len(sources)) for numbers in (self.values, self.kept))
         for numbers, moved in ((self.values, values), (self.kept, other.kept)):
-            torch.ops.lthfunc.move_numbers.default(numbers, sources, moved)
+            if moved.numel():  # plain SGD keeps nothing
+                torch.ops.lthfunc.move_numbers.default(numbers, sources, moved)
         other._hold(values, self.memory[len(self.values) :])
         return other
 
