@@ -175,6 +175,7 @@ if TYPE_CHECKING:
         units as units,
         unstructured as unstructured,
     )
+    from lthfunc.sparsify.survivor_pruning import prune_survivors as prune_survivors
     from lthfunc.sparsify.synflow import synflow as synflow
     from lthfunc.sparsify.topology import ch3_l3 as ch3_l3
     from lthfunc.sparsify.transforms import prune as prune, rewind as rewind, ticket as ticket

@@ -18,7 +18,7 @@ from lthfunc.sparse.kernels import build
 from lthfunc.sparse.patterns import Entries, blocks_of, lists_of, matrix_lists
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.training.loop import fit_together
-from lthfunc.training.mask_updates import MaskUpdates, can_exchange
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, can_exchange
 from lthfunc.training.session import TrainingSession
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
@@ -31,6 +31,7 @@ MODEL = lf.from_module(NET)
 #: Without dropout, whose draws are the machine's own where it takes the gradient by which weights grow.
 STEADY = lf.from_module(nn.Sequential(*(part for part in NET if not isinstance(part, nn.Dropout))))
 OPTIMIZERS = {
+    "plain": lf.sgd(0.05),  # which keeps nothing from step to step
     "momentum": lf.sgd(0.05, momentum=0.9),
     "adamw": lf.adamw(0.01, weight_decay=0.1, decays=lf.is_matrix),
     "everything": lf.chain(lf.accumulate(2), lf.clip_by_global_norm(1.0), lf.adam(0.01), lf.ema(0.8)),
@@ -186,6 +187,43 @@ def test_masks_of_methods_change_on_survivors_to_the_bits_of_dense_trees(
         assert any(layer.grown for each in mine.changes for layer in each.layers.values()) == (method != "gradual")
 
 
+@pytest.mark.parametrize(
+    ("given", "alone"),
+    [
+        ({}, True), ({"min_layer_weights": 11}, True), ({"allocate": "layerwise", "layer_rate": {"7.*": 0.1}}, True),
+        ({"allocate": "uniform"}, False), ({"allocate": "lamp"}, False), ({"structure": "per-output"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_gradual_pruning_looks_at_survivors_alone(given: dict[str, Any], alone: bool) -> None:
+    """To the bits of dense trees; of equal weights the first remain."""
+    plan = plan_for(
+        "gradual", MODEL, images(), steps=12, eval_every=6, batch_size=8, engine="sparse", update_every=2, density=0.3,
+        **given,
+    )  # fmt: skip
+    (updates,) = plan.updates
+    start = lf.init(MODEL, 3)
+    coarse = {name: (leaf * 20).round() / 20 for name, leaf in start.params.items()}
+    starts = [start._replace(params=coarse), lf.init(MODEL, 4)]
+    trainer = lf.make_trainer(MODEL, images(), optimizer=lf.sgd(1e-9), batch_size=8, engine=lf.sparse_engine)
+    asked = list[int]()
+
+    def exchange(network: Any, now: UpdateContext) -> Any:
+        def noted() -> Any:
+            asked.append(now.step)
+            return network()
+
+        assert updates.exchange is not None
+        return updates.exchange(noted, now)
+
+    theirs = fits(trainer, updates._replace(exchange=None), starts=starts)
+    for mine, other in zip(fits(trainer, updates._replace(exchange=exchange), starts=starts), theirs, strict=True):
+        assert same(mine, other)
+    sizes = theirs[0].state.params["5.weight"].abs()[theirs[0].state.masks["5.weight"]]
+    assert sizes.unique().numel() < len(sizes) / 2, "many were equal"
+    assert bool(asked) != alone
+
+
 def test_masks_that_do_not_fit_are_left_to_dense_trees() -> None:
     masks = ticket(0, MODEL).masks
     shapes = {name: mask.shape for name, mask in masks.items()}
@@ -231,5 +269,5 @@ def test_a_share_out_of_range_is_refused_as_on_dense_trees(share: float) -> None
 def test_an_exchange_that_gives_something_else_is_refused(given: Any) -> None:
     trainer = lf.make_trainer(MODEL, images(), optimizer=lf.sgd(0.05), batch_size=8, engine=lf.sparse_engine)
     updates = exchanges(trainer, CHANGED, growth_of("random"), lambda step: 0.3)
-    with pytest.raises(UserError, match=r"updates: exchange: invalid value .* \(expected \(growth, fraction\), or New"):
+    with pytest.raises(UserError, match=r"updates: exchange: invalid value .* \(expected \(growth, fraction\), New"):
         fits(trainer, updates._replace(exchange=lambda network, now: given))

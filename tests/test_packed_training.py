@@ -53,6 +53,27 @@ def test_packed_training_has_the_bits_of_dense_trees(optimizer: str) -> None:
     assert accuracy == pytest.approx(lf.accuracy_on(MODEL, expected, DATA, "train"))
 
 
+@pytest.mark.parametrize("optimizer", ["momentum", "everything"])
+def test_survivors_are_pruned_to_the_bits_of_dense_trees(optimizer: str) -> None:
+    def pruned(state: lf.TrainState, now: Any) -> lf.TrainState:
+        return lf.prune(density=0.8 / now.step, keep_moments=True)(state)
+
+    made, start = OPTIMIZERS[optimizer], lf.init_packed(NET, density=0.4, seed=SEED)
+    updates = lf.MaskUpdates((2, 5, 9), pruned, exchange=lambda network, now: lf.prune_survivors(0.8 / now.step))
+    trainer = lf.make_trainer(MODEL, DATA, optimizer=made, batch_size=8, engine=lf.sparse_engine)
+    given: dict[str, Any] = {"seed": SEED, "until": STEPS, "eval_every": STEPS}
+    expected = lf.fit(trainer, lf.unpack_state(start), updates=updates._replace(exchange=None), **given)
+    found = training(made, updates=updates)(start)
+    assert lf.same_bits(lf.unpack_state(found), expected.state)
+    assert lf.count(expected.state.masks).density == pytest.approx(0.8 / 9, abs=0.001)
+    assert expected.changes == lf.fit(trainer, lf.unpack_state(start), updates=updates, **given).changes
+    more = updates._replace(exchange=lambda network, now: lf.prune_survivors(0.41))
+    with pytest.raises(UserError, match=r"^density: invalid value 0\.41 \(expected a number in \(0, 0\.4"):
+        training(made, updates=more)(start)
+    with pytest.raises(UserError, match=r"^allocate: invalid value .* \(expected globally, globally_with_minimum"):
+        lf.prune_survivors(0.4, allocate=lf.lamp)
+
+
 def test_a_network_of_tokens_trains_packed() -> None:
     """Embeddings take whole numbers, and each token of a text has a target; the first's tells nothing of the others."""
     x = torch.randint(7, (40, 6), generator=torch.Generator().manual_seed(SEED))

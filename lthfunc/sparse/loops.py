@@ -12,7 +12,7 @@ from torch import Tensor
 from lthfunc.sparse.exchange import by_growth, exchanged
 from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
-from lthfunc.sparse.new_masks import exchanged_for
+from lthfunc.sparse.new_masks import exchanged_for, pruned_survivors
 from lthfunc.sparse.program import Stored
 from lthfunc.sparse.python_losses import computes_loss
 from lthfunc.sparse.python_steps import PythonSteps
@@ -22,13 +22,13 @@ from lthfunc.sparse.updates import machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
 from lthfunc.training.engines.interface import Tick, Work
-from lthfunc.training.results import DropAndGrow, Exchanged, GradientGrowth
+from lthfunc.training.results import Decided, Exchanged, GradientGrowth
 from lthfunc.trees.ops import map_leaves_like
 from lthfunc.trees.packed_states import PackedState
 from lthfunc.trees.packed_trees import mask_on
 from lthfunc.trees.packing import masks_of
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Batch, Masks, NewMasks, Params, TrainState
+from lthfunc.trees.types import Batch, Masks, NewMasks, Params, SurvivorPruning, TrainState
 
 #: Seconds that one call of the machine should take: long enough to cost nothing, short enough to be interrupted.
 _CALL_SECONDS = 0.1
@@ -126,9 +126,12 @@ class Loop:
             buffers, opt, torch.full_like(self._state.step, self._step),
         )  # fmt: skip
 
-    def exchange(self, decided: DropAndGrow | NewMasks) -> Exchanged:
-        """Go on after `drop_and_grow`, or under other masks."""
-        if isinstance(decided, NewMasks):
+    def exchange(self, decided: Decided) -> Exchanged:
+        """Go on after `drop_and_grow`, under other masks, or pruned."""
+        sizes = {name: shape.numel() for name, shape in self._shapes.items()}
+        if isinstance(decided, SurvivorPruning):
+            found = pruned_survivors(self._workspace, decided, sizes)
+        elif isinstance(decided, NewMasks):
             found = exchanged_for(self._workspace, self._masks(self._workspace, self._state), decided)
         else:
             growth, drop_fraction = decided
@@ -136,7 +139,7 @@ class Loop:
                 draw = self._step, self._seed
                 grow = self._gradients.growing(self._workspace, growth, self._stored, draw, self._state.masks)
             else:
-                grow = by_growth(growth, {name: shape.numel() for name, shape in self._shapes.items()})
+                grow = by_growth(growth, sizes)
             found = exchanged(self._workspace, self._shapes, grow, drop_fraction)
         state = self._state
         if not self._has_masks:

@@ -15,6 +15,7 @@ from lthfunc.sparse.exchange import Growing, by_growth, exchanged
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.largest_gradients import places_of_largest
 from lthfunc.sparse.machine_state import load_optimizer, optimizer_after
+from lthfunc.sparse.new_masks import pruned_survivors
 from lthfunc.sparse.packed_state import fresh_optimizer
 from lthfunc.sparse.program import IN_PARTS, Epilogue, Lowered, Program, Stored, lower
 from lthfunc.sparse.updates import Numbers, machine_numbers
@@ -29,7 +30,7 @@ from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.multi_input import InputSpec, taking_apart
 from lthfunc.trees.packed_states import PackedState
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Buffers, Dataset, NewMasks, Params, Split, TrainState
+from lthfunc.trees.types import Buffers, Dataset, NewMasks, Params, Split, SurvivorPruning, TrainState
 
 _CPU = torch.device("cpu")
 #: Examples that are evaluated at a time.
@@ -56,7 +57,8 @@ def train_packed(
     entropy, of tokens where they have targets. data: the data set, which may have several inputs. optimizer: `sgd` or
     `adam`, also chained with what the sparse engine has instructions for. batch_size: examples in a step. seed: decides
     the order of examples. updates: masks that change on the way; their `exchange` has to name what picks weights
-    without a number for each, `random_growth` or `gradient_growth`: there is no dense network to be scored. Raises
+    without a number for each, `random_growth` or `gradient_growth`, or `prune_survivors`: there is no dense network to
+    be scored. Raises
     UserError for an operation without a lowering, an optimiser that Python would have to compute, a module that could
     not be compared with its graph, and growth by more examples than a step's; DivergedError where a loss, weight or
     gradient is not finite at an update of masks, or a loss or weight at the end.
@@ -183,6 +185,9 @@ class _PackedNetwork:
             decided = checked_exchange(updates.exchange(_no_dense_network, now))
         if isinstance(decided, NewMasks):
             raise invalid("updates", "an exchange with masks", "a function that picks weights, as random_growth is")
+        if isinstance(decided, SurvivorPruning):
+            left = pruned_survivors(running, decided, sizes)
+            return running.moved(self._program(left.positions), left.sources), left.positions
         growth, fraction = decided
         if isinstance(growth, dict):
             raise invalid("updates", "an exchange with scores", "random_growth or gradient_growth, which ask for none")
@@ -214,7 +219,8 @@ class _PackedNetwork:
 
 def _no_dense_network() -> TrainState:
     raise UserError(
-        "updates: a packed training has no dense network to be scored; random_growth and gradient_growth ask for none"
+        "updates: a packed training has no dense network to be scored; random_growth, gradient_growth and "
+        "prune_survivors ask for none"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import operator
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +25,23 @@ from lthfunc.trees.types import Masks
 #: Weights to keep per prunable leaf: int64 scalars.
 KeepCounts = dict[str, Tensor]
 Allocate = Callable[[Scores, Masks, float], KeepCounts]
+F = TypeVar("F", bound=Allocate)
+#: The attribute of an allocation that `of_survivors` sets.
+_OF_SURVIVORS = "of_survivors"
 
 
+def of_survivors(allocate: F) -> F:
+    """Declare that an allocation gives the same counts for survivors without the pruned weights between them."""
+    setattr(allocate, _OF_SURVIVORS, True)
+    return allocate
+
+
+def looks_at_survivors_alone(allocate: Allocate) -> bool:
+    """Whether that was declared."""
+    return bool(getattr(allocate, _OF_SURVIVORS, False))
+
+
+@of_survivors
 @public
 def globally(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
     """Allocate by one threshold for all layers: the best scores of the whole network remain, wherever they are.
@@ -72,6 +88,7 @@ def layerwise(rates: Mapping[str, float] | None = None, output_rate: float = 0.5
         if not 0 <= rate < 1:
             raise invalid(f"layer rate of {pattern!r}", rate, "a number in [0, 1)")
 
+    @of_survivors
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         check_fraction(fraction)
         check_patterns("layer rate", rates, masks)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparsify.allocation import Allocate, KeepCounts, check_fraction, counts_of_best, number_pruned
+from lthfunc.sparsify.allocation import (
+    Allocate,
+    KeepCounts,
+    check_fraction,
+    counts_of_best,
+    number_pruned,
+    of_survivors,
+)
 from lthfunc.sparsify.ranking import ranks
 from lthfunc.sparsify.scores import Scores
 from lthfunc.trees.ops import as_numbers, count, layer_counts
@@ -87,6 +94,7 @@ def globally_with_minimum(min_layer_weights: int) -> Allocate:
     {'a': tensor(1), 'b': tensor(1)}
     """
 
+    @of_survivors
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         budget = budget_of(masks, fraction)
         living = _living(masks)

@@ -16,9 +16,9 @@ from lthfunc.errors import ArgumentError, UserError, invalid
 from lthfunc.tracebacks import is_library_function
 from lthfunc.training.packed_fits import AnyFit
 from lthfunc.training.results import (
+    Decided,
     Deciding,
     DenseNetwork,
-    DropAndGrow,
     Exchanged,
     Fit,
     GradientGrowth,
@@ -29,7 +29,7 @@ from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import apply_masks, as_numbers, leaf_difference, masked_like
 from lthfunc.trees.packed_trees import OnPlaces, bits_at
 from lthfunc.trees.rng import key
-from lthfunc.trees.types import Masks, NewMasks, Params, TrainState
+from lthfunc.trees.types import Masks, NewMasks, Params, SurvivorPruning, TrainState
 
 
 class UpdateContext(NamedTuple):
@@ -56,9 +56,10 @@ class MaskUpdates(NamedTuple):
     remember: (state, UpdateContext) -> masks to keep until the next update, called before `change`. Both are pure;
     random layers and the global generators draw the same numbers in every run. exchange: (a function that makes the
     dense state without optimiser state, UpdateContext) -> (what grows, drop fraction), if `change` is `drop_and_grow`
-    of these, or `NewMasks`, if it is `under_new_masks` of these: an engine that keeps survivors alone then moves only
-    what changes, to the same bits. draws_after_network: whether exchange draws from the global generators only after it
-    has asked for the dense state, if at all, so that they need not be seeded before.
+    of these, `NewMasks`, if it is `under_new_masks` of these, or `prune_survivors`, if it is a `prune` by magnitude: an
+    engine that keeps survivors alone then moves only what changes, to the same bits. draws_after_network: whether
+    exchange draws from the global generators only after it has asked for the dense state, if at all, so that they need
+    not be seeded before.
 
     >>> def shrink(state, now):
     ...     return lf.prune(fraction=0.5, keep_moments=True)(state)
@@ -69,7 +70,7 @@ class MaskUpdates(NamedTuple):
     steps: tuple[int, ...]
     change: Callable[[TrainState, UpdateContext], TrainState]
     remember: Callable[[TrainState, UpdateContext], tuple[Masks, ...]] = _nothing
-    exchange: Callable[[DenseNetwork, UpdateContext], DropAndGrow | NewMasks] | None = None
+    exchange: Callable[[DenseNetwork, UpdateContext], Decided] | None = None
     draws_after_network: bool = False
 
     def following(self, fit: AnyFit, until: int) -> int | None:
@@ -96,7 +97,7 @@ class MaskUpdates(NamedTuple):
         if exchange is None:
             return None
 
-        def decide(network: DenseNetwork, seed: int) -> DropAndGrow | NewMasks:
+        def decide(network: DenseNetwork, seed: int) -> Decided:
             now, device = self._context(seed, step, until), fits[0].state.step.device
             with ExitStack() as seeded:
 
@@ -109,7 +110,7 @@ class MaskUpdates(NamedTuple):
                 else:
                     found = exchange(_first_seeding(network, seed_generators), now)
             found = checked_exchange(found)
-            if isinstance(found, NewMasks):
+            if isinstance(found, (NewMasks, SurvivorPruning)):
                 return found
             growth, share = found
             if isinstance(growth, GradientGrowth):  # its random layers draw the numbers of this update, too
@@ -126,13 +127,13 @@ class MaskUpdates(NamedTuple):
         return UpdateContext(seed, step, not any(step < other < until for other in self.steps))
 
 
-def checked_exchange(found: Any) -> DropAndGrow | NewMasks:
-    """What an exchange gave. Raises UserError for anything but new masks, or a growth and a fraction."""
-    if isinstance(found, NewMasks):
+def checked_exchange(found: Any) -> Decided:
+    """What an exchange gave. Raises UserError for anything but new masks, a pruning, or a growth and a fraction."""
+    if isinstance(found, (NewMasks, SurvivorPruning)):
         return found
     pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], (int, float))
     if not pair or not (isinstance(found[0], dict) or callable(found[0]) or isinstance(found[0], GradientGrowth)):
-        raise invalid("updates: exchange", described(found), "(growth, fraction), or NewMasks")
+        raise invalid("updates: exchange", described(found), "(growth, fraction), NewMasks or prune_survivors(…)")
     return found[0], found[1]
 
 
@@ -143,12 +144,14 @@ class Exchanging(Protocol):
         """What each state's masks are now; None, with nothing done, where it can't."""
 
 
-def can_exchange(found: DropAndGrow | NewMasks, shapes: Mapping[str, torch.Size]) -> bool:
+def can_exchange(found: Decided, shapes: Mapping[str, torch.Size]) -> bool:
     """Whether new masks, or scores of type float32, are given for each weight, and the fraction is one. shapes: of the
     masks."""
     if isinstance(found, NewMasks):
         kinds = {name: (shape, torch.bool) for name, shape in shapes.items()}
         return all({name: (mask.shape, mask.dtype) for name, mask in each.items()} == kinds for each in found)
+    if isinstance(found, SurvivorPruning):
+        return True
     growth, drop_fraction = found
     if not 0 <= drop_fraction <= 1:
         return False

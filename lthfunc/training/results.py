@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 from torch import Tensor
 
 from lthfunc.trees.packed_trees import OnPlaces
-from lthfunc.trees.types import Batch, Buffers, Growth, Masks, NewMasks, Params, TrainState
+from lthfunc.trees.types import Batch, Buffers, Growth, Masks, NewMasks, Params, SurvivorPruning, TrainState
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -81,8 +81,10 @@ class GradientGrowth(NamedTuple):
 
 #: (what grows, the share to drop), of `drop_and_grow`.
 DropAndGrow = tuple[Params | Growth | GradientGrowth, float]
-#: (network, its seed) -> what it drops and grows, or the masks that follow.
-Deciding = Callable[[DenseNetwork, int], DropAndGrow | NewMasks]
+#: How masks change: by what is dropped and grown, the masks that follow, or a pruning of survivors.
+Decided = DropAndGrow | NewMasks | SurvivorPruning
+#: (network, its seed) -> how its masks change.
+Deciding = Callable[[DenseNetwork, int], Decided]
 #: The new masks, on what survives, and what changed in each layer.
 Exchanged = tuple[dict[str, OnPlaces], dict[str, LayerChange]]
 

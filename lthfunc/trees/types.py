@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,16 @@ class NewMasks(NamedTuple):
 
     masks: Masks
     stays: Masks
+
+
+class SurvivorPruning(NamedTuple):
+    """A pruning that asks for survivors alone.
+
+    remaining: (survivors of each masked leaf, a vector each in the order in which they lie there; these leaves' sizes,
+    pruned weights counted) -> which survivors remain, bool of their shapes.
+    """
+
+    remaining: Callable[[Params, Mapping[str, int]], Masks]
 
 
 class Split(NamedTuple):

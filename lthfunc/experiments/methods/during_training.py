@@ -8,11 +8,14 @@ from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.functions import Growing, ScoreContext, growth_of
 from lthfunc.experiments.iterative import Plan
+from lthfunc.sparsify.allocation import looks_at_survivors_alone
 from lthfunc.sparsify.density_schedules import cubic, periodic
 from lthfunc.sparsify.drop_and_grow import drop_and_grow, under_new_masks
 from lthfunc.sparsify.growth import random_growth
 from lthfunc.sparsify.mask_comparison import mask_distance
 from lthfunc.sparsify.scores import Scores, checked_score, magnitude
+from lthfunc.sparsify.structures import unstructured
+from lthfunc.sparsify.survivor_pruning import prune_survivors
 from lthfunc.sparsify.transforms import prune
 from lthfunc.tracebacks import is_library_function
 from lthfunc.training.gradient_growth import growth_by
@@ -41,7 +44,12 @@ def gradual(plan: Plan, update_every: int | None, update_until: float) -> Plan:
             found = pruned_to(plan, densities[now.step])(state).masks
             return NewMasks(found, found)
 
-        return by_masks(tuple(densities), masks)
+        dense = by_masks(tuple(densities), masks)
+        if plan.select is not unstructured or not looks_at_survivors_alone(plan.allocate):
+            return dense
+        return dense._replace(
+            exchange=lambda network, now: prune_survivors(densities[now.step], allocate=plan.allocate)
+        )
 
     return from_dense(plan, updates)
 

@@ -10,12 +10,12 @@ import torch
 
 from lthfunc.training.evaluation import Evaluation, chunk_for, chunk_on_gpu
 from lthfunc.training.prefetch import Prefetcher
-from lthfunc.training.results import DropAndGrow, Exchanged
+from lthfunc.training.results import Decided, Exchanged
 from lthfunc.training.steps import Work as Work
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.packed_states import PackedState
-from lthfunc.trees.types import Buffers, NewMasks, Params, Split, TrainState
+from lthfunc.trees.types import Buffers, Params, Split, TrainState
 
 #: Told how many steps were taken since the last time; True asks to stop.
 Tick = Callable[[int], bool]
@@ -93,8 +93,9 @@ class OnSurvivors(Protocol):
     def network(self) -> TrainState:
         """The dense state without that of the optimiser."""
 
-    def exchange(self, found: DropAndGrow | NewMasks) -> Exchanged:
-        """Go on after `drop_and_grow` (scores are float32) or under other masks. Returns these, and what changed."""
+    def exchange(self, found: Decided) -> Exchanged:
+        """Go on after `drop_and_grow` (scores are float32), under other masks, or pruned. Returns the masks, and what
+        changed."""
 
     def kept(self) -> Callable[[], TrainState]:
         """The public state of now, which can be asked for later."""
