@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
+
+import typer
 
 from lthfunc.errors import DamagedError, UserError, invalid, unknown
 
@@ -57,7 +61,7 @@ def sweep(
     if trials is not None and (not search or trials < 1):
         raise invalid("--trials", trials, "a whole number of at least 1, with --search")
     from lthfunc.experiments.resolve import resolved
-    from lthfunc.experiments.sweeps import OBJECTIVES, config_of, corners, space_of, suggested, trials_of
+    from lthfunc.experiments.sweeps import OBJECTIVES, config_of, corners, is_of_trial, space_of, suggested, trials_of
 
     if objective not in OBJECTIVES:
         raise unknown("--objective", objective, OBJECTIVES)
@@ -86,7 +90,7 @@ def sweep(
     check_ray(shared)
     with nullcontext() if shared.executor == "local" else clustered(shared.executor):
         done = open_sweep(folder, shared, space, objective, "search" if search else "grid")
-        with locked(folder):
+        with locked(folder), _resumable(again):
             while len(done) < count:
                 number = len(done)
                 if planned is not None:
@@ -104,13 +108,24 @@ def sweep(
                 except UserError as error:
                     if isinstance(error, DamagedError):
                         raise
-                    if not done:  # the first trial fails because of shared settings, and leaves nothing
+                    if not done and not is_of_trial(error, space, count - 1):  # of what all share: leave nothing
                         shutil.rmtree(folder, ignore_errors=True)
                         raise
                     trial = Trial(number, values, None, reason=str(error).partition(";")[0])
+                    say(f"trial {number} failed: {trial.reason}")
                 add_trial(folder, trial)
                 done.append(trial)
     _show(folder, done, list(space), shared.replicates, grid=planned is not None, wants_json=json)
+
+
+@contextmanager
+def _resumable(again: str) -> Iterator[None]:
+    """Say how to resume a sweep that is interrupted between two trainings, which say so themselves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; finished trials are saved. Resume with: {again}")
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, grid: bool, wants_json: bool) -> None:
@@ -131,21 +146,21 @@ def _show(folder: Path, done: list[Any], names: list[str], replicates: int, *, g
     if wants_json:
         trials = [as_values(each) for each in done]
         put_json({"folder": named(folder), "best": best and best.number, "trials": trials})
-        return
-    put()
-    screen().print(trial_table(done, replicates))
-    put()
-    if best is None or best.worth is None:
-        put("Every trial failed.")
     else:
-        scale = best.scale
-        reached = with_unit(best.worth, replicates, scale)
-        most = "lowest" if scale.lower_is_better else "highest"
-        put_words(f"Best: trial {best.number}, whose validation {scale.word} ({reached}) is the {most} of {len(done)}.")
+        put()
+        screen().print(trial_table(done, replicates))
+        put()
+    if best is None or best.worth is None:
+        raise UserError(f"{named(folder)}: every trial failed")
+    if wants_json:
+        return
+    scale = best.scale
+    reached = with_unit(best.worth, replicates, scale)
+    most = "lowest" if scale.lower_is_better else "highest"
+    put_words(f"Best: trial {best.number}, whose validation {scale.word} ({reached}) is the {most} of {len(done)}.")
     put(f"\nFiles in {named(folder)}:")
-    put(f"  trial{best.number if best else 0:03d}/ …  a run for each trial")
+    put(f"  trial{best.number:03d}/ …  a run for each trial")
     for path in pictures:
         put(f"  {path.name}  picture")
-    if best is not None:
-        run = trial_folder(folder, best.number)
-        show_suggestions(suggestions(whole_run(run), run))
+    run = trial_folder(folder, best.number)
+    show_suggestions(suggestions(whole_run(run), run))

@@ -87,6 +87,36 @@ def test_a_failed_trial_is_told_and_the_sweep_goes_on(tmp_path: Path, capsys: An
     assert "invalid value 99999" in capsys.readouterr().out
 
 
+def test_the_first_trial_may_fail_too(tmp_path: Path, capsys: Any) -> None:
+    """By its own values, which another trial need not have; nothing is left where they are not the reason."""
+    shared = ["--steps", 9, "--rounds", 0, "--engine", "eager"]
+    assert run("sweep", "--grid", "lr=1e30,0.001", *shared, "--out", tmp_path / "a") == 0
+    shown = capsys.readouterr()
+    assert "trial 0 failed: seed 0, round 0: training diverged" in shown.err
+    assert "Best: trial 1" in shown.out
+    assert [line["worth"] is None for line in read_lines(tmp_path / "a" / "sweep.jsonl")[1:]] == [True, False]
+    assert run("sweep", "--grid", "batch-size=99999,50", *shared, "--out", tmp_path / "b") == 0
+    assert "Best: trial 1" in capsys.readouterr().out
+    assert run("sweep", "--grid", "lr=0.1,0.2", "--batch-size", 99999, *shared, "--out", tmp_path / "c") == 2
+    assert not (tmp_path / "c").exists()
+    assert run("sweep", "--grid", "lr=1e30,1e29", *shared, "--out", tmp_path / "d") == 2
+    assert f"{tmp_path / 'd'}: every trial failed" in capsys.readouterr().err
+
+
+def test_an_interruption_between_trainings_says_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lthfunc_cli.running.prepare_run", interrupted)
+    assert run("sweep", "--grid", "lr=0.1,0.2", *SHORT) == 130
+    (folder,) = Path("runs").iterdir()
+    assert "stopped; finished trials are saved. Resume with: lthfunc " in (err := capsys.readouterr().err)
+    assert err.endswith(f"--out {folder}\n")
+
+
 def test_searching_is_the_same_each_time_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     given = ["--search", "lr=1e-4..1e-1", "--search", "batch-size=20..60", "--search", "optimizer=adam,sgd"]
@@ -141,6 +171,8 @@ def test_spaces_are_read_by_the_settings_own_types() -> None:
         (["--grid", "lr"], "--grid: invalid value 'lr' (expected SETTING=VALUES"),
         (["--grid", "lr=a"], "--lr: invalid value 'a' (expected a number"),
         (["--grid", "lr=-1"], "--lr: invalid value -1.0 (expected a number above 0"),
+        (["--grid", "lr=1,2,1.0"], "--grid: invalid value 'lr=1,2,1.0' (expected each value once)"),
+        (["--search", "optimizer=sgd,sdg,adam"], "--optimizer: unknown name 'sdg'"),
         (["--grid", "control=reinit"], "a setting with a single value"),
         (["--grid", "lr=1", "--trials", "3"], "--trials: invalid value 3"),
         (["--grid", "lr=1", "--objective", "test"], "--objective: unknown name 'test'"),

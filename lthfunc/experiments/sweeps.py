@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lthfunc.errors import UserError, invalid, unknown
+from lthfunc.errors import DivergedError, UserError, invalid, unknown
 from lthfunc.experiments.config import FORMER_NAMES, SETTINGS, Config, replaced_by, to_mapping, warn_of_former_names
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping, setting_value
@@ -54,6 +55,8 @@ def space_of(option: str, texts: Sequence[str], *, ranges: bool) -> Space:
             found[name] = _range(option, text, name, low, high)
         else:
             found[name] = [setting_value(name, each) for each in listed.split(",")]
+            if any(each in found[name][:place] for place, each in enumerate(found[name])):
+                raise invalid(option, text, "each value once")
     return found
 
 
@@ -69,12 +72,22 @@ def config_of(config: Config, values: Values) -> Config:
 
 
 def corners(space: Space) -> Iterator[Values]:
-    """The first and last values of all ranges, for checks before the first trial."""
-    for end in (0, 1):
+    """The ends of all ranges and every listed value, for checks before the first trial."""
+    for place in range(max([2, *(len(values) for values in space.values() if isinstance(values, list))])):
         yield {
-            name: values[0 if end == 0 else -1] if isinstance(values, list) else _number(values, values[end])
+            name: values[place % len(values)] if isinstance(values, list) else _number(values, values[place % 2])
             for name, values in space.items()
         }
+
+
+def is_of_trial(error: UserError, space: Space, left: int) -> bool:
+    """Whether an error that a trial ends with may be its own, so that another trial may do better.
+
+    It is that of all trials where it names none of the settings that differ; and of the last that is `left`.
+    """
+    return isinstance(error, DivergedError) or (
+        left > 0 and any(SETTINGS[name].option in re.findall(r"--[\w-]+", str(error)) for name in space)
+    )
 
 
 def suggested(space: Space, seed: int, known: Sequence[tuple[Values, float | None]]) -> Values:
