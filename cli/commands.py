@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from lthfunc.errors import invalid
+
 
 class Command(NamedTuple):
     """target: "module:function", or "module:app" of a typer.Typer. line: of `lthfunc --help`; examples: of its own."""
@@ -132,6 +134,7 @@ class LazyCommand(TyperCommand):
         for each in (command, *getattr(command, "commands", {}).values()):
             _name_arguments(each)
             _hide_types(each)
+            _refuse_empty_paths(each)
         paragraphs = [" ".join(each.split()) for each in (command.help or "").split("\n\n")]
         command.help = "\n\n".join([*paragraphs, "Examples:", "\n".join(f"$ {each}" for each in about.examples)])
         return command
@@ -163,6 +166,26 @@ def _hide_types(command: Any) -> None:
     command.get_help_option = lambda context: hidden(made(context))
     for each in command.params:
         hidden(each)
+
+
+#: Placeholders of paths, and what they are in words.
+_PATHS = {"FILE": "a file's name", "FOLDER": "a folder's name", "PATH": "a path", "DIR": "a folder's name",
+          "RUN": "a run's folder"}  # fmt: skip
+
+
+def _refuse_empty_paths(command: Any) -> None:
+    """Let a command refuse an empty path, as of a variable that is not set: it is the working directory, or no path."""
+
+    def checked(context: Any, param: Any, value: Any) -> Any:
+        if "" in (value if isinstance(value, (list, tuple)) else [value]):
+            raise invalid(
+                param.metavar if param.param_type_name == "argument" else param.opts[0], "", _PATHS[param.metavar]
+            )
+        return value
+
+    for each in command.params:
+        if each.metavar in _PATHS and each.callback is None:
+            each.callback = checked
 
 
 class GroupedCommands(TyperGroup):

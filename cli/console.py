@@ -17,7 +17,8 @@ from rich.text import Text
 from lthfunc.printable import printable
 
 __all__ = [
-    "aside", "busy", "duration", "printable", "put", "put_json", "put_words", "say", "screen", "warning_in_words",
+    "aside", "busy", "duration", "printable", "put", "put_json", "put_parts", "put_words", "say", "screen",
+    "warning_in_words",
 ]  # fmt: skip
 
 
@@ -58,6 +59,15 @@ def put_words(text: str, style: str = "", indent: int = 0, console: Console | No
         console.print(Padding(Text(text, style), (0, 0, 0, indent)))
     else:
         console.print(" " * indent + text, soft_wrap=True, highlight=False)
+
+
+def put_parts(*parts: RenderableType) -> None:
+    """Print tables and sentences, one below the other; as `put_words`, a pipe gets each sentence as one line."""
+    for part in parts:
+        if isinstance(part, str):
+            put_words(part)
+        else:
+            screen().print(part, highlight=False)
 
 
 def put_json(value: Any) -> None:

@@ -12,7 +12,7 @@ from lthfunc.catalog.deployment import EXPORTS, FORMATS
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import busy, put, put_json, put_words, screen
+from .console import busy, put, put_json, put_parts, put_words
 
 Round = Annotated[
     Any,
@@ -104,18 +104,19 @@ def specialize(
 
         table = form_table(report)
         remarks = filter(None, [beside_line(report), steadiness_line(report)])
-        screen().print(
-            headline(found), "", *(() if table is None else (table, *remarks, "")),
+        put_parts(headline(found), "")
+        if table is not None:
+            put_parts(table, *remarks, "")
+        put_parts(
             layer_cost_table(report), "",
             *cost_lines(report),
             f"{report.form}: test {scale.word} {scale.text(reached)} (masked network: {scale.text(masked)}); "
             f"the outputs differ by at most {report.difference:.1e} of the largest",
-            sep="\n", highlight=False,
         )  # fmt: skip
         put_words(AFTER_TRAINING, style="dim")
         for name, reason in report.left_out.items():
             line = reason if reason.startswith(f"{name} ") else f"without {name}: {reason}"
-            screen().print(line, style="dim", highlight=False)
+            put_words(line, style="dim")
     finally:  # after the output: the run's folder may be read-only
         keep_measurement(Path(run), "execution", device, item)
 
@@ -183,7 +184,7 @@ def export(
         return
     from lthfunc.reports.program_tables import size_table
 
-    screen().print(headline(found), "", size_table(rows), "", sep="\n", highlight=False)
+    put_parts(headline(found), "", size_table(rows), "")
     if difference is not None:
         apart = f"differ from the masked network's by at most {difference:.1e} of the largest"
         same = "are the masked network's, bit for bit"
@@ -191,9 +192,9 @@ def export(
     if to in EXPORTS and EXPORTS[to].dense:
         sparse = " and ".join(name for name, entry in EXPORTS.items() if not entry.dense)
         line = f"{to} stores pruned weights too, so its file is no smaller for them; {sparse} leave them out"
-        screen().print(line, style="dim", highlight=False)
+        put_words(line, style="dim")
     if subject.why_not_compacted:
-        screen().print(subject.why_not_compacted, style="dim", highlight=False)
+        put_words(subject.why_not_compacted, style="dim")
     for written in (path, *others):
         put(written)
 

@@ -12,7 +12,7 @@ import typer
 from lthfunc.errors import UserError, invalid
 
 from . import options as o
-from .console import busy, put_json, put_words, say, screen
+from .console import busy, put_json, put_parts, put_words, say, screen
 from .deployment import AllThreads, ExamplesAtOnce, Round, RunSeed, check_batch, headline
 
 
@@ -87,7 +87,7 @@ def energy(
         if json:
             put_json({"run": str(Path(run)), **item})
             return
-        screen().print(headline(found), source.words, "", inference_table(item), sep="\n", highlight=False)
+        put_parts(headline(found), source.words, "", inference_table(item))
     finally:  # after the output: the run's folder may be read-only
         keep_measurement(Path(run), "energy", device, item)
 

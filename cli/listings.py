@@ -15,7 +15,7 @@ from lthfunc.catalog.recipes import RECIPES
 from lthfunc.errors import invalid
 
 from . import options as o
-from .console import put_json, screen
+from .console import put_json, put_parts, screen
 
 if TYPE_CHECKING:  # imports torch
     from .network_counts import Counted
@@ -90,8 +90,7 @@ def listing(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], *notes: 
     for row in zip(*(columns[head] for head in widths), strict=True):
         table.add_row(*row)
     left = ", ".join(head for head in heads if head not in widths)
-    for each in (table, *notes, *([f"A wider screen also shows: {left}."] if left else ())):
-        console.print(each, highlight=False, markup=False)
+    put_parts(table, *notes, *([f"A wider screen also shows: {left}."] if left else ()))
 
 
 def _input_of(dataset: str | None, shape: str, classes: int) -> tuple[tuple[int, ...], int]:

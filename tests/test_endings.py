@@ -75,6 +75,10 @@ def test_tables_that_are_too_wide_are_turned(width: int) -> None:
     narrow = plain_table("a", "b")
     narrow.add_row("1", "2")
     assert printed(narrow, width) == ["a  b", "1  2"]
+    title = "what is measured, and how, in words that are wider than the table"
+    headed = plain_table("a", "b", title=title)
+    headed.add_row("1", "2")
+    assert printed(headed, width) == [title, "a  b", "1  2"]
     seeds = {0: 0.89, 1: 0.9, 2: 0.91}
     methods = [
         MethodPoint(name, 0.05, 5, 0.05, seeds, Spread(0.9, 0.01), 1.0, 12.3, ("fc1",), 0.001)

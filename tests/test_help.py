@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lthfunc_cli.commands import COMMANDS
+from lthfunc_cli.console import put_parts
 from lthfunc_cli.main import app, main
 from lthfunc_cli.network_counts import Counted
 from typer.main import get_command
@@ -20,6 +21,7 @@ from lthfunc.catalog.data_sets import DATASETS
 from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.networks import NETWORKS
 from lthfunc.catalog.recipes import RECIPES
+from lthfunc.reports.tables import plain_table
 
 BY_NAME = {name: about for group in COMMANDS.values() for name, about in group.items()}
 EXAMPLES = [(name, example) for name, about in BY_NAME.items() for example in about.examples]
@@ -127,3 +129,34 @@ def test_examples_work_as_typed(
     if example.partition(" ")[2].startswith(CHEAP):
         assert main(ours) == 0, capsys.readouterr().err
     assert ours[0] == name or name == "recipes"
+
+
+def test_a_pipe_gets_each_sentence_as_one_line(capsys: Any) -> None:
+    """And words with brackets as they are, since lists have names of files."""
+    assert main(["archs", "lenet5"]) == 0
+    (own,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Your own: ")]
+    assert own.endswith(", and returns an nn.Module.")
+    put_parts("long " * 99 + "[bold]", "", plain_table("a"))
+    assert capsys.readouterr().out.splitlines() == ["long " * 99 + "[bold]", "", "a"]
+
+
+def paths_of(command: Any, *words: str) -> list[tuple[str, ...]]:
+    """The words that give each option and argument of a command that takes a path an empty one."""
+    if hasattr(command, "commands"):
+        return [each for name, inner in command.commands.items() for each in paths_of(inner, *words, name)]
+    named = [each for each in command.params if each.metavar in ("FILE", "FOLDER", "PATH", "DIR", "RUN")]
+    needed = ["x" for each in command.params if each.param_type_name == "argument" and each.required]
+    return [
+        (*words, "") if each.param_type_name == "argument" else (*words, *needed, each.opts[0], "") for each in named
+    ]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_an_empty_path_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """As of a shell variable that is not set: it was the working directory, or no option at all."""
+    monkeypatch.chdir(tmp_path)
+    command: Any = get_command(app)
+    for words in paths_of(command.commands[name].loaded, name):
+        assert main([*words]) == 2
+        assert " invalid value '' (expected a " in capsys.readouterr().err, words
+    assert not list(tmp_path.iterdir())

@@ -41,34 +41,39 @@ def steps(value: Spread, replicates: int) -> str:
 
 
 class _PlainTable(Table):
-    """A table without lines; on a screen too narrow for it, its rows are columns, in blocks one below the other."""
+    """A table without lines; on a screen too narrow for it, its rows are columns, in blocks one below the other.
+
+    heading: above it, which may be wider.
+    """
+
+    heading = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.heading:
+            yield Text(self.heading, "dim")
         head, *rows = zip(*([str(each.header), *map(str, each.cells)] for each in self.columns), strict=True)
         if sum(max(map(cell_len, cells)) + 2 for cells in zip(head, *rows, strict=True)) - 2 <= options.max_width:
             yield from super().__rich_console__(console, options)
             return
-        title, names = self.title, max(map(cell_len, head))
+        names = max(map(cell_len, head))
         while rows:
             room = options.max_width - names
             count = 0
             while count < len(rows) and (room := room - 2 - max(map(cell_len, rows[count]))) >= 0:
                 count += 1
             block, rows = rows[: max(1, count)], rows[max(1, count) :]
-            table = plain_table(head[0], *(row[0] for row in block), title=str(title) if title else None)
+            table = plain_table(head[0], *(row[0] for row in block))
             for line in list(zip(head, *block, strict=True))[1:]:
                 table.add_row(*line)
             yield from Table.__rich_console__(table, console, options)
-            title = None
             if rows:
                 yield Text()
 
 
 def plain_table(*heads: str, left: int = 1, title: str | None = None) -> Table:
     """An empty table without lines: the first `left` columns flush left, the others flush right."""
-    table = _PlainTable(
-        title=title, title_style="dim", title_justify="left", header_style="bold", box=None, pad_edge=False
-    )
+    table = _PlainTable(header_style="bold", box=None, pad_edge=False)
+    table.heading = title or ""
     for place, head in enumerate(heads):
         table.add_column(head, justify="left" if place < left else "right")
     return table
