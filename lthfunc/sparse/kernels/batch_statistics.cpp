@@ -119,9 +119,14 @@ void gradient_sums(const gradient_sums_row& op, Workspace& m, Part part) {
       const float mean = m.constants[op.saved + channel * SAVED + mean_of];
       GradientSums sums;
       for (i64 y = 0; y < op.height; ++y) {
+        const i64 in_ahead = LTHFUNC_AHEAD(in), grad_ahead = LTHFUNC_AHEAD(grad);
         const auto row = [&](const auto* in) {
           const auto with = [&](const auto* grad) {
-            for (i64 x = 0; x < op.width; ++x) sums.add(read(grad[x]), read(in[x]) - mean, x);
+            for (i64 x = 0; x < op.width; ++x) {
+              fetch(in + in_ahead + x);
+              fetch(grad + grad_ahead + x);
+              sums.add(read(grad[x]), read(in[x]) - mean, x);
+            }
           };
           LTHFUNC_EITHER(grad, with);
         };

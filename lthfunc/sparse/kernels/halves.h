@@ -6,9 +6,6 @@
 #pragma once
 
 #include "vectors.h"
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 namespace lthfunc {
 
@@ -48,6 +45,17 @@ LTHFUNC_INLINE void store_upper(floats from, std::uint16_t* to) {
   std::memcpy(to, &upper, sizeof upper);
 #endif
 }
+LTHFUNC_INLINE void stream_upper(floats from, std::uint16_t* to) {
+  alignas(32) std::uint16_t upper[LTHFUNC_REGISTER];
+  store_upper(from, upper);
+#if defined(__AVX512F__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_load_si256(reinterpret_cast<const __m256i*>(upper)));
+#elif defined(__AVX__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_load_si128(reinterpret_cast<const __m128i*>(upper)));
+#else
+  std::memcpy(to, upper, sizeof upper);
+#endif
+}
 template <typename H>
 LTHFUNC_INLINE void load_upper(const std::uint16_t* from, Two<H>& to) {
   load_upper(from, to.low);
@@ -57,6 +65,11 @@ template <typename H>
 LTHFUNC_INLINE void store_upper(const Two<H>& from, std::uint16_t* to) {
   store_upper(from.low, to);
   store_upper(from.high, to + lanes_of<H>);
+}
+template <typename H>
+LTHFUNC_INLINE void stream_upper(const Two<H>& from, std::uint16_t* to) {
+  stream_upper(from.low, to);
+  stream_upper(from.high, to + lanes_of<H>);
 }
 template <typename H>
 LTHFUNC_INLINE Two<H> nearest_half(const Two<H>& v) {
@@ -77,6 +90,8 @@ LTHFUNC_INLINE vec as_held(vec value) {
 }
 LTHFUNC_INLINE void write(vec& at, vec value) { at = value; }
 LTHFUNC_INLINE void write(halves& at, vec value) { store_upper(value, at.lane); }
+LTHFUNC_INLINE void stream(vec& at, vec value) { stream(value, reinterpret_cast<float*>(&at)); }
+LTHFUNC_INLINE void stream(halves& at, vec value) { stream_upper(value, at.lane); }
 template <typename Kind>
 LTHFUNC_INLINE void write_as_held(Kind& at, vec value) {
   write(at, as_held<Kind>(value));

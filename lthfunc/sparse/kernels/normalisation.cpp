@@ -19,7 +19,10 @@ void normalise(const normalise_row& op, Workspace& m, Part part) {
       const float factor = saved[factor_of], summand = saved[summand_of];
       for (i64 y = 0; y < op.height; ++y) {
         const auto row = [&](const auto* in, auto* out, const auto* b) {
+          const i64 in_ahead = LTHFUNC_AHEAD(in), b_ahead = LTHFUNC_AHEAD(b);
           for (i64 x = 0; x < op.width; ++x) {
+            fetch(in + in_ahead + x);
+            if (b) fetch(b + b_ahead + x);
             vec value = read(in[x]) * factor + summand;
             if (b) value += read(b[x]);
             write_as_held(out[x], op.relu ? rectified(value) : value);
@@ -59,7 +62,10 @@ void normalise_gradient(const normalise_gradient_row& op, Workspace& m, Part par
         vec* const into = LTHFUNC_AT(into);
         const vec* const gate = gate_of(op.gate, op.into, into);
         const auto row = [&](const auto* in, const auto* grad) {
+          const i64 in_ahead = LTHFUNC_AHEAD(in), grad_ahead = LTHFUNC_AHEAD(grad);
           for (i64 x = 0; x < op.width; ++x) {
+            fetch(in + in_ahead + x);
+            fetch(grad + grad_ahead + x);
             vec value = (read(grad[x]) - shift - read(in[x]) * dot) * factor;
             if (!full) value = where(there, value, vec{});
             if (op.accumulate) value += into[x];

@@ -101,7 +101,6 @@ void layer_products(const Tiles& input, Vector<float> values, Vector<float> bias
   row.bias = bias.first ? values.count : -1;
   row.limits = row.gate = row.codes = row.saved = row.b = row.sums = row.norm = -1;
   row.across = in.across;
-  row.strip = 1;
   parallel_for(0, in.across ? row.rows : workspace.tiles, 1, [&](i64 from, i64 to) {
     Workspace mine = workspace;
     products(row, mine, in.across ? Part{0, workspace.tiles, from, to} : Part{from, to, 0, row.rows});

@@ -122,8 +122,10 @@ void copy(const copy_row& op, Workspace& m, Part part) {
   each_row(part, op.height, [&](i64 tile, i64 channel, i64 y) {
     const auto row = [&](const auto* in, auto* out) {
       const auto* const gate = gate_of(op.gate, op.out, out);
+      const i64 ahead = LTHFUNC_AHEAD(in);
       for (i64 x = 0; x < op.width; ++x) {
         const i64 to = x * op.out_column;
+        fetch(in + ahead + x * op.in_column);
         vec value = read(in[x * op.in_column]);
         if (op.accumulate) value += read(out[to]);
         write_as_held(out[to], gated(value, gate, to));

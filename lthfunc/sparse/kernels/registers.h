@@ -8,6 +8,9 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 namespace lthfunc {
 
@@ -209,6 +212,30 @@ template <typename H>
 LTHFUNC_INLINE void store(const Two<H>& from, float* to) {
   store(from.low, to);
   store(from.high, to + lanes_of<H>);
+}
+
+// A store past the caches, of numbers that are read long after: what is overwritten isn't read from memory before, and
+// nothing waits for it. `to` is aligned. Behind the last one stands `end_streams`, before other threads read.
+LTHFUNC_INLINE void stream(const floats& from, float* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)from);
+#elif defined(__AVX__)
+  _mm256_stream_ps(to, (__m256)from);
+#elif defined(__SSE2__)
+  _mm_stream_ps(to, (__m128)from);
+#else
+  store(from, to);
+#endif
+}
+template <typename H>
+LTHFUNC_INLINE void stream(const Two<H>& from, float* to) {
+  stream(from.low, to);
+  stream(from.high, to + lanes_of<H>);
+}
+LTHFUNC_INLINE void end_streams() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
 }
 
 template <typename V, int Lanes = lanes_of<V>>

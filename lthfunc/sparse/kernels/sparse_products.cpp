@@ -4,6 +4,7 @@
 // multiply-adds with memory operands. No lane depends on the mask, so no pattern of survivors is slower than another.
 #include <memory>
 
+#include "added_gradients.h"
 #include "windowed_products.h"
 
 namespace lthfunc {
@@ -23,6 +24,9 @@ LTHFUNC_INLINE void run_list(vec (&sum)[Sums], const vec* in, i64 step, const i3
   }
 }
 
+// Whether the products go to gradients that are there already, by whole lists, tile by tile.
+bool is_added(const products_row& op) { return op.accumulate && op.limits < 0 && !op.across; }
+
 // Neighbouring blocks of a row's list, and where in its course they stand: fresh sums begin at the bias, finished ones
 // are rectified, gated and the like.
 struct Some {
@@ -30,8 +34,8 @@ struct Some {
   bool fresh, finish;
 };
 
-// All rows of one stretch of outputs of either kind. partial: where a stretch of every row lies from one block to the
-// next; without it, among the outputs.
+// All rows of one stretch of outputs of either kind. partial: where a stretch of every row lies from some blocks to the
+// next, beginning at nothing; without it, among the outputs.
 template <typename Kind, int Sums, bool Unit, bool Indexed>
 void stretch(const products_row& op, const Workspace& m, Region region, const Norm& norm, Some blocks, i64 from, i64 to,
              vec* partial) {
@@ -44,12 +48,12 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
     const i64 begin = starts[row * op.blocks + blocks.from], end = starts[row * op.blocks + blocks.to];
     if (begin == end && !blocks.fresh && !blocks.finish) continue;
     Kind* const out = outputs<Kind>(region) + row_out[row];
-    vec* const kept = partial + row * Sums;
+    vec* const kept = partial + (row - from) * Sums;
     vec sum[Sums];
     if (partial && !blocks.fresh) {
       LTHFUNC_UNROLL
       for (int s = 0; s < Sums; ++s) sum[s] = kept[s];
-    } else if (!blocks.fresh || op.accumulate) {
+    } else if (!blocks.fresh || (op.accumulate && !partial)) {
       LTHFUNC_UNROLL
       for (int s = 0; s < Sums; ++s) sum[s] = read(out[s * region.out_step]);
     } else {
@@ -60,6 +64,11 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
     run_list<Sums, Unit, Indexed>(sum, region.in, region.in_step, offsets + begin, which + begin,
                                   Indexed ? values : values + begin, end - begin);
     if (blocks.finish) finish<Kind>(sum, op, m, region, norm, row, row_out[row]);
+    if (op.streamed && blocks.finish) {
+      LTHFUNC_UNROLL
+      for (int s = 0; s < Sums; ++s) stream(out[s * region.out_step], sum[s]);
+      continue;
+    }
     if (partial && !blocks.finish) {
       LTHFUNC_UNROLL
       for (int s = 0; s < Sums; ++s) kept[s] = sum[s];
@@ -161,43 +170,10 @@ void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 coun
     if (op.pool)
       return pooled_of(size, unit)(op, m, region, norm, {0, op.blocks, true, true}, part.row, part.rows, nullptr);
     const Stretch kernel = stretch_of(size, op.out_half, unit, op.which >= 0);
+    const i64 last = is_added(op) ? op.blocks : op.blocks - 1;
     for (i64 block = 0; block < op.blocks; ++block)
-      kernel(op, m, region, norm, {block, block + 1, block == 0, block == op.blocks - 1}, part.row, part.rows, partial);
-  });
-}
-
-// Has the places that a row writes, and those that it reads beside them, fetched from memory meanwhile: they are a few
-// neighbours in each of many channels, which no processor foresees.
-void fetch(const products_row& op, const Region& region, const Norm& norm, i64 row, i64 row_out, i64 sums) {
-  const auto each = [&](const auto* at, i64 step, auto write) {
-    for (i64 s = 0; s < sums; ++s) __builtin_prefetch(at + s * step, decltype(write)::value);
-  };
-  if (region.out) each(region.out + row_out, region.out_step, std::true_type{});
-  if (region.half) each(region.half + row_out, region.out_step, std::true_type{});
-  if (region.gate) each(region.gate + row_out, region.out_step, std::false_type{});
-  if (region.half_gate) each(region.half_gate + row_out, region.out_step, std::false_type{});
-  if (norm.value) each(norm.value + row * op.norm_channel, 1, std::false_type{});
-  if (norm.half) each(norm.half + row * op.norm_channel, 1, std::false_type{});
-}
-
-// `down` rows of outputs, for which each row's list, of one block, runs in one go: stretch by stretch, those of one
-// length together.
-void strips(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 down, Part part) {
-  const i64 pieces = (op.nx + MAX_SUMS - 1) / MAX_SUMS, right = op.nx % pieces == 0 ? pieces : 1;
-  const i32* const row_out = m.lists + op.row_out;
-  stretches(op, m, tile, y, op.nx / right, MAX_SUMS, [&](const Region& first, i64 x, i64 size) {
-    const Stretch kernel = stretch_of(size, op.out_half, true, op.which >= 0);
-    const Norm first_norm = norm_of(op, m, tile, y, x);
-    for (i64 row = part.row; row < part.rows; ++row)
-      for (i64 j = 0; j < down; ++j)
-        for (i64 i = 0; i < right; ++i) {
-          const i64 last = j + 1 == down, next = last ? 0 : j + 1, there = row + last;
-          if (there < part.rows)
-            fetch(op, shifted(first, op, next, i * size), shifted(first_norm, op, next, i * size), there,
-                  row_out[there], size);
-          kernel(op, m, shifted(first, op, j, i * size), shifted(first_norm, op, j, i * size), {0, 1, true, true}, row,
-                 row + 1, nullptr);
-        }
+      kernel(op, m, region, norm, {block, block + 1, block == 0, block == last}, part.row, part.rows, partial);
+    if (is_added(op)) add_gradients(op, m, region, norm, partial, size, part);
   });
 }
 
@@ -214,7 +190,10 @@ void verify(const products_row& op, Verifier& v) {
   verify_region(op, v, entries, v.offsets("offsets", op.offsets, entries), op.across > 0);
   if (op.sums >= 0) verify_sums(op, v);
   const bool plain = op.limits < 0 && op.in_x == 1 && op.nx > 0 && !op.across && !op.pool;
-  v.require(op.strip == 1 || (op.strip > 1 && plain && op.blocks == 1), "strip: 1, or more for lists of one block");
+  const bool value = op.saved >= 0 || op.b >= 0 || op.relu || op.pool || (op.sums >= 0 && op.norm < 0);
+  v.require(!is_added(op) || !value, "accumulate: of a gradient alone");
+  v.require(op.streamed == 0 || (op.streamed == 1 && op.limits < 0 && !op.across && !op.pool && !op.accumulate),
+            "streamed: 0, or 1 for an image that nothing is added to");
   v.require(op.out_half == 0 || (op.out_half == 1 && plain), "out_half: 0, or 1 for neighbouring places of an image");
   if (op.limits < 0) return;
   v.require(op.which >= 0 && !op.across && !op.pool && op.in_x == 1, "limits: of a convolution's gradient");
@@ -230,18 +209,17 @@ void verify(const products_row& op, Verifier& v) {
 
 void products(const products_row& op, Workspace& m, Part part) {
   if (op.across) return whole(op, m, 0, 0, m.tiles, part);
-  // Sums that will have 16 bits are whole numbers until they are finished.
-  const bool apart = op.out_half && op.blocks > 1;
+  // Sums that will have 16 bits are whole numbers until they are finished, and what is streamed is written once.
+  const bool apart = is_added(op) || ((op.out_half || op.streamed) && op.blocks > 1);
   const std::unique_ptr<vec[]> partial(apart ? new vec[static_cast<std::size_t>(op.rows * MAX_SUMS)] : nullptr);
   for (i64 tile = part.tile; tile < part.tiles; ++tile)
-    for (i64 y = 0; y < op.ny; y += op.strip) {
-      if (op.strip > 1)
-        strips(op, m, tile, y, std::min(op.strip, op.ny - y), part);
-      else if (op.limits < 0)
+    for (i64 y = 0; y < op.ny; ++y) {
+      if (op.limits < 0)
         whole(op, m, tile, y, op.nx, part, partial.get());
       else
         windowed(op, m, tile, y, part);
     }
+  if (op.streamed) end_streams();
 }
 
 }  // namespace lthfunc

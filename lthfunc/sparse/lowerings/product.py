@@ -13,11 +13,11 @@ from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES, SUMS
 from lthfunc.sparse.lowerings.dense import DenseWeights, TransposedWeights
 from lthfunc.sparse.lowerings.interface import WHOLE_SUMS, Param, claim, gradient_at, value_at
 from lthfunc.sparse.lowerings.parameters import bias_gradients
-from lthfunc.sparse.lowerings.product_columns import UNFUSED, norm_columns, sums_columns
+from lthfunc.sparse.lowerings.product_columns import UNFUSED, norm_columns, streamed_columns, sums_columns
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.patterns import Blocks, Entries, MatrixLists, lists_of
-from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
 
 #: From weights, by where they lie in the flattened leaf, to what a product's rows read.
 EntriesOf = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
@@ -175,7 +175,7 @@ class ProductLowering:
         return "products", BY_ROWS if self.across else BY_TILES, rows, {
             **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns, "out_half": region_out.half,
-            "strip": region_in.strip(region_out.ny, self.b.weights[self.weight].survivors / max(1, rows), columns),
+            **streamed_columns(columns, self.b.tiles * self.out.buffer.vectors * VECTOR_BYTES),
         }  # fmt: skip
 
     def _lists(self, product: Product, *, in_blocks: bool = True) -> tuple[int, dict[str, int]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lthfunc.sparse.builder import Normalised
 from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer, no_buffer_of_kind
 
+#: Bytes of a value from which it goes past the caches to memory: more than a second-level cache holds.
+_STREAMED_BYTES = 1 << 20
 #: Of a product that nothing is fused with: no maxima, no normalisation, no addition.
 UNFUSED = {"pool": 0, "codes": -1, "saved": -1, **no_buffer("b")}
 
@@ -21,3 +25,12 @@ def norm_columns(norm: Normalised | None) -> dict[str, int]:
         return sums_columns(None)
     of = {"norm_saved": norm.saved, "norm_relu": int(norm.gates)}
     return {**sums_columns(norm.sums), **norm.value.buffer.columns_of_kind("norm"), **of}
+
+
+def streamed_columns(columns: Mapping[str, int], size: int) -> dict[str, int]:
+    """Whether what a product writes goes past the caches: a normalisation reads it next, when all tiles are written.
+
+    columns: the product's own. size: bytes of all outputs.
+    """
+    normalised_next = columns["sums"] >= 0 and columns["norm"] < 0 and columns["limits"] < 0
+    return {"streamed": int(normalised_next and size > _STREAMED_BYTES)}

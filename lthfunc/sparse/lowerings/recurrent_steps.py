@@ -111,7 +111,7 @@ class Unrolled:
             "in": at, "in_tile": read.tile, "in_y": 0, "in_x": read.tile, "out": to, "out_tile": into.tile, "out_y": 0,
             "out_x": into.tile, "ny": 1, "nx": 1, "limits": -1, "kernel_y": 0, "kernel_x": 0,
             "values": self._b.leaves[self._weight].first, "bias": -1, "relu": 0, "gate": -1, "across": self._across,
-            **UNFUSED, **sums_columns(None), "strip": 1, "out_half": 0, **columns,
+            **UNFUSED, **sums_columns(None), "out_half": 0, "streamed": 0, **columns,
         }  # fmt: skip
 
     def _products(self, step: int, before: int) -> Any:

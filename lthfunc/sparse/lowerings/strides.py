@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -11,11 +9,6 @@ from lthfunc.sparse.kernels.instructions import CONSTANTS
 from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer
 
 _STRETCH = CONSTANTS["STRETCH"]
-#: Bytes of inputs that are read for a strip of outputs, of a second-level cache of 512 kB or more; and rows that one of
-#: 3 × 3 reads beyond the strip.
-_STRIP_BYTES, _BEYOND = 384 * 1024, 2
-#: Survivors of a row, on average, up to which strips pay: lists of more find what others read in a first-level cache.
-_FEW_SURVIVORS = 32
 
 
 class ConvolutionAxis:
@@ -62,15 +55,6 @@ class StridedRegion:
             f"{prefix}_x": self.stride[1],
         }
 
-    def strip(self, rows: int, survivors: float, lists: Mapping[str, int]) -> int:
-        """Rows of positions, of so many, that one list runs for before the next: what all lists read for them stays in
-        a second-level cache. survivors: of a list, on average. lists: a product's columns that describe them."""
-        plain = lists["blocks"] == 1 and lists["limits"] < 0 and not lists["pool"] and self.stride[1] == 1
-        if not plain or survivors > _FEW_SURVIVORS:
-            return 1
-        fitting = _STRIP_BYTES // (self.stride[0] * self.buffer.row * self.buffer.channels * VECTOR_BYTES)
-        return max(1, min(fitting - _BEYOND, rows))
-
     def shifted(self, first: int) -> int:
         """The first position, in a buffer that begins there."""
         return first - self.padding[0] * self.buffer.row - self.padding[1]
@@ -91,10 +75,6 @@ class FlatRegion(StridedRegion):
     def columns(self, prefix: str) -> dict[str, int]:
         """Of an instruction."""
         return super().columns(prefix) | {f"{prefix}_x": self.buffer.tile}
-
-    def strip(self, rows: int, survivors: float, lists: Mapping[str, int]) -> int:
-        """One: its rows are tiles."""
-        return 1
 
     def rows(self) -> Tensor:
         """Vectors from the first position to each feature's."""

@@ -159,7 +159,6 @@ class _Transposed:
             "limits": -1 if limits is None else b.table(limits.flatten()),
             "kernel_y": 0 if blocks is None else blocks.kernel_y, "kernel_x": 0 if blocks is None else blocks.kernel_x,
             "row_out": b.table(region_out.rows()), "values": b.leaves[self._weight].first, "across": 0, **UNFUSED,
-            **sums_columns(None), "strip": 1,
-            "out_half": 0, **columns,
+            **sums_columns(None), "out_half": 0, "streamed": 0, **columns,
             "gate": -1 if gate < 0 else region_out.shifted(gate),
         }  # fmt: skip
