@@ -26,21 +26,24 @@ LTHFUNC_INLINE vec combined(i64 kind, vec a, vec b, float number, ivec there) {
   }
 }
 
-// A row of two values whose kind is known when this is compiled: it would be asked for each vector.
-struct CombinedRow {
-  const vec *a, *b;
-  vec* out;
-  i64 width, a_column, b_column;
-  float number;
-  ivec there;
-};
+// Of a kind that is known when this is compiled: it would be asked for each vector.
 template <i64 Kind>
-void combined_row(CombinedRow row) {
-  for (i64 x = 0; x < row.width; ++x)
-    row.out[x] = combined(Kind, row.a[x * row.a_column], row.b[x * row.b_column], row.number, row.there);
+void combine_as(const combine_row& op, Workspace& m, Part part) {
+  const float number = m.constants[op.number];
+  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
+    const ivec there = first_lanes(m.examples - tile * LANES);
+    for (i64 channel = part.row; channel < part.rows; ++channel) {
+      for (i64 y = 0; y < op.height; ++y) {
+        const vec *const a = LTHFUNC_AT(a), *const b = LTHFUNC_AT(b);
+        vec* const out = LTHFUNC_AT(out);
+        for (i64 x = 0; x < op.width; ++x)
+          out[x] = combined(Kind, a[x * op.a_column], b[x * op.b_column], number, there);
+      }
+    }
+  }
 }
-constexpr void (*combined_rows[])(CombinedRow) = {
-#define COMBINED(name) combined_row<combined_##name>,
+constexpr void (*combinations[])(const combine_row&, Workspace&, Part) = {
+#define COMBINED(name) combine_as<combined_##name>,
 #include "instructions.def"
 };
 
@@ -57,18 +60,7 @@ void verify(const combine_row& op, Verifier& v) {
   v.constants("number", op.number);
 }
 
-void combine(const combine_row& op, Workspace& m, Part part) {
-  const float number = m.constants[op.number];
-  for (i64 tile = part.tile; tile < part.tiles; ++tile) {
-    const ivec there = first_lanes(m.examples - tile * LANES);
-    for (i64 channel = part.row; channel < part.rows; ++channel) {
-      for (i64 y = 0; y < op.height; ++y) {
-        const vec *const a = LTHFUNC_AT(a), *const b = LTHFUNC_AT(b);
-        combined_rows[op.kind]({a, b, LTHFUNC_AT(out), op.width, op.a_column, op.b_column, number, there});
-      }
-    }
-  }
-}
+void combine(const combine_row& op, Workspace& m, Part part) { combinations[op.kind](op, m, part); }
 
 void combine_single(const combine_row& op, Workspace& m) {
   const float number = m.constants[op.number];
