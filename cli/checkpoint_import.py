@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lthfunc.errors import UserError, invalid
+from lthfunc.printable import counted
 
 from .console import put, say
 
@@ -54,9 +55,9 @@ def import_(
         say(note)
     if masks:
         kept = count(tensors)
-        put(f"{target}: {len(tensors)} masks, {kept.kept:,} of {kept.total:,} weights remain")
+        put(f"{target}: {counted(len(tensors), 'mask')}, {kept.kept:,} of {kept.total:,} weights remain")
     else:
-        put(f"{target}: {len(tensors)} tensors, {sum(leaf.numel() for leaf in tensors.values()):,} numbers")
+        put(f"{target}: {counted(len(tensors), 'tensor')}, {sum(leaf.numel() for leaf in tensors.values()):,} numbers")
 
 
 def _bytes(text: str) -> int:

@@ -38,13 +38,13 @@ class _Plain(Console):
 
 def screen() -> Console:
     """stdout; files and pipes count as 200 columns wide, so that nothing is wrapped."""
-    console = _Plain(markup=False)
-    return console if console.is_terminal else _Plain(width=200, markup=False)
+    console = _Plain(markup=False, emoji=False)
+    return console if console.is_terminal else _Plain(width=200, markup=False, emoji=False)
 
 
 def aside() -> Console:
     """stderr, for progress and notes, without markup; also where a library is kept from writing there meanwhile."""
-    return _Plain(file=sys.stderr, stderr=True, markup=False)
+    return _Plain(file=sys.stderr, stderr=True, markup=False, emoji=False)
 
 
 def put(text: object = "", end: str = "\n") -> None:

@@ -55,6 +55,7 @@ def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
     from lthfunc.runs.environment import machine_in_words
     from lthfunc.runs.folder import whole_run
     from lthfunc.runs.integrity import sum_problems
+    from lthfunc.runs.lock import at_work
     from lthfunc.runs.unfinished import is_finished
 
     from .remote_runs import named
@@ -82,9 +83,11 @@ def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
         for line in file_lines(run, folder) if is_finished(run) else ():
             put(line)
     for problem in sum_problems(folder, run, sizes=True):
-        put(f"damaged: {problem}; to see what remains: lthfunc verify {folder}")
+        put(f"damaged: {problem}; to see what remains: lthfunc verify {shlex.quote(str(folder))}")
     if len(records) < wanted:
-        put(f"unfinished; resume with: lthfunc resume {folder}")
+        on = shlex.quote(str(folder))
+        put(f"a process is working on it: lthfunc watch {on}" if at_work(folder)
+            else f"unfinished; resume with: lthfunc resume {on}")  # fmt: skip
 
 
 def _show_classes(folder: Path, data_dir: str | None, trust: bool) -> None:

@@ -107,7 +107,9 @@ def _densities(shared: Config) -> list[float]:
     if shared.densities is not None:
         return listed(shared.densities)
     if shared.density is None:
-        raise UserError("--density: is required, or --densities, at which methods are compared, e.g. --density 0.05")
+        raise UserError(
+            "--density: missing (expected a density to compare methods at, e.g. --density 0.05; or --densities)"
+        )
     return [shared.density]
 
 

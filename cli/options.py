@@ -257,6 +257,7 @@ def _table(setting: Setting, texts: list[str]) -> dict[str, Any]:
                 raise ValueError
             found[name] = float(value) if numbers else value
         except ValueError:
-            expected = "PATTERN=RATE, e.g. 'conv*=0.1'" if numbers else "NAME=VALUE, e.g. width=2"
+            example = "size=32" if setting.name == "dataset_option" else "width=2"
+            expected = "PATTERN=RATE, e.g. 'conv*=0.1'" if numbers else f"NAME=VALUE, e.g. {example}"
             raise invalid(setting.option, text, expected) from None
     return found

@@ -100,7 +100,7 @@ def suggestions(run: Run, folder: Path) -> list[Suggestion]:
         lacking += [f"--control {name}" for name in (*config.control, "reinit")]
     if "://" in path:
         pass  # settings are read from local files only
-    elif about["command"] == TRAIN:
+    elif about["command"] == TRAIN or not config.rounds:
         found.append((f"{again} --rounds 5", "find a winning ticket of this network"))
     elif about["command"] == TRANSFER:
         found.append((again, "find tickets on this data set itself, to compare with"))

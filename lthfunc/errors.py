@@ -75,6 +75,16 @@ def prefixed(option: str) -> Iterator[None]:
         raise error if text.startswith(f"{option}:") else type(error)(f"{option}: {text}") from error
 
 
+@contextmanager
+def failing_as_option(argument: str) -> Iterator[None]:
+    """Let messages of UserErrors that begin with an argument of a function begin with the option of its name."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        raise type(error)(f"--{text}") if text.startswith(f"{argument}:") else error from error
+
+
 def did_you_mean(value: str, known: Collection[str]) -> str:
     """The name closest to a value, as a question that follows a message; "" if none is close."""
     lower = {each.lower(): each for each in known}

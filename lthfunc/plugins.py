@@ -33,7 +33,8 @@ def load_plugin(option: str, name: str) -> Callable[..., Any]:
     Raises UserError if it cannot be imported, with the line in the user's code that fails.
     """
     module_name, _, attribute = name.rpartition(":")
-    if not module_name or not attribute:
+    path = not module_name.endswith(".py") and (module_name.startswith(".") or "/" in module_name)
+    if not module_name or not attribute or path:
         raise invalid(option, name, "a listed name, module:function or path/to/file.py:name")
     try:
         module = _from_file(module_name) if module_name.endswith(".py") else _imported(module_name)

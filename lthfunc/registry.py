@@ -43,6 +43,13 @@ class Entry:
 
 E = TypeVar("E", bound=Entry)
 
+#: What stands for K in names such as step:K, by its part of the pattern.
+_TAKES = {
+    r"\d+": "a whole number of at least 0",
+    r"[1-9]\d*": "a whole number of at least 1",
+    r"[1-9]\d?": "a whole number from 1 to 99",
+}
+
 
 class Registry(UserDict[str, E]):
     """A table of the library's names (as a mapping), which also finds functions of installed packages and users.
@@ -141,7 +148,20 @@ class Registry(UserDict[str, E]):
     def check(self, name: str) -> None:
         """Raise UserError for an unknown name."""
         if not self.has(name):
-            raise unknown(self.option, name, self.known())
+            raise self._of_family(name) or unknown(self.option, name, self.known())
+
+    def _of_family(self, name: str) -> UserError | None:
+        """The error for a name that begins as those of a family, such as step:-1; None for any other."""
+        for key, entry in self.items():
+            found = re.fullmatch(r"([a-z-]*)[A-Z]?([:x-])[A-Z].*", key)
+            head, between = found.groups() if found else (key, ":")
+            begins = name.startswith(head + between) if head else re.fullmatch(rf"[-.\d]*{between}[-.\d]*", name)
+            if entry.pattern is not None and (begins or name == head):
+                takes = next((words for part, words in _TAKES.items() if f">{part})" in entry.pattern), "")
+                named = " and ".join(re.findall(r"[A-Z]+", key))
+                numbers = f"; {named}: {takes}" if takes and named else ""
+                return invalid(self.option, name, f"{key}, {entry.about}{numbers}")
+        return None
 
     def load(self, name: str) -> Any:
         """Import the function of a name. Raises UserError if there is none, or it cannot be imported."""

@@ -92,6 +92,14 @@ def test_the_paired_test_is_students() -> None:
     assert same.p is None
 
 
+def test_no_two_columns_have_one_name(runs: Path, capsys: Any) -> None:
+    assert run("compare", runs / "base", runs / "alone", "--at", "dense", "--csv") == 0
+    head, first, *_ = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert len({*head}) == len(head)
+    found = dict(zip(head, first, strict=True))
+    assert (found["setting_replicates"], found["replicates"]) == ("3", "3")
+
+
 def test_tables_for_papers_and_sheets_say_the_same(runs: Path, capsys: Any) -> None:
     both = (runs / "base", runs / "fast|er")
     assert run("compare", *both, "--at", "0.64", "--csv") == 0

@@ -120,6 +120,8 @@ def test_the_next_commands_work_as_shown(tmp_path: Path, monkeypatch: pytest.Mon
     assert f"lthfunc compare '{folder.resolve()}' branch" in commands(capsys.readouterr().out)
     assert run("train", *options, "--out", "dense") == 0
     assert commands(capsys.readouterr().out)[1] == "lthfunc prune --config dense --rounds 5"
+    assert run("prune", *options, "--rounds", "0", "--out", "none") == 0
+    assert commands(capsys.readouterr().out)[1] == "lthfunc prune --config none --rounds 5"
 
 
 def test_all_layers_are_shown_where_they_are_wanted(tmp_path: Path, capsys: Any) -> None:

@@ -238,7 +238,7 @@ def test_configurations_survive_their_mapping_and_refuse_what_they_do_not_know()
         ({"milestone": (3,)}, "--milestone: requires --schedule step"),
         ({"layer_rate": {"fc1*": 0.1}}, "--layer-rate: requires --allocate layerwise"),
         ({"layer_rate": {"fc1*": 1.0}, "allocate": "layerwise"}, r"'fc1\*=1.0'"),
-        ({"rewind": "step:-1"}, "--rewind: unknown name 'step:-1'; did you mean 'step:K'"),
+        ({"rewind": "step:-1"}, "--rewind: invalid value 'step:-1' .expected step:K, "),
         ({"rewind": "later"}, "--rewind: unknown name 'later'.*init, step:K, epoch:K, percent:K, sign"),
         ({"arch": "resnet21"}, "did you mean 'resnet"),
         ({"dataset": "cifar"}, "did you mean 'cifar10'"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lthfunc_cli.commands import COMMANDS
-from lthfunc_cli.console import put_parts
+from lthfunc_cli.console import aside, put_parts
 from lthfunc_cli.main import app, main
 from lthfunc_cli.network_counts import Counted
 from typer.main import get_command
@@ -136,8 +136,11 @@ def test_a_pipe_gets_each_sentence_as_one_line(capsys: Any) -> None:
     assert main(["archs", "lenet5"]) == 0
     (own,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Your own: ")]
     assert own.endswith(", and returns an nn.Module.")
-    put_parts("long " * 99 + "[bold]", "", plain_table("a"))
-    assert capsys.readouterr().out.splitlines() == ["long " * 99 + "[bold]", "", "a"]
+    words = "long " * 99 + "[bold] planted:x: 8,000"  # which Rich has a picture for
+    put_parts(words, "", plain_table(":x:"))
+    aside().print(":x:")
+    shown = capsys.readouterr()
+    assert (shown.out.splitlines(), shown.err) == ([words, "", ":x:"], ":x:\n")
 
 
 def paths_of(command: Any, *words: str) -> list[tuple[str, ...]]:

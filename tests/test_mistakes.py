@@ -259,7 +259,10 @@ def test_no_warmup_at_all_is_a_warmup() -> None:
     [
         ("prune --density 0.1 --rate 0.3", "--rate and --density: give one of them, not both"),
         ("prune --densities 0.5,0.1 --rate 0.3", "--rate and --densities: give one of them, not both"),
-        ("prune --rewind step:ten", "--rewind: unknown name 'step:ten'; did you mean 'step:K'?"),
+        (
+            "prune --rewind step:ten",
+            "--rewind: invalid value 'step:ten' (expected step:K, the weights of step K; K: a whole number",
+        ),
         ("prune --rewind epoch:1.5", "--rewind: unknown name 'epoch:1.5'; did you mean 'epoch:K'?"),
     ],
 )

@@ -19,6 +19,7 @@ from conftest import HANG, run, until
 import lthfunc as lf
 from lthfunc.runs.checkpoints import step_of
 from lthfunc.runs.folder import read_run
+from lthfunc.runs.lock import locked
 from lthfunc.scheduling.progress import progress
 
 #: A small but whole experiment on the bundled digits.
@@ -260,6 +261,9 @@ def test_info_shows_runs_tickets_and_what_is_unfinished(
     (folder / "metrics.jsonl").write_text("".join(lines[:3]))
     assert run("info", folder) == 0
     assert f"unfinished; resume with: lthfunc resume {folder}" in capsys.readouterr().out
+    with locked(folder):
+        assert run("info", folder) == 0
+    assert f"a process is working on it: lthfunc watch {folder}\n" in capsys.readouterr().out
     (tmp_path / "runs").mkdir()
     folder = folder.rename(tmp_path / "runs" / "cut")
     shutil.copytree(finished, tmp_path / "runs" / "whole")

@@ -99,7 +99,7 @@ FILE_KINDS = Registry("file kinds", "--dataset", {
         pattern="text:(?P<path>.*)", example="text:",
     ),
     "planted": Entry(
-        ".data.planted:read_planted", "labelled by a sparse network that pruning should find", pattern="planted(:.*)?",
+        ".data.planted:read_planted", "labelled by a sparse network that pruning should find", pattern="planted",
         example="planted",
     ),
 })  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
+
+import torch
 
 from lthfunc.catalog.training import (
     AUGMENTATIONS,
@@ -27,6 +30,7 @@ from lthfunc.training.losses import Loss, Metric, cross_entropy, label_smoothed_
 from lthfunc.training.optimizers import Optimizer, is_matrix
 from lthfunc.training.schedules import Schedule
 from lthfunc.trees.augmenting import Augment, changes_targets
+from lthfunc.trees.ops import scaled
 from lthfunc.trees.types import Dataset
 
 E = TypeVar("E", bound=TargetsEntry)
@@ -76,6 +80,9 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
     _check_targets(METRICS, name, data)
     y = data.train.y if data.stream is None else data.val.y  # a stream shows only its first examples
     variance = Offered(variance=lambda: y.var(0, correction=0).clamp(min=1e-12))
+    found = METRICS.find(name)
+    if found is not None and found[1].get("count", 0) >= (data.classes or math.inf):
+        raise invalid("--metric", name, f"top-K with K below {data.classes}, the number of classes")
     made: Metric = METRICS.make(name, variance)
     return made
 
@@ -118,6 +125,8 @@ def augmentation_of(config: Config, data: Dataset) -> Augment | None:
             raise UserError(f"--augment: {name} works on numbers, not on tokens")
         with prefixed("--augment"):
             parts.append(AUGMENTATIONS.make(name, offered, fits="Augment"))
+            if found is not None and not changes_targets(parts[-1]):
+                parts[-1](scaled(data.train.x[:2], data.scale), torch.tensor(0))
         if found is not None and changes_targets(parts[-1]) and targets != "numbers" and data.train.y.ndim != 1:
             raise UserError(f"--augment: {name} works on one class for each example, or numbers")
     return augmentations(*parts)

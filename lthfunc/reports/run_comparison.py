@@ -131,10 +131,12 @@ def as_markdown(rows: Sequence[ComparisonRow]) -> str:
 
 
 def as_csv(rows: Sequence[ComparisonRow]) -> str:
-    """Plain numbers, shares in [0, 1]."""
+    """Plain numbers, shares in [0, 1]. A setting with the name of one of them, such as density, is setting_density."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["run", *rows[0].settings, *_flat(rows[0])])
+    numbers = _flat(rows[0])
+    settings = [f"setting_{name}" if name in numbers else name for name in rows[0].settings]
+    writer.writerow(["run", *settings, *numbers])
     writer.writerows([each.name, *map(_word, each.settings.values()), *_flat(each).values()] for each in rows)
     return file.getvalue()
 

@@ -41,7 +41,8 @@ def cutout(side: int | None = None) -> Augment:
     """Overwrite a square of each image by zeros; it may lie partly outside.
 
     DeVries & Taylor 2017. side: of the square in pixels; by default half of the image's shorter side. Returns an
-    augmentation (images, key) -> images. Raises UserError for a side below 1.
+    augmentation (images, key) -> images. Raises UserError for a side below 1, and for
+    one that leaves nothing of any image.
 
     >>> lf.cutout(4)(torch.rand(2, 3, 8, 8), torch.tensor(5)).shape
     torch.Size([2, 3, 8, 8])
@@ -51,6 +52,10 @@ def cutout(side: int | None = None) -> Augment:
 
     def augment(images: Tensor, key: Tensor, first: int = 0) -> Tensor:
         n, _, height, width = check_images("cutout", images)
+        if side is not None and side >= 2 * max(height, width):
+            raise invalid(
+                "cutout: side", side, f"less than {2 * max(height, width)}, of which nothing of an image would be left"
+            )
         keys, length = image_keys(key, n, first), side or max(1, min(height, width) // 2)
         top, left = (below(keys, number, size) - length // 2 for number, size in enumerate((height, width)))
         whole = torch.full_like(top, length)

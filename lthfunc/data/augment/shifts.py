@@ -48,7 +48,8 @@ def mirror(images: Tensor, key: Tensor, first: int = 0) -> Tensor:
 def shift(pixels: int = 4) -> Augment:
     """Shift each image by up to `pixels` in each direction, filling with zeros; `shift_and_mirror` without mirroring.
 
-    Returns an augmentation (images, key) -> images. Raises UserError for a number below 1.
+    Returns an augmentation (images, key) -> images. Raises UserError for a number below 1, and for one
+    that moves images out of sight.
 
     >>> lf.shift(2)(torch.rand(2, 3, 8, 8), torch.tensor(5)).shape
     torch.Size([2, 3, 8, 8])
@@ -57,7 +58,9 @@ def shift(pixels: int = 4) -> Augment:
         raise invalid("shift: pixels", pixels, "a whole number above 0")
 
     def augment(images: Tensor, key: Tensor, first: int = 0) -> Tensor:
-        n, *_ = check_images("shift", images)
+        n, _, height, width = check_images("shift", images)
+        if pixels >= min(height, width):
+            raise invalid("shift: pixels", pixels, f"less than {min(height, width)}, the shorter side of the images")
         top, left = (integers(fold_in(key, axis), n, 2 * pixels + 1, first) for axis in (0, 1))
         return _moved(images, top, left, torch.zeros_like(top), pixels)
 
