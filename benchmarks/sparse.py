@@ -146,6 +146,8 @@ def _training(
 
     sparse = lf.sparse_or("compile")
     variants: dict[tuple[str, float], TimedFunction] = {(DENSE, 1.0): loop("compile", _ticket(case, 1.0))}
+    if precision != "fp32":
+        variants[f"{DENSE}, {precision}", 1.0] = loop("compile", _ticket(case, 1.0), precision)
     if simple:
         variants["nn.utils.prune, fused Adam", 0.2] = peers.nn_utils_prune(case.model, _ticket(case, 0.2), ready)
     if peers_jax.why_not(case) is None:
@@ -171,7 +173,7 @@ def _training(
     given = {**about, "network": case.name, "batch": case.batch, "unit": "steps/s"}
     records = _measured(variants, timing, **given)
     for each in records:
-        each["precision"] = precision if each["variant"] == f"{SPARSE}, {precision}" else each["precision"]
+        each["precision"] = precision if each["variant"].endswith(f", {precision}") else each["precision"]
     if flops is not None:
         peak = peak_rate("cpu")
         records += [record([peak / flops / density], variant=PEAK, density=density, **given) for density in densities]

@@ -229,7 +229,9 @@ def test_products_that_cannot_be_streamed_or_added_are_refused() -> None:
     added = products_where(made, lambda columns: columns["accumulate"] == 1)
     assert min(int(where.sum()) for where in (every, across, added)) > 0
     for where, value in ((every, -1), (every, 2), (across, 1), (added, 1)):
-        with pytest.raises(ValueError, match="streamed: 0, or 1 for an image that nothing is added to"):
+        with pytest.raises(
+            ValueError, match="streamed: 0, or 1 for neighbouring places of an image that nothing is added to"
+        ):
             _ = with_columns(made, where, streamed=value).code.verified
     with pytest.raises(ValueError, match="accumulate: of a gradient alone"):
         _ = with_columns(made, added, relu=1).code.verified

@@ -32,5 +32,6 @@ def streamed_columns(columns: Mapping[str, int], size: int) -> dict[str, int]:
 
     columns: the product's own. size: bytes of all outputs.
     """
-    normalised_next = columns["sums"] >= 0 and columns["norm"] < 0 and columns["limits"] < 0
-    return {"streamed": int(normalised_next and size > _STREAMED_BYTES)}
+    normalised_next = columns["sums"] >= 0 and columns["norm"] < 0
+    plain = columns["in_x"] == 1 and columns["limits"] < 0
+    return {"streamed": int(normalised_next and plain and size > _STREAMED_BYTES)}
