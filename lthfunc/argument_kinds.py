@@ -210,6 +210,7 @@ KINDS: dict[str, ArgumentKind] = {
     "Metric": _function("Metric", "outputs", "targets"),
     "LossOfParams": _function("LossOfParams", "params", "batch"),
     "Transformation": _function("Transformation", "state"),
+    "Rewind": _function("Rewind", "state", "anchor")._replace(words="a function (state, anchor), such as lf.rewound"),
     "Callable[[Params, Tensor], Any]": _function("forward", "params", "inputs"),
     "Callable[[TrainState, RoundContext], Score]": _function("score of a plan", "trained", "now"),
     "Initialiser": _function("Initialiser", "module", "params", "seed"),

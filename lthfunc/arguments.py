@@ -32,7 +32,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "a whole number of at least 0", lambda value: value >= 0,
-        "rounds step min_layer_weights milestones warmup.steps generate.top_k",
+        "rounds step anchor_step min_layer_weights milestones warmup.steps generate.top_k",
     ),
     (
         "a number of at least 0", lambda value: value >= 0,

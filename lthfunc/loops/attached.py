@@ -6,16 +6,16 @@ import copy
 import math
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lthfunc.argument_hints import described
-from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.distributed.equal_masks import check_equal_masks
 from lthfunc.errors import ArgumentError, UserError
 from lthfunc.loops.held_masks import HeldMasks
+from lthfunc.loops.loop import Loop
 from lthfunc.loops.plans import Change, LoopPlan, Rewind, begun, check_begun, takes_gradient
 from lthfunc.loops.schedules import Schedules
 from lthfunc.loops.torch_optimizers import fresh_state, mixes, put_state, state_tree, within_step
@@ -24,25 +24,6 @@ from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.ops import Count, apply_masks, clone, count, leaf_difference, masked_like, tree_map
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import Masks, Ticket, TrainState
-
-
-class Loop(NamedTuple):
-    """What somebody's loop trains. params: those that are trained; prunable: the names of those with masks.
-
-    optimizers: in the order in which they step. ranks: those that train the same module.
-    """
-
-    module: nn.Module
-    params: dict[str, nn.Parameter]
-    prunable: tuple[str, ...]
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    schedulers: tuple[Any, ...]
-    ranks: Collectives = SINGLE_RANK
-
-    def buffers(self) -> dict[str, Tensor]:
-        """The buffers of now, which a module may replace; frozen parameters are among them, as in a `Model`."""
-        frozen = {name: leaf for name, leaf in self.module.named_parameters() if name not in self.params}
-        return {name: leaf.detach() for name, leaf in (*self.module.named_buffers(), *frozen.items())}
 
 
 class Attached:
@@ -174,6 +155,7 @@ class Attached:
 
     def _now(self) -> TrainState:
         self._held.settle()
+        self._loop.check()
         params = {name: leaf.detach() for name, leaf in self._loop.params.items()}
         masks = self.masks
         device = next(iter(params.values())).device
@@ -220,8 +202,7 @@ class Attached:
         if (skipped is not None and bool(skipped)) or within_step(optimizer):
             return
         self.step += 1
-        if self._mixes:
-            self._held.mask_weights()
+        self._held.stepped(mixes=self._mixes)
         if self.step >= self._awaited:
             self._arrive()
 

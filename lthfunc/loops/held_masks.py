@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,11 +34,14 @@ class HeldMasks:
         self._layers: dict[str, LayerMask] = {}  # of those with zeros
         self._kernels = has_kernels()
         self._moments = SecondMoments(optimizers, self._params)
+        self._optimizers, self._loaded = optimizers, False
+        self._versions: list[tuple[int, int]] = []  # of the weights of those layers, as the last step left them
         self._gradients = {name: _Gradient(leaf) for name, leaf in self._params.items()}
         self._handles: list[RemovableHandle] = [
             leaf.register_post_accumulate_grad_hook(self._gradients[name].accumulated)
             for name, leaf in self._params.items()
         ]
+        self._handles += [each.register_load_state_dict_post_hook(self._after_load) for each in optimizers]
 
     def set(self, masks: Masks) -> None:
         """Hold other masks from now on, and set what they prune to zero. A layer without zeros costs nothing."""
@@ -53,6 +57,7 @@ class HeldMasks:
                 self._params[name].copy_(torch.where(self.masks[name], self._params[name], 0))
         for name, gradient in self._gradients.items():
             gradient.mask = self._layers.get(name)
+        self._versions = self._now()
 
     def wait(self, waits: bool) -> None:
         """Whether gradients stay whole until `mask_gradients`."""
@@ -61,14 +66,50 @@ class HeldMasks:
 
     def mask_gradients(self) -> None:
         """Before a step: mask what reached a gradient by another way than a backward pass, or was changed since."""
+        if self._loaded or self._versions != self._now():
+            self._prune_again()
         self._moments.lift(self._layers)
         for gradient in self._gradients.values():
             gradient.check()
 
-    def mask_weights(self) -> None:
-        """Set pruned weights to zero again, after an optimiser that may have moved them."""
-        for name, mask in self._layers.items():
-            mask.multiply(self._params[name].detach())
+    def stepped(self, *, mixes: bool) -> None:
+        """After a step. mixes: whether it may have moved pruned weights, which are set to zero again."""
+        if mixes:
+            for name, mask in self._layers.items():
+                mask.multiply(self._params[name].detach())
+        self._versions = self._now()
+
+    def _now(self) -> list[tuple[int, int]]:
+        """What changes with writes into the weights of layers with zeros, but those of `weight.data.copy_`."""
+        return [(leaf._version, leaf.data_ptr()) for leaf in map(self._params.__getitem__, self._layers)]
+
+    def _after_load(self, optimizer: torch.optim.Optimizer) -> None:
+        self._loaded = True
+
+    def _prune_again(self) -> None:
+        """Set pruned weights and their moments to zero, which somebody has written to since the last step.
+
+        Here and not as it happens, since a checkpoint may have other masks, which are loaded after its weights.
+        """
+        written = {}
+        with torch.no_grad():
+            for name, mask in self._layers.items():
+                leaf = self._params[name].detach()
+                before = int(leaf.count_nonzero())
+                mask.multiply(leaf)
+                written[name] = before - int(leaf.count_nonzero())
+                for optimizer in self._optimizers:
+                    for value in optimizer.state.get(self._params[name], {}).values():
+                        if isinstance(value, torch.Tensor) and value.shape == leaf.shape:
+                            mask.multiply(value)
+        self._loaded = False
+        name = max(written, key=lambda each: written[each], default="")
+        if name and written[name]:
+            warnings.warn(
+                f"attach: {written[name]:,} pruned weights of {name} were written to since the last step, perhaps by "
+                "load_state_dict; they are zero again",
+                stacklevel=5,
+            )
 
     def whole_gradients(self) -> Params:
         """A copy of the gradients; zeros where there is none."""
