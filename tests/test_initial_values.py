@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_no
 
 import lthfunc as lf
 from lthfunc.trees.ops import same_bits
+from lthfunc.trees.types import Params
 
 
 class Conv1D(nn.Module):
@@ -238,3 +239,35 @@ def test_values_that_mean_something_stay() -> None:
         assert not torch.equal(state.params[name], built[name]), name
     assert not state.params["drawn.bias"].any()
     assert torch.equal(state.buffers["target"], state.params["drawn.weight"])  # a copy stays one
+
+
+def test_the_modules_of_a_model_have_one_memory_of_their_own() -> None:
+    """Of a network of gigabytes, modules for two modes and what it was built with would be three more."""
+    tied = nn.Linear(4, 4, bias=False)
+    net: Any = nn.Sequential(tied, nn.BatchNorm1d(4), tied, nn.Linear(4, 2))
+
+    def writes(module: nn.Module, params: Params, seed: int) -> Params:
+        with torch.no_grad():
+            for leaf in (*module.parameters(), *params.values()):
+                leaf += 1
+        return params
+
+    model = lf.from_module(net, init=writes)
+    modes = [dict(each.named_parameters()) for each in (model.training, model.evaluating)]
+    for name, leaf in net.named_parameters():
+        first, second = (each[name] for each in modes)
+        assert first.data_ptr() == second.data_ptr() != leaf.data_ptr()
+        assert torch.equal(first, leaf)
+        assert first is not second
+        assert not first.requires_grad
+    assert model.training[0] is model.training[2]  # type: ignore[index]
+    buffers = [dict(each.named_buffers())["1.running_mean"].data_ptr() for each in (model.training, model.evaluating)]
+    assert len({*buffers, net[1].running_mean.data_ptr()}) == 3  # which PyTorch writes into in training mode
+    for seed in range(2):
+        state = lf.init(model, seed)
+        for name, leaf in net.named_parameters():
+            assert torch.equal(state.params[name], leaf + 1)
+            assert torch.equal(modes[0][name], leaf)
+    for leaf in lf.to_module(lf.ticket(state), model).parameters():
+        leaf.data.zero_()
+    assert torch.equal(modes[0]["3.weight"], net[3].weight)

@@ -110,7 +110,7 @@ def from_module(
     module = _freezing(copy_module(module)).requires_grad_(False).cpu()
     if parts:
         module.register_forward_pre_hook(UnpackInputs(tuple(parts)), with_kwargs=True)  # type: ignore[arg-type]
-    params = {key: value.detach().clone() for key, value in module.named_parameters()}
+    params = {key: value.detach() for key, value in module.named_parameters()}
     buffers = {key: value.detach().clone() for key, value in module.named_buffers()}
     names = default_prunable(module, params)
     more = set().union(*(matching_names("prunable", pattern, list(params)) for pattern in prunable))
@@ -130,8 +130,8 @@ def from_module(
 
     model = Model(
         name=name or type(module).__name__,
-        training=copy.deepcopy(module).train(),
-        evaluating=copy.deepcopy(module).eval(),
+        training=_sharing(module).train(),
+        evaluating=_sharing(module).eval(),
         prunable=names,
         init=initialise,
         tokens=tokens,
@@ -148,13 +148,20 @@ def from_module(
     return model
 
 
+def _sharing(module: nn.Module) -> nn.Module:
+    """A copy whose parameters lie in the same memory, since nobody writes into them: calls are given others."""
+    same = {id(leaf): nn.Parameter(leaf.detach(), False) for leaf in module.parameters() if type(leaf) is nn.Parameter}
+    return copy.deepcopy(module, same)
+
+
 def _drawn(init: Initialiser, module: nn.Module, params: Params, seed: int) -> Params:
     """The initialiser's values. Raises UserError where they don't match the parameters."""
     given = clone(params)
     if is_library_function(init):
         return init(module, given, seed)
     name = function_name(init)
-    drawn: Any = call_user_function("init", name, lambda: init(module, given, seed))
+    own = copy.deepcopy(module)  # into which it may write
+    drawn: Any = call_user_function("init", name, lambda: init(own, given, seed))
     for key, leaf in params.items():
         found = drawn.get(key) if isinstance(drawn, dict) else drawn
         if not isinstance(found, Tensor) or found.shape != leaf.shape:
