@@ -20,6 +20,7 @@ from lthfunc.sparsify.ranking import ranks
 from lthfunc.training.loop import fit_together
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, can_exchange
 from lthfunc.training.session import TrainingSession
+from lthfunc.trees.types import SurvivorPruning
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
@@ -195,10 +196,13 @@ def test_masks_of_methods_change_on_survivors_to_the_bits_of_dense_trees(
     ],
     ids=str,
 )  # fmt: skip
-def test_gradual_pruning_looks_at_survivors_alone(given: dict[str, Any], alone: bool) -> None:
-    """To the bits of dense trees; of equal weights the first remain."""
+@pytest.mark.parametrize("method", ["gradual", "granet"])
+def test_prunings_by_magnitude_look_at_survivors_alone(method: str, given: dict[str, Any], alone: bool) -> None:
+    """To the bits of dense trees; of equal weights the first remain. GraNet asks for the network to score growth."""
+    if method == "granet" and "structure" in given:
+        pytest.skip("single weights are a part of it")
     plan = plan_for(
-        "gradual", MODEL, images(), steps=12, eval_every=6, batch_size=8, engine="sparse", update_every=2, density=0.3,
+        method, MODEL, images(), steps=12, eval_every=6, batch_size=8, engine="sparse", update_every=2, density=0.3,
         **given,
     )  # fmt: skip
     (updates,) = plan.updates
@@ -206,7 +210,7 @@ def test_gradual_pruning_looks_at_survivors_alone(given: dict[str, Any], alone: 
     coarse = {name: (leaf * 20).round() / 20 for name, leaf in start.params.items()}
     starts = [start._replace(params=coarse), lf.init(MODEL, 4)]
     trainer = lf.make_trainer(MODEL, images(), optimizer=lf.sgd(1e-9), batch_size=8, engine=lf.sparse_engine)
-    asked = list[int]()
+    asked, kinds = list[int](), set[Any]()
 
     def exchange(network: Any, now: UpdateContext) -> Any:
         def noted() -> Any:
@@ -214,14 +218,17 @@ def test_gradual_pruning_looks_at_survivors_alone(given: dict[str, Any], alone: 
             return network()
 
         assert updates.exchange is not None
-        return updates.exchange(noted, now)
+        found = updates.exchange(noted, now)
+        kinds.add(type(found))
+        return found
 
     theirs = fits(trainer, updates._replace(exchange=None), starts=starts)
     for mine, other in zip(fits(trainer, updates._replace(exchange=exchange), starts=starts), theirs, strict=True):
         assert same(mine, other)
     sizes = theirs[0].state.params["5.weight"].abs()[theirs[0].state.masks["5.weight"]]
     assert sizes.unique().numel() < len(sizes) / 2, "many were equal"
-    assert bool(asked) != alone
+    assert bool(asked) == (method == "granet" or not alone)
+    assert kinds == {SurvivorPruning if alone else lf.NewMasks}
 
 
 def test_masks_that_do_not_fit_are_left_to_dense_trees() -> None:
@@ -237,6 +244,10 @@ def test_masks_that_do_not_fit_are_left_to_dense_trees() -> None:
     for other in others:
         assert not can_exchange(lf.NewMasks(masks, other), shapes)
         assert not can_exchange(lf.NewMasks(other, masks), shapes)
+    scores, pruning = {each: mask.float() for each, mask in masks.items()}, lf.prune_survivors(0.2)
+    assert can_exchange(pruning._replace(then=(scores, 0.3)), shapes)
+    for then in ((masks, 0.3), (scores, 1.1), ({name: scores[name]}, 0.3)):
+        assert not can_exchange(pruning._replace(then=then), shapes)
 
 
 def test_no_dense_moments_lie_beside_survivors() -> None:

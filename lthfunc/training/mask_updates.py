@@ -151,7 +151,7 @@ def can_exchange(found: Decided, shapes: Mapping[str, torch.Size]) -> bool:
         kinds = {name: (shape, torch.bool) for name, shape in shapes.items()}
         return all({name: (mask.shape, mask.dtype) for name, mask in each.items()} == kinds for each in found)
     if isinstance(found, SurvivorPruning):
-        return True
+        return found.then is None or can_exchange(found.then, shapes)
     growth, drop_fraction = found
     if not 0 <= drop_fraction <= 1:
         return False

@@ -82,10 +82,12 @@ class SurvivorPruning(NamedTuple):
     """A pruning that asks for survivors alone.
 
     remaining: (survivors of each masked leaf, a vector each in the order in which they lie there; these leaves' sizes,
-    pruned weights counted) -> which survivors remain, bool of their shapes.
+    pruned weights counted) -> which survivors remain, bool of their shapes. then: what `drop_and_grow` does after it,
+    if anything: (growth, the share to drop); of weights dropped and grown at once values and moments go on.
     """
 
     remaining: Callable[[Params, Mapping[str, int]], Masks]
+    then: tuple[Params | Growth, float] | None = None
 
 
 class Split(NamedTuple):

@@ -45,13 +45,18 @@ def gradual(plan: Plan, update_every: int | None, update_until: float) -> Plan:
             return NewMasks(found, found)
 
         dense = by_masks(tuple(densities), masks)
-        if plan.select is not unstructured or not looks_at_survivors_alone(plan.allocate):
+        if not asks_for_survivors_alone(plan):
             return dense
         return dense._replace(
             exchange=lambda network, now: prune_survivors(densities[now.step], allocate=plan.allocate)
         )
 
     return from_dense(plan, updates)
+
+
+def asks_for_survivors_alone(plan: Plan) -> bool:
+    """Whether its pruning by magnitude is one of `prune_survivors`."""
+    return plan.select is unstructured and looks_at_survivors_alone(plan.allocate)
 
 
 def by_masks(steps: tuple[int, ...], masks: Callable[[TrainState, UpdateContext], NewMasks]) -> MaskUpdates:

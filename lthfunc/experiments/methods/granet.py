@@ -5,11 +5,20 @@ from __future__ import annotations
 from lthfunc.catalog.pruning import DROP_SCHEDULES
 from lthfunc.experiments.functions import growth_of
 from lthfunc.experiments.iterative import Plan
-from lthfunc.experiments.methods.during_training import by_masks, from_dense, growth_scores, period, pruned_to
+from lthfunc.experiments.methods.during_training import (
+    asks_for_survivors_alone,
+    by_masks,
+    from_dense,
+    growth_scores,
+    period,
+    pruned_to,
+)
 from lthfunc.sparsify.density_schedules import cubic
 from lthfunc.sparsify.drop_and_grow import exchanged_masks
+from lthfunc.sparsify.survivor_pruning import prune_survivors
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
-from lthfunc.trees.types import NewMasks, TrainState
+from lthfunc.training.results import DenseNetwork
+from lthfunc.trees.types import NewMasks, SurvivorPruning, TrainState
 
 
 def granet(
@@ -32,6 +41,15 @@ def granet(
             share = falling(drop_fraction, now.step, end)
             return exchanged_masks(pruned.params, pruned.masks, scores, share, keep_values=True)
 
-        return by_masks(tuple(densities), masks)
+        dense = by_masks(tuple(densities), masks)
+        if not asks_for_survivors_alone(plan):
+            return dense
+
+        def exchange(network: DenseNetwork, now: UpdateContext) -> SurvivorPruning:
+            scores = growth_scores(plan.trainer, growing, network(), now)
+            pruning = prune_survivors(densities[now.step], allocate=plan.allocate)
+            return pruning._replace(then=(scores, falling(drop_fraction, now.step, end)))
+
+        return dense._replace(exchange=exchange)
 
     return from_dense(plan, updates)
