@@ -35,7 +35,8 @@ class HeldMasks:
         self._kernels = has_kernels()
         self._moments = SecondMoments(optimizers, self._params)
         self._optimizers, self._loaded = optimizers, False
-        self._versions: list[tuple[int, int]] = []  # of the weights of those layers, as the last step left them
+        self._leaves: list[nn.Parameter] = []  # the weights of those layers
+        self._versions: list[int] = []  # as the last step left them
         self._gradients = {name: _Gradient(leaf) for name, leaf in self._params.items()}
         self._handles: list[RemovableHandle] = [
             leaf.register_post_accumulate_grad_hook(self._gradients[name].accumulated)
@@ -57,6 +58,7 @@ class HeldMasks:
                 self._params[name].copy_(torch.where(self.masks[name], self._params[name], 0))
         for name, gradient in self._gradients.items():
             gradient.mask = self._layers.get(name)
+        self._leaves = [self._params[name] for name in self._layers]
         self._versions = self._now()
 
     def wait(self, waits: bool) -> None:
@@ -79,9 +81,9 @@ class HeldMasks:
                 mask.multiply(self._params[name].detach())
         self._versions = self._now()
 
-    def _now(self) -> list[tuple[int, int]]:
+    def _now(self) -> list[int]:
         """What changes with writes into the weights of layers with zeros, but those of `weight.data.copy_`."""
-        return [(leaf._version, leaf.data_ptr()) for leaf in map(self._params.__getitem__, self._layers)]
+        return [leaf._version for leaf in self._leaves] + [leaf.data_ptr() for leaf in self._leaves]
 
     def _after_load(self, optimizer: torch.optim.Optimizer) -> None:
         self._loaded = True
