@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -82,6 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     A user's mistake prints one line on stderr and returns 2; damaged files, failing or full disks, and lost ranks
     return 3.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="replace")  # of a locale without ± and ×
     with rare_collection():
         code = _told(arguments)
     if launched():  # at once, since threads of a rank's connections may still be busy

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,17 @@ def test_a_pipe_gets_each_sentence_as_one_line(capsys: Any) -> None:
     aside().print(":x:")
     shown = capsys.readouterr()
     assert (shown.out.splitlines(), shown.err) == ([words, "", ":x:"], ":x:\n")
+
+
+@pytest.mark.parametrize(("encoding", "least"), [("ascii", "12?12"), ("latin-1", "12×12"), ("utf-8", "12×12")])
+def test_what_a_locale_does_not_have_is_a_question_mark(encoding: str, least: str, tmp_path: Path) -> None:
+    """As of an ellipsis, which the usage has, in Latin 1: there were tracebacks."""
+    for words, told in ((["archs", "lenet5"], f" {least} "), (["archs", "--help"], "archs [OPTIONS] [NAME")):
+        command = [sys.executable, "-m", "lthfunc", *words]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, env=environment, capture_output=True, check=False, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert told in done.stdout.decode(encoding)
 
 
 def paths_of(command: Any, *words: str) -> list[tuple[str, ...]]:
