@@ -86,6 +86,7 @@ FORMS: dict[str, Forms] = {
     "stack": lambda it, n: [([it, n["x"]], 1), ([n["x"], it], -1), ([it, it],)],
     "repeat": lambda it, n: [(it, [1, 2]), (it, [1, 1, 3]), (it, [TRACED_BATCH, 1, 1]), (it, [2, 1, 1])],
     "repeat_interleave": lambda it, n: [(it, 2, -1), (it, 3, 0), (it, 2)],
+    "channel_shuffle": lambda it, n: [(it, 1), (it, 5)],
     "pixel_shuffle pixel_unshuffle": lambda it, n: [(it, 1), (it, 2)],
     "eq ne lt le gt ge": lambda it, n: [(it, 1.0), (it, n["x"]), (n["x"], it), (it, it)],
     "logical_not bitwise_not zeros_like ones_like": lambda it, n: [(it,)],

@@ -138,6 +138,8 @@ POOLS = [
     nn.MaxPool2d(2, dilation=2), nn.AvgPool2d(2), nn.AvgPool2d(3, 2), nn.AdaptiveAvgPool2d(1),
     nn.AdaptiveAvgPool2d((3, 2)), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 3), 2, (1, 0), count_include_pad=False),
     nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False), nn.AvgPool2d(3, 2, 1, divisor_override=5),
+    nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d((4, 3), (3, 2), (2, 1), ceil_mode=True), nn.ChannelShuffle(3),
+    nn.AvgPool2d((3, 4), (2, 3), ceil_mode=True),
     nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((5, 7)), nn.AdaptiveMaxPool2d((None, 2)),
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import torch
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers, pair
+from lthfunc.sparse.lowerings.shapes import pad
 from lthfunc.sparse.tile_buffers import SameLayout, TileBuffer
 
 
@@ -90,16 +91,20 @@ def average_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     ceil, counts_padding = bool(argument(args, 4, False)), bool(argument(args, 5, True))
     divisor = int(argument(args, 6, None) or 0)
     buffer, whole = view.value.buffer, True
-    windows = []
+    windows, of_padded = [], []
     for size, k, s, p in zip((buffer.height, buffer.width), kernel, stride, padding, strict=True):
         first = torch.arange(_pooled(size, k, s, p, 1, ceil)) * s - p
         whole &= int(first[-1]) + k <= size + p
-        windows.append(torch.stack([first, first + k], 1).clamp(0, size))
-    if not divisor and counts_padding:
-        if not whole:
-            raise Unsupported("whose last windows are cut off, with padding in the mean")
-        divisor = kernel[0] * kernel[1]
-    return _averaged(b, view, windows, divisor)
+        each = torch.stack([first, first + k], 1)
+        windows.append(each.clamp(0, size))
+        of_padded.append((each + p).clamp(0, size + 2 * p))
+    if divisor or not counts_padding:
+        return _averaged(b, view, windows, divisor)
+    if whole:
+        return _averaged(b, view, windows, kernel[0] * kernel[1])
+    # The last windows are cut off behind the padding, and each is divided by its own size.
+    amounts = [padding[1], padding[1], padding[0], padding[0]]
+    return _averaged(b, pad(b, [view, amounts], {}), of_padded, 0)
 
 
 @lowers(aten.adaptive_avg_pool2d.default)

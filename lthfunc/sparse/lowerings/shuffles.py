@@ -1,4 +1,4 @@
-"""Pixel shuffle and its inverse: channels become places of an image, and the other way round (Shi et al. 2016)."""
+"""Pixel shuffle and its inverse: channels become places of an image, and back; and channels in other orders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lthfunc.sparse.lowerings.placing import placed
 
 @lowers(aten.pixel_shuffle.default, arranged=True)
 def pixel_shuffle(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """(channels · r², height, width) to (channels, height · r, width · r)."""
+    """(channels · r², height, width) to (channels, height · r, width · r) (Shi et al. 2016)."""
     view, factor = as_view(b, args[0]), int(args[1])
     examples, channels, height, width = _sizes(view)
     apart = (examples, channels // factor**2, factor, factor, height, width)
@@ -33,6 +33,16 @@ def pixel_unshuffle(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View
     sides = Side.EXAMPLE, Side.CHANNEL, Side.CHANNEL, Side.CHANNEL, Side.ROW, Side.COLUMN
     found = _shuffled(b, view, apart, (0, 1, 3, 5, 2, 4), sides)
     return strided(found, lambda each: each.reshaped([examples, channels * factor**2, apart[2], apart[4]]))
+
+
+@lowers(aten.channel_shuffle.default, arranged=True)
+def channel_shuffle(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """channel_shuffle(x, groups) (Zhang et al. 2018): one channel of each group, then the next of each."""
+    view, groups = as_view(b, args[0]), int(args[1])
+    examples, channels, *places = sizes = view.arrangement.sizes
+    order = (0, 2, 1, *range(3, len(sizes) + 1))
+    apart = (examples, groups, channels // groups, *places)
+    return strided(view, lambda each: each.reshaped(apart).permuted(order).reshaped(sizes))
 
 
 def _sizes(view: View) -> tuple[int, ...]:
