@@ -138,6 +138,7 @@ FORMS: dict[str, Forms] = {
         (n["x"], None, None, it, it, True, 0.1, 1e-5, False),
     ],
     "scaled_dot_product_attention": lambda it, n: [(it, it, it), (n["x"], it, it), (n["x"], n["x"], n["x"], it)],
+    "index": lambda it, n: [(it, [n["integers"]]), (n["square"], [it]), (n["vector"], [it]), (it, [None, it])],
     "embedding": lambda it, n: [(it, n["tokens"]), (n["weight"], it)],
     "rnn_tanh rnn_relu": lambda it, n: recurrent(it, n, "weight", n["zeros"]),
     "gru": lambda it, n: recurrent(it, n, "three", n["zeros"]),

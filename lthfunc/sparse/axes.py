@@ -59,7 +59,7 @@ class Arrangement(NamedTuple):
         if -1 in sizes:
             known = math.prod(size for size in sizes if size != -1)
             sizes[sizes.index(-1)] = math.prod(self.sizes) // max(1, known)
-        left, found = list(self.axes), []
+        left, found = list(merged(self.axes)), []
         for size in sizes:
             taken: list[Axis] = []
             while (missing := size // size_of(taken)) > 1:

@@ -19,6 +19,9 @@ from lthfunc.training.engines.aliases import changed_by, memory_of
 
 def constant_of(b: Builder, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What an operation of constants and fixed buffers gives, as tensors; None where it is any other operation."""
+    if node.target in _MADE_LIKE and isinstance(args[0], View) and b.size_free(node):
+        # Of the value it reads the dtype alone.
+        return node.target(torch.empty(0, dtype=args[0].value.dtype), *args[1:], **kwargs)
     leaves, structure = _pytree.tree_flatten((args, dict(kwargs)), is_leaf=lambda each: isinstance(each, _KNOWN))
     buffers = [each for each in leaves if isinstance(each, Param | Buffer)]
     if any(isinstance(each, View) for each in leaves) or any(each.name not in b.fixed for each in buffers):
@@ -31,6 +34,9 @@ def constant_of(b: Builder, node: Node, args: Sequence[Any], kwargs: Mapping[str
         return node.target(*known_args, **known_kwargs)  # type: ignore[operator]
 
 
+_aten = torch.ops.aten
+#: Operations that make a tensor of a shape of its own.
+_MADE_LIKE = (_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default)
 #: Named tuples that are no containers here.
 _KNOWN = (View, Param, Buffer)
 

@@ -10,6 +10,7 @@ from lthfunc.sparse.builder import Builder, View
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
 from lthfunc.sparse.lowerings.parameters import as_view, shape_of
+from lthfunc.sparse.lowerings.placing import lying, placed
 from lthfunc.sparse.views import arranged_view
 
 
@@ -31,7 +32,7 @@ def flatten(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 @lowers(aten.view.default, aten.reshape.default, aten._unsafe_view.default, arranged=True)
 def reshape(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """view and reshape."""
-    return strided(as_view(b, args[0]), lambda each: each.reshaped(args[1]))
+    return strided_or_copied(b, as_view(b, args[0]), lambda each: each.reshaped(args[1]))
 
 
 @lowers(aten.view_as.default, aten.reshape_as.default, arranged=True)
@@ -186,6 +187,20 @@ def strided(view: View, change: Callable[[Arrangement], Arrangement]) -> View:
         return arranged_view(view.value, change(view.arrangement))
     except NotStridesError as error:
         raise Unsupported("across dimensions that don't lie one behind the other, or of the batch") from error
+
+
+def strided_or_copied(b: Builder, view: View, change: Callable[[Arrangement], Arrangement]) -> View:
+    """The same of the value, or else of a copy whose dimensions lie one behind the other where the batch is none of
+    them: the last one along channels if that is enough, or all along columns."""
+    count = len(view.arrangement.dimensions)
+    for sides in (None, [*[Side.COLUMN] * (count - 1), Side.CHANNEL], [Side.COLUMN] * count):
+        arrangement = view.arrangement if sides is None else lying(view.arrangement, sides)[0]
+        try:
+            change(arrangement)
+        except NotStridesError:
+            continue
+        return strided(view if sides is None else placed(b, view, sides), change)
+    return strided(view, change)  # which says why not
 
 
 def _dimension(view: View, dim: int) -> tuple[int, int]:

@@ -27,7 +27,9 @@ def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """embedding(weight, tokens, padding_idx)."""
     weight, tokens, padding = args[0], folded(b, args[1]), int(argument(args, 2, -1))
     if isinstance(weight, Param) and isinstance(tokens, Tensor):
-        return _rows(b, weight, tokens, padding)
+        if _are_in_order(tokens, b.shapes[weight.name][0], padding):
+            return _part(b, weight, tokens)
+        tokens = _constant(b, tokens, b.shapes[weight.name][0])
     if not isinstance(weight, Param) or not isinstance(tokens, View) or tokens.value.dtype != torch.int64:
         raise Unsupported("of anything but a parameter and tokens")
     vocabulary, channels = b.weights[weight.name].shape
@@ -94,15 +96,40 @@ def embedding(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return arranged_view(out, tokens.arrangement._replace(dimensions=(*tokens.arrangement.dimensions, last)))
 
 
-def _rows(b: Builder, weight: Param, numbers: Tensor, padding: int) -> View:
-    """Rows of a table that are known, such as those of places: a part of the table, which examples share."""
-    places, (rows, channels) = numbers.flatten(), b.shapes[weight.name]
+@lowers(aten.index.Tensor, arranged=True)
+def index(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
+    """table[rows] of a parameter and constant numbers, such as biases of attention by relative places."""
+    table, (first, *others) = args[0], args[1]
+    numbers = folded(b, first)
+    is_matrix = isinstance(table, Param) and len(b.shapes[table.name]) == 2
+    if not is_matrix or others or not isinstance(numbers, Tensor) or numbers.dtype != torch.int64:
+        raise Unsupported("of anything but a matrix of parameters by constant numbers of rows")
+    rows = b.shapes[table.name][0]
+    found: View = embedding(b, [table, torch.where(numbers < 0, numbers + rows, numbers)], {})
+    return found
+
+
+def _are_in_order(numbers: Tensor, rows: int, padding: int) -> bool:
+    """Whether numbers of rows are those of a part of a table, such as those of places, without that of padding."""
+    places = numbers.flatten()
     start, step = int(places[0]), int(places[1] - places[0]) if len(places) > 1 else 1
     evenly = step > 0 and torch.equal(places, torch.arange(start, start + step * len(places), step))
-    if not evenly or not 0 <= start <= int(places[-1]) < rows or bool((places == padding).any()):
-        raise Unsupported("of constants but those of rows in their order, without that of padding")
-    found = sliced(as_view(b, weight), 0, start, len(places), step)
-    return arranged_view(found.value, found.arrangement.reshaped([*numbers.shape, channels]))
+    return evenly and 0 <= start <= int(places[-1]) < rows and not bool((places == padding).any())
+
+
+def _part(b: Builder, weight: Param, numbers: Tensor) -> View:
+    """Rows of a table that lie in order, which examples share."""
+    first, last = int(numbers.flatten()[0]), int(numbers.flatten()[-1])
+    step = max(1, (last - first) // max(1, numbers.numel() - 1))
+    found = sliced(as_view(b, weight), 0, first, numbers.numel(), step)
+    return arranged_view(found.value, found.arrangement.reshaped([*numbers.shape, b.shapes[weight.name][1]]))
+
+
+def _constant(b: Builder, numbers: Tensor, rows: int) -> View:
+    """Numbers of rows as tokens that examples share."""
+    if not numbers.numel() or int(numbers.min()) < 0 or int(numbers.max()) >= rows:
+        raise Unsupported("of rows that the table has not")
+    return as_view(b, numbers)
 
 
 def _one_row(b: Builder, tokens: View) -> View:

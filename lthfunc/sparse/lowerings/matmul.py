@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lthfunc.sparse.axes import Arrangement, Axis, Dimension, Side, merged, only
@@ -31,7 +32,7 @@ def matmul(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     heads = _head(left.arrangement).size
     out = Value(TileBuffer(heads, height, width), needs=left.value.needs or right.value.needs)
     result = Arrangement((
-        *(_in_order(each) for each in leading), merged([Axis(Side.ROW, height)]), merged([Axis(Side.COLUMN, width)]),
+        *_as_channels(leading), merged([Axis(Side.ROW, height)]), merged([Axis(Side.COLUMN, width)]),
     ))  # fmt: skip
 
     def emit(operation: Operation) -> None:
@@ -103,15 +104,13 @@ def _operand(b: Builder, view: View) -> View:
     plain = all(axis.side is not Side.REPEATED for axis in view.arrangement.axes)
     if plain and len(others) <= 1 and len(rows) <= 1 and len(columns) <= 1:
         return view
-    found = placed(b, view, [*[Side.CHANNEL] * len(leading), Side.ROW, Side.COLUMN])
-    if sum(axis.side is not Side.EXAMPLE for each in found.arrangement.dimensions[:-2] for axis in each) > 1:
-        raise Unsupported("of values that have the batch between other leading dimensions")
-    return found
+    return placed(b, view, [*[Side.CHANNEL] * len(leading), Side.ROW, Side.COLUMN])
 
 
 def _head(arrangement: Arrangement) -> Axis:
+    """All leading dimensions but the batch, as one: where there are several, a copy has them one behind the other."""
     axes = [axis for dimension in arrangement.dimensions[:-2] for axis in dimension]
-    return only(tuple(axis for axis in axes if axis.side is not Side.EXAMPLE))
+    return only(merged([axis for axis in axes if axis.side is not Side.EXAMPLE]))
 
 
 def _order(view: View) -> list[list[bool]]:
@@ -119,9 +118,16 @@ def _order(view: View) -> list[list[bool]]:
     return [[axis.side is Side.EXAMPLE for axis in dimension] for dimension in view.arrangement.dimensions[:-2]]
 
 
-def _in_order(dimension: Dimension) -> Dimension:
-    """A leading dimension of the result, whose heads are its channels."""
-    return tuple(axis if axis.side is Side.EXAMPLE else Axis(Side.CHANNEL, axis.size) for axis in dimension)
+def _as_channels(leading: Sequence[Dimension]) -> list[Dimension]:
+    """Leading dimensions of the result, whose heads are its channels."""
+    found, count = list[Dimension](), 1
+    for dimension in reversed(leading):
+        axes: list[Axis] = []
+        for axis in reversed(dimension):
+            axes.insert(0, axis if axis.side is Side.EXAMPLE else Axis(Side.CHANNEL, axis.size, count))
+            count *= 1 if axis.side is Side.EXAMPLE else axis.size
+        found.insert(0, tuple(axes))
+    return found
 
 
 def _columns(name: str, arrangement: Arrangement, buffer: TileBuffer, first: str, second: str) -> dict[str, int]:

@@ -203,10 +203,8 @@ def layer_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """layer_norm(x, shape, weight, bias, eps) over all that an example has, or over each token's features."""
     view, shape = as_view(b, args[0]), tuple(args[1])
     weight, bias, epsilon = argument(args, 2, None), argument(args, 3, None), float(argument(args, 4, 1e-5))
-    if view.arranged is not None:
+    if view.arranged is not None or shape != view.shape:
         return tokens_norm(b, view, shape, weight, bias, epsilon=epsilon, centred=True)
-    if shape != view.shape:
-        raise Unsupported("over a part of the features")
     if not (weight or bias):  # so that it does not matter in which order numbers lie
         return _grouped(b, View(view.value), 1, weight, bias, epsilon)._replace(flat=view.flat)
     if view.flat:

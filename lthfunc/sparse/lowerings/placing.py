@@ -87,9 +87,15 @@ def plain_view(b: Builder, view: View) -> View:
 
 def placed(b: Builder, view: View, sides: Sequence[Side]) -> View:
     """A copy in memory of its own, each dimension along a side; several along one side follow each other there."""
+    arrangement, size = lying(view.arrangement, sides)
+    return copied_into(b, [view], size, [arrangement], arrangement)
+
+
+def lying(arrangement: Arrangement, sides: Sequence[Side]) -> tuple[Arrangement, tuple[int, int, int]]:
+    """(how such a copy lies, its channels, height and width)."""
     counts = dict.fromkeys(Side, 1)
     dimensions: list[Dimension] = []
-    for dimension, side in reversed(list(zip(view.arrangement.dimensions, sides, strict=True))):
+    for dimension, side in reversed(list(zip(arrangement.dimensions, sides, strict=True))):
         axes: list[Axis] = []
         for axis in reversed(dimension):
             if axis.side is Side.EXAMPLE:
@@ -98,8 +104,7 @@ def placed(b: Builder, view: View, sides: Sequence[Side]) -> View:
                 axes.append(Axis(side, axis.size, counts[side]))
                 counts[side] *= axis.size
         dimensions.insert(0, merged(axes[::-1]))
-    size = (counts[Side.CHANNEL], counts[Side.ROW], counts[Side.COLUMN])
-    return copied_into(b, [view], size, [Arrangement(tuple(dimensions))], Arrangement(tuple(dimensions)))
+    return Arrangement(tuple(dimensions)), (counts[Side.CHANNEL], counts[Side.ROW], counts[Side.COLUMN])
 
 
 def placed_like(b: Builder, view: View, model: View) -> View:
@@ -131,45 +136,6 @@ def aligned(b: Builder, left: View, right: View) -> tuple[View, View]:
 
 def _alike(one: View, other: View) -> bool:
     return one.value.buffer.size == other.value.buffer.size
-
-
-def joined(b: Builder, views: Sequence[View], dim: int) -> View:
-    """Views one after the other along a dimension. The last dimension is then the channels, the others are places."""
-    sizes = [view.arrangement.sizes for view in views]
-    if any(each[:dim] + each[dim + 1 :] != sizes[0][:dim] + sizes[0][dim + 1 :] for each in sizes):
-        raise Unsupported("of different shapes")
-    batch = {_place_of_batch(view) for view in views} - {-1}
-    if len(batch) != 1 or dim in batch:
-        raise Unsupported("along the batch, or of views that have it in different places")
-    together = list(sizes[0])
-    together[dim] = sum(each[dim] for each in sizes)
-    (at,) = batch
-    dimensions: list[Dimension] = [()] * len(together)
-    dimensions[at] = (Axis(Side.EXAMPLE, together[at]),)
-    places, channels = 1, 1
-    for number in reversed(range(len(together))):
-        if number == at:
-            continue
-        if number == len(together) - 1:
-            channels = together[number]
-            dimensions[number] = merged([Axis(Side.CHANNEL, channels)])
-        else:
-            dimensions[number] = merged([Axis(Side.COLUMN, together[number], places)])
-            places *= together[number]
-    all_of_it = Arrangement(tuple(dimensions))
-    starts = itertools.accumulate((each[dim] for each in sizes), initial=0)
-    parts = [all_of_it.part(dim, start, each[dim]) for start, each in zip(starts, sizes, strict=False)]
-    return copied_into(b, views, (channels, 1, places), parts, all_of_it)
-
-
-def _place_of_batch(view: View) -> int:
-    """The number of the dimension that is the batch; -1 where none is."""
-    for number, dimension in enumerate(view.arrangement.dimensions):
-        if any(axis.side is Side.EXAMPLE for axis in dimension):
-            if len(dimension) > 1:
-                raise Unsupported("of views that have the batch beside others in one dimension")
-            return number
-    return -1
 
 
 def copied_into(

@@ -7,10 +7,10 @@ from typing import Any
 
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.dimensions import sizes_of, sliced
+from lthfunc.sparse.lowerings.dimensions import sizes_of, strided_or_copied
 from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, lowers
+from lthfunc.sparse.lowerings.joining import joined
 from lthfunc.sparse.lowerings.parameters import as_view
-from lthfunc.sparse.lowerings.placing import joined
 from lthfunc.sparse.lowerings.resampling import repeated_border
 from lthfunc.sparse.parts import Places, Sides, sides_of
 from lthfunc.sparse.tile_buffers import TileBuffer
@@ -28,7 +28,7 @@ def part(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if count < 1:
         raise Unsupported("of nothing")
     if view.arranged is not None or view.flat or (dim, count) == (0, sizes[0]):
-        return sliced(view, dim, start, count, step)
+        return strided_or_copied(b, view, lambda each: each.part(dim, start, count, step))
     if dim == 0:
         raise Unsupported("of the batch")
     if (start, count, step) == (0, sizes[dim], 1):
