@@ -136,6 +136,22 @@ def test_gradients_that_are_no_numbers_say_nothing_of_others() -> None:
     assert captured(lf.from_module(Padded(), tokens=True, warn=False), (3,), training=True).params[0] == "places"
 
 
+class Overflowing(nn.Module):
+    """Numbers too large for float32, whose differences are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = (1 + self.out(self.one(x)).abs()) * 1e30 * 1e30
+        return out
+
+
+def test_outputs_that_are_infinite_say_nothing() -> None:
+    assert captured(lf.from_module(Overflowing()), (3,), training=True).params[0] == "one.weight"
+
+
 OWN = """
 import torch
 from torch import nn

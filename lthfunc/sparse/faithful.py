@@ -87,11 +87,11 @@ def _with_gradients(function: _Outputs, params: Params, buffers: Buffers, x: tup
 
 def _differences(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
     norms = [_norm(leaf) for name, leaf in wanted.items() if not name.startswith("output ")]
-    largest = max((norm for norm in norms if not math.isnan(norm)), default=0.0)
+    largest = max((norm for norm in norms if math.isfinite(norm)), default=0.0)
     for name, leaf in wanted.items():
         own, is_output = _norm(leaf), name.startswith("output ")
         apart = _norm(_wide(found[name]) - _wide(leaf)) if leaf.shape == found[name].shape else float("inf")
-        if apart <= _OF_ITSELF * own + (0.0 if is_output else _OF_LARGEST * largest) or math.isnan(own):
+        if apart <= _OF_ITSELF * own + (0.0 if is_output else _OF_LARGEST * largest) or not math.isfinite(own):
             continue
         if is_output:
             yield (
