@@ -118,6 +118,10 @@ COMMANDS = {
 }  # fmt: skip
 
 
+#: Columns of a screen below which groups stand above their commands, instead of beside them.
+_NARROW = 60
+
+
 class LazyCommand(TyperCommand):
     """A command as lists show it; its module is imported when it is used."""
 
@@ -205,14 +209,20 @@ class GroupedCommands(TyperGroup):
 
         from .console import screen
 
-        table = Table.grid(padding=(0, 2))
+        narrow = screen().width < _NARROW
+        width = max(len(name) for commands in COMMANDS.values() for name in commands)
+        tables: list[Any] = []
         for group, commands in COMMANDS.items():
+            table = Table.grid(padding=(0, 2))
+            for least in (*(() if narrow else (max(map(len, COMMANDS)),)), width):
+                table.add_column(min_width=least, no_wrap=True)
             for number, (name, about) in enumerate(commands.items()):
-                table.add_row(Text("" if number else group, "dim"), Text(name, "bold cyan"), about.line)
-            table.add_row()
+                first = () if narrow else (Text("" if number else group, "dim"),)
+                table.add_row(*first, Text(name, "bold cyan"), about.line)
+            tables += [*([Text(group, "dim")] if narrow else []), table, ""]
         before = ", ".join(max(each.opts, key=len) for each in self.get_params(ctx))
         screen().print(
-            Text("Usage: lthfunc COMMAND …", "yellow"), "", self.help, "", table,
+            Text("Usage: lthfunc COMMAND …", "yellow"), "", self.help, "", *tables,
             Text.assemble(("lthfunc COMMAND --help", "bold cyan"), "  explains a command, with examples."),
             f"Before a command: {before}.", self.epilog, sep="\n", highlight=False,
         )  # fmt: skip

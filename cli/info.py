@@ -70,7 +70,7 @@ def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
         return
     put(f"{folder}: lthfunc {about['command']}, {len(records)} of {counted(wanted, 'training')} finished")
     where, versions = machine_in_words(about["machine"])
-    put(f"on {where}; {versions}")
+    put_words(f"on {where}; {versions}")
     chosen, decided = _changed(config)
     put_words(_settings(chosen))
     everything = f"all settings: lthfunc config {shlex.quote(named(folder))}"
@@ -81,7 +81,7 @@ def _show_run(folder: Path, *, wants_json: bool, layers: bool) -> None:
         put()
         show_outcome(run, folder, rows)
         for line in file_lines(run, folder) if is_finished(run) else ():
-            put(line)
+            put_words(line)
     for problem in sum_problems(folder, run, sizes=True):
         put(f"damaged: {problem}; to see what remains: lthfunc verify {shlex.quote(str(folder))}")
     if len(records) < wanted:

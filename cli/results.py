@@ -44,7 +44,7 @@ def show_results(run: Run, folder: Path, *, layers: bool) -> None:
     put()
     show_outcome(run, folder, rows)
     for line in file_lines(run, folder):
-        put(line)
+        put_words(line)
     show_suggestions(suggestions(run, folder))
 
 

@@ -59,6 +59,15 @@ def test_the_help_lists_all_commands_on_one_screen(width: int, monkeypatch: pyte
     assert {*BY_NAME} == {*get_command(app).commands}  # type: ignore[attr-defined]
 
 
+def test_a_narrow_screen_has_whole_names(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    lines = shown(40, "--help", monkeypatch=monkeypatch, capsys=capsys)
+    for group, commands in COMMANDS.items():
+        at = lines.index(group)
+        assert lines[at + 1].split()[0] == next(iter(commands))
+        assert {*commands} <= {line.split()[0] for line in lines[at:] if line}
+    assert "…" not in "".join(lines[1:])
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_the_help_of_a_command_has_its_options_and_examples_whole(
