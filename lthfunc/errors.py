@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 #: The most characters of a value to show; of a longer one the type is shown.
@@ -76,13 +76,13 @@ def prefixed(option: str) -> Iterator[None]:
 
 
 @contextmanager
-def failing_as_option(argument: str) -> Iterator[None]:
-    """Let messages of UserErrors that begin with an argument of a function begin with the option of its name."""
+def failing_as_options(options: Mapping[str, str]) -> Iterator[None]:
+    """Let messages of UserErrors that begin with an argument of a function begin with an option instead, by name."""
     try:
         yield
     except UserError as error:
-        text = str(error)
-        raise type(error)(f"--{text}") if text.startswith(f"{argument}:") else error from error
+        name, colon, text = str(error).partition(":")
+        raise type(error)(f"{options[name]}:{text}") if colon and name in options else error from error
 
 
 def did_you_mean(value: str, known: Collection[str]) -> str:

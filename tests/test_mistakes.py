@@ -117,6 +117,15 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
     "a ticket of another model": (lambda t: lf.to_module(t.ticket, t.other), "ticket and the model Sequential are of"),
     "another's state measured": (lambda t: lf.accuracy_on(t.other, t.start, t.data), "are of different networks"),
     "measure swapped": (lambda t: lf.accuracy_on(t.start, t.model, t.data), "model must be a Model, not a TrainState"),
+    "a metric of each": (
+        lambda t: lf.accuracy_on(t.model, t.start, t.data, metric=lambda o, y: (o.argmax(1) == y).float()),
+        "--metric: '<lambda>' returned a tensor of shape (360,), not a scalar",
+    ),
+    "a loss without gradient": (
+        lambda t: trains(t, loss=lambda o, y: lf.cross_entropy(o.detach(), y)),
+        "the outputs of Sequential depend on no parameter, so that there is no gradient: is forward under torch.no_grad"
+        "(), or are its outputs, or the loss, detached",
+    ),
     "no such split": (lambda t: lf.accuracy_on(t.model, t.start, t.data, "testing"), "(expected train, val or test"),
     "the split itself": (lambda t: lf.accuracy_on(t.model, t.start, t.data, t.data.test), "a string, not a Split"),
     "path and ticket swapped": (lambda t: lf.save_ticket(t.ticket, "x"), "path must be a string or a path, not a Tick"),
@@ -263,7 +272,10 @@ def test_no_warmup_at_all_is_a_warmup() -> None:
             "prune --rewind step:ten",
             "--rewind: invalid value 'step:ten' (expected step:K, the weights of step K; K: a whole number",
         ),
-        ("prune --rewind epoch:1.5", "--rewind: unknown name 'epoch:1.5'; did you mean 'epoch:K'?"),
+        (
+            "prune --rewind epoch:1.5",
+            "--rewind: invalid value 'epoch:1.5' (expected epoch:K, the weights after epoch K; K: a whole",
+        ),
     ],
 )
 def test_options_that_contradict_or_mislead_are_told(command: str, words: str, tmp_path: Path, capsys: Any) -> None:

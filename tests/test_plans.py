@@ -177,7 +177,7 @@ def test_steps_cost_three_forward_passes() -> None:
             {"layer_rate": {"no*": 0.1}, "allocate": "layerwise"},
             "--layer-rate: invalid value 'no.' .*a pattern that matches one of",
         ),
-        ({"min_layer_weights": 10**9}, "min_layer_weights: 3 layers need at least"),
+        ({"min_layer_weights": 10**9}, "--min-layer-weights: 3 layers need at least"),
         ({"structure": "3:7", "rate": 0.9, "rounds": 1}, "--structure: 3:7 doesn't divide the 64 inputs"),
         ({"optimizer": "muon", "compact": True}, "--compact: does not work with --optimizer muon"),
         ({"schedule": "cosine", "rewind": "last-lr"}, "--rewind: last-lr continues at the last learning rate"),

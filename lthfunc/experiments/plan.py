@@ -12,7 +12,7 @@ from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
-from lthfunc.errors import UnfitInputsError, UserError, failing_as_option, invalid
+from lthfunc.errors import UnfitInputsError, UserError, failing_as_options, invalid
 from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, filled, first_round, to_mapping
 from lthfunc.experiments.devices import data_room, decide_device
 from lthfunc.experiments.engine_choice import decide_engine, decide_threads, engine_of
@@ -79,6 +79,7 @@ class Length(NamedTuple):
     eval_every: int
 
 
+@failing_as_options({name: each.option for name, each in SETTINGS.items()})
 def prepare(
     config: Config,
     observe: Observe | None = None,
@@ -229,8 +230,7 @@ def _check_plan(config: Config, plan: Plan) -> None:
         raise invalid("--rewind", config.rewind, f"a point before the end of training (step {plan.steps})")
     check_patterns("--layer-rate", config.layer_rate, plan.model.prunable)
     if config.rounds and (config.structure != "unstructured" or config.min_layer_weights):
-        with failing_as_option("structure"):
-            check_pruning(plan)
+        check_pruning(plan)
     score = filled(config.score)
     if config.rounds and score not in ("magnitude", "random"):
         trainer, start = plan.trainer, init(plan.model, 0, config.device)

@@ -34,6 +34,7 @@ from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, Poi
 from lthfunc.training.session import Snapshot, TrainingSession
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
 from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
+from lthfunc.training.user_functions import checked_loss
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.model import Model
 from lthfunc.trees.side_effects import side_effects_of
@@ -277,7 +278,7 @@ def accuracy_on(
     if metric is accuracy and part.y.is_floating_point():
         raise UserError("metric: accuracy requires classes, but the targets are numbers; try lf.r2(variance)")
     mean = averaged(metric)
-    step = on_stored(make_eval_step(model, mean, metric=mean), data.scale)
+    step = on_stored(make_eval_step(model, checked_loss("metric", mean), metric=mean), data.scale)
     with torch.no_grad(), seeded_if_random(side_effects_of(model, examples(data)), state.step.device):
         found = evaluate(lambda batch: step(state.params, state.buffers, batch), part, state.step.device)
     return from_means(found, metric)[0].accuracy

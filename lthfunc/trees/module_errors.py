@@ -89,10 +89,10 @@ def _meaning(error: Exception) -> str | None:
 
 
 def no_gradient_message(what: str) -> str:
-    """A message that something doesn't depend on the parameters, and what to look for."""
+    """A message that the loss of something doesn't depend on the parameters, and what to look for."""
     return (
         f"the {what} depend on no parameter, so that there is no gradient: is forward under torch.no_grad(), or are "
-        "its outputs detached or rounded?"
+        "its outputs, or the loss, detached or rounded?"
     )
 
 
