@@ -21,7 +21,9 @@ from .console import put, put_words, screen
 from .remote_runs import named
 
 #: Why accuracies of trained weights differ from those of a run's table.
-AFTER_TRAINING = "trained weights: those after the last step; the table of the run measures those of the early stop"
+AFTER_TRAINING = (
+    "trained weights are those after the last step; the run's table is about those of the early-stopping step"
+)
 #: A command, and what it does.
 Suggestion = tuple[str, str]
 

@@ -91,7 +91,7 @@ def test_the_help_of_a_command_has_its_options_and_examples_whole(
     usage = next(line for line in lines if line.startswith(" Usage: "))
     assert re.fullmatch(rf" Usage: .* {name} \[OPTIONS\]( \[?[A-Z]+…?\]?)*", usage)
     if name == "prune":
-        assert re.findall(r"╭─ (.*?) ─", "\n".join(lines))[:3] == ["Options", "Most used", "What"]
+        assert re.findall(r"╭─ (.*?) ─", "\n".join(lines))[:3] == ["Options", "Most used", "Network and data"]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -94,7 +94,7 @@ class Running:
         RUN, TRAINERS, changes_results=False,
     )  # fmt: skip
     country: str | None = setting(
-        None, "Country whose electricity mix determines the emissions of --energy: three letters of ISO 3166-1.",
+        None, "Country whose electricity mix determines the emissions: three letters of ISO 3166-1, such as DEU.",
         RUN, (*TRAINERS, "energy"), "ABC", default="USA, with a note", changes_results=False,
     )  # fmt: skip
     tensorboard: bool = setting(

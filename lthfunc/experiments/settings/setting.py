@@ -20,7 +20,7 @@ Share = Annotated[float, Gt(0), Lt(1)]
 Part = Annotated[float, Ge(0), Lt(1)]
 
 #: Headings of --help, in the order in which it shows them.
-FIRST, WHAT, PRUNING, TRAINING, RUN = "Most used", "What", "Pruning", "Training", "The run"
+FIRST, WHAT, PRUNING, TRAINING, RUN = "Most used", "Network and data", "Pruning", "Training", "The run"
 #: Commands that train networks from their initial weights.
 TRAINERS = ("prune", "train", "methods", "connectivity")
 #: Metavars of options, by the type of what they take.

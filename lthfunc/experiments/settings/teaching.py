@@ -33,7 +33,10 @@ class Teaching:
         TRAINING, (), default="what it is when the run starts", decided=True, told=False, follows_data=True,
     )  # fmt: skip
     distill_weight: Annotated[float, Ge(0), Le(1)] = setting(
-        0.9, "With --teacher, weight of the divergence from its classes; the loss has the rest.", TRAINING, TRAINERS
+        0.9,
+        "With --teacher, weight of the divergence from its outputs; the loss has the remaining weight.",
+        TRAINING,
+        TRAINERS,
     )
     temperature: Annotated[float, Gt(0)] = setting(
         4.0, "With --teacher, what both networks' logits are divided by.", TRAINING, TRAINERS
