@@ -134,7 +134,11 @@ class SparseModule(nn.Module):
             self._calls[key] = call
         if examples == 1 and call.needs_several:  # as PyTorch does, for want of a variance
             raise UserError("sparse_module: batch normalisation in training requires more than one example")
-        return call(tensors, weights)
+        try:
+            return call(tensors, weights)
+        except RuntimeError:  # of an operation that is left to PyTorch, which knows of no layer
+            self._try(arguments)
+            raise
 
     def _made(
         self, arguments: CallArguments, inputs: tuple[Input, ...], gradients: bool, frozen: frozenset[str]
