@@ -222,6 +222,15 @@ def test_values_go_past_the_caches_that_they_do_not_fit_in(batch: int, streamed:
     assert torch.equal(past, past & products_where(made, are_normalised_next))
 
 
+def test_values_that_are_rectified_before_their_normalisation_stay_in_the_caches() -> None:
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1)
+    made, _ = program(Head(nn.Sequential(*layers), SHAPE), 400)
+    summed = products_where(made, are_normalised_next)
+    assert made.code.rows[summed][:, column_of("products", "relu")].tolist() == [1]
+    assert not bool(products_where(made, lambda columns: columns["streamed"] == 1).any())
+    assert made.code.verified
+
+
 def test_products_that_cannot_be_streamed_or_added_are_refused() -> None:
     made, _ = program(residual(), 40)
     every = products_where(made, lambda columns: columns["in"] >= 0)
@@ -229,9 +238,7 @@ def test_products_that_cannot_be_streamed_or_added_are_refused() -> None:
     added = products_where(made, lambda columns: columns["accumulate"] == 1)
     assert min(int(where.sum()) for where in (every, across, added)) > 0
     for where, value in ((every, -1), (every, 2), (across, 1), (added, 1)):
-        with pytest.raises(
-            ValueError, match="streamed: 0, or 1 for neighbouring places of an image that nothing is added to"
-        ):
+        with pytest.raises(ValueError, match="streamed: 0, or 1 for what batch normalisation alone reads"):
             _ = with_columns(made, where, streamed=value).code.verified
     with pytest.raises(ValueError, match="accumulate: of a gradient alone"):
         _ = with_columns(made, added, relu=1).code.verified

@@ -71,26 +71,32 @@ LTHFUNC_INLINE Norm shifted(Norm norm, const products_row& op, i64 y, i64 x) {
   return norm;
 }
 
+// The same of a value that nothing else is done to.
+template <typename Kind, int Sums>
+LTHFUNC_INLINE void finish_value(vec (&sum)[Sums], const Norm& norm, i64 row) {
+  LTHFUNC_UNROLL
+  for (int s = 0; s < Sums; ++s) sum[s] = as_held<Kind>(sum[s]);
+  if (!norm.sums) return;
+  vec* const at = norm.sums + row * VALUE_SUMS;
+  ValueSums sums;
+  if (norm.first)
+    sums.begin(sum[0]);
+  else
+    sums.read(at);
+  LTHFUNC_UNROLL
+  for (int s = 0; s < Sums; ++s) sums.add(sum[s], s);
+  sums.write(at);
+}
+
 // What becomes of a row's sums before they are written, and where batch normalisation wants them added up: what is
 // written, of this kind.
 template <typename Kind, int Sums>
 LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Workspace& m, const Region& region,
                            const Norm& norm, i64 row, i64 row_out) {
   finish<Kind>(sum, op, m, region, row, row_out);
+  if (!norm.value && !norm.half) return finish_value<Kind>(sum, norm, row);
   LTHFUNC_UNROLL
   for (int s = 0; s < Sums; ++s) sum[s] = as_held<Kind>(sum[s]);
-  if (!norm.sums) return;
-  if (!norm.value && !norm.half) {
-    vec* const at = norm.sums + row * VALUE_SUMS;
-    ValueSums sums;
-    if (norm.first)
-      sums.begin(sum[0]);
-    else
-      sums.read(at);
-    LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) sums.add(sum[s], s);
-    return sums.write(at);
-  }
   vec* const at = norm.sums + row * GRADIENT_SUMS;
   const float* const saved = m.constants + op.norm_saved + row * SAVED;
   const float mean = saved[mean_of];

@@ -36,7 +36,7 @@ struct Some {
 
 // All rows of one stretch of outputs of either kind. partial: where a stretch of every row lies from some blocks to the
 // next, beginning at nothing; without it, among the outputs.
-template <typename Kind, int Sums, bool Unit, bool Indexed>
+template <typename Kind, int Sums, bool Unit, bool Indexed, bool Streamed = false>
 void stretch(const products_row& op, const Workspace& m, Region region, const Norm& norm, Some blocks, i64 from, i64 to,
              vec* partial) {
   const i32* const starts = m.lists + op.starts;
@@ -44,7 +44,6 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
   const i32* const which = m.lists + op.which;
   const i32* const row_out = m.lists + op.row_out;
   const float* const values = m.values + op.values;
-  const bool streamed = Unit && op.streamed && blocks.finish;  // a question for each row costs linear layers 4 %
   for (i64 row = from; row < to; ++row) {
     const i64 begin = starts[row * op.blocks + blocks.from], end = starts[row * op.blocks + blocks.to];
     if (begin == end && !blocks.fresh && !blocks.finish) continue;
@@ -64,11 +63,15 @@ void stretch(const products_row& op, const Workspace& m, Region region, const No
     }
     run_list<Sums, Unit, Indexed>(sum, region.in, region.in_step, offsets + begin, which + begin,
                                   Indexed ? values : values + begin, end - begin);
-    if (blocks.finish) finish<Kind>(sum, op, m, region, norm, row, row_out[row]);
-    if (streamed) {
-      LTHFUNC_UNROLL
-      for (int s = 0; s < Sums; ++s) stream(out[s * region.out_step], sum[s]);
-      continue;
+    if constexpr (Streamed) {
+      if (blocks.finish) {
+        finish_value<Kind>(sum, norm, row);
+        LTHFUNC_UNROLL
+        for (int s = 0; s < Sums; ++s) stream(out[s * region.out_step], sum[s]);
+        continue;
+      }
+    } else if (blocks.finish) {
+      finish<Kind>(sum, op, m, region, norm, row, row_out[row]);
     }
     if (partial && !blocks.finish) {
       LTHFUNC_UNROLL
@@ -117,24 +120,26 @@ void pooled_stretch(const products_row& op, const Workspace& m, Region region, c
 using Stretch = void (*)(const products_row&, const Workspace&, Region, const Norm&, Some, i64, i64, vec*);
 
 template <int Sums>
-Stretch choose(bool half, bool unit, bool indexed) {
+Stretch choose(bool half, bool unit, bool indexed, bool streamed) {
+  if (streamed && half) return stretch<halves, Sums, true, false, true>;
+  if (streamed) return unit ? stretch<vec, Sums, true, false, true> : stretch<vec, Sums, false, false, true>;
   if (half) return indexed ? stretch<halves, Sums, true, true> : stretch<halves, Sums, true, false>;
   if (unit) return indexed ? stretch<vec, Sums, true, true> : stretch<vec, Sums, true, false>;
   return indexed ? stretch<vec, Sums, false, true> : stretch<vec, Sums, false, false>;
 }
 
 template <int... Sums>
-Stretch choose_among(i64 sums, bool half, bool unit, bool indexed) {
+Stretch choose_among(i64 sums, bool half, bool unit, bool indexed, bool streamed) {
   Stretch found = nullptr;
-  (void)((sums == Sums ? (found = choose<Sums>(half, unit, indexed), true) : false) || ...);
+  (void)((sums == Sums ? (found = choose<Sums>(half, unit, indexed, streamed), true) : false) || ...);
   return found;
 }
 
-Stretch stretch_of(i64 sums, bool half, bool unit, bool indexed) {
+Stretch stretch_of(i64 sums, bool half, bool unit, bool indexed, bool streamed) {
 #ifdef __AVX512F__
-  return choose_among<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(sums, half, unit, indexed);
+  return choose_among<1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16>(sums, half, unit, indexed, streamed);
 #else
-  return choose_among<1, 2, 3, 4, 5, 6>(sums, half, unit, indexed);
+  return choose_among<1, 2, 3, 4, 5, 6>(sums, half, unit, indexed, streamed);
 #endif
 }
 
@@ -170,7 +175,7 @@ void whole(const products_row& op, const Workspace& m, i64 tile, i64 y, i64 coun
     const Norm norm = norm_of(op, m, tile, y, x);
     if (op.pool)
       return pooled_of(size, unit)(op, m, region, norm, {0, op.blocks, true, true}, part.row, part.rows, nullptr);
-    const Stretch kernel = stretch_of(size, op.out_half, unit, op.which >= 0);
+    const Stretch kernel = stretch_of(size, op.out_half, unit, op.which >= 0, op.streamed);
     const i64 last = is_added(op) ? op.blocks : op.blocks - 1;
     for (i64 block = 0; block < op.blocks; ++block)
       kernel(op, m, region, norm, {block, block + 1, block == 0, block == last}, part.row, part.rows, partial);
@@ -191,10 +196,11 @@ void verify(const products_row& op, Verifier& v) {
   verify_region(op, v, entries, v.offsets("offsets", op.offsets, entries), op.across > 0);
   if (op.sums >= 0) verify_sums(op, v);
   const bool plain = op.limits < 0 && op.in_x == 1 && op.nx > 0 && !op.across && !op.pool;
-  const bool value = op.saved >= 0 || op.b >= 0 || op.relu || op.pool || (op.sums >= 0 && op.norm < 0);
-  v.require(!is_added(op) || !value, "accumulate: of a gradient alone");
-  v.require(op.streamed == 0 || (op.streamed == 1 && plain && !op.accumulate),
-            "streamed: 0, or 1 for neighbouring places of an image that nothing is added to");
+  const bool unfused = op.saved < 0 && op.b < 0 && !op.relu && !op.pool, value = op.sums >= 0 && op.norm < 0;
+  v.require(!is_added(op) || (unfused && !value), "accumulate: of a gradient alone");
+  const bool alone = unfused && value && op.gate < 0 && op.which < 0 && !op.accumulate && op.limits < 0;
+  v.require(op.streamed == 0 || (op.streamed == 1 && alone),
+            "streamed: 0, or 1 for what batch normalisation alone reads");
   v.require(op.out_half == 0 || (op.out_half == 1 && plain), "out_half: 0, or 1 for neighbouring places of an image");
   if (op.limits < 0) return;
   v.require(op.which >= 0 && !op.across && !op.pool && op.in_x == 1, "limits: of a convolution's gradient");

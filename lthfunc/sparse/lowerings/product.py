@@ -172,12 +172,11 @@ class ProductLowering:
             region_in, region_out = region_in.pieces, region_out.pieces
             row = region_out.columns("out")["out_y"]  # what lies beside the outputs is taken in pieces as well
             columns = columns | {"b_row": row, "norm_row": row}
-        columns = {
+        return "products", BY_ROWS if self.across else BY_TILES, rows, {
             **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns, "out_half": region_out.half,
+            **streamed_columns(columns, self.b.tiles * self.out.buffer.vectors * VECTOR_BYTES),
         }  # fmt: skip
-        streamed = streamed_columns(columns, self.b.tiles * self.out.buffer.vectors * VECTOR_BYTES)
-        return "products", BY_ROWS if self.across else BY_TILES, rows, columns | streamed
 
     def _lists(self, product: Product, *, in_blocks: bool = True) -> tuple[int, dict[str, int]]:
         """(how many rows have lists, the columns that describe them)."""

@@ -28,10 +28,11 @@ def norm_columns(norm: Normalised | None) -> dict[str, int]:
 
 
 def streamed_columns(columns: Mapping[str, int], size: int) -> dict[str, int]:
-    """Whether what a product writes goes past the caches: a normalisation reads it next, when all tiles are written.
+    """Whether a product writes past the caches: nothing else is done to its outputs, and normalisation reads them next,
+    when all tiles are written.
 
     columns: the product's own. size: bytes of all outputs.
     """
     normalised_next = columns["sums"] >= 0 and columns["norm"] < 0
-    plain = columns["in_x"] == 1 and columns["limits"] < 0
-    return {"streamed": int(normalised_next and plain and size > _STREAMED_BYTES)}
+    alone = not columns["relu"] and columns["b"] < 0 and columns["saved"] < 0
+    return {"streamed": int(normalised_next and alone and size > _STREAMED_BYTES)}
