@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from typing import Any
@@ -155,6 +156,24 @@ def test_ticks_of_any_number_of_runs_are_distinct(runs: dict[str, Any]) -> None:
     assert len(set(tick_texts(ticks))) == len(ticks)
     steps = np.diff(np.log(ticks))
     assert (steps <= -0.999 * (np.log(ticks[0]) - np.log(ticks[-1])) / 7).all()
+
+
+def test_equal_values_on_a_logarithmic_axis_have_ticks_apart() -> None:
+    """Of methods that cost the same at inference: renderers show decades around one value."""
+
+    def drawn(*xs: float) -> tuple[list[float], list[float]]:
+        chart = Chart("costs", "Costs", "FLOPs", "error", [Series("a", list(xs), [1.0] * len(xs))], log_x=True)
+        (axes,) = panels([chart], "").axes
+        ticks, shown = axes.get_xticks(), axes.get_xlim()
+        layout = figure_of(chart)["layout"]["xaxis"]
+        assert ("range" in layout) == (xs[0] == xs[-1])
+        if xs[0] == xs[-1]:
+            assert [10**end for end in layout["range"]] == pytest.approx(shown)
+        return list(ticks), shown
+
+    for ticks, (low, high) in (drawn(10_000, 10_000), drawn(10_000, 90_000)):
+        assert low <= ticks[0] < ticks[-1] <= high
+        assert math.log(ticks[-1] / ticks[0]) > 0.3 * math.log(high / low)
 
 
 @pytest.mark.parametrize(("low", "high"), [(55, 100), (0.062, 0.069), (1e-9, 1), (3, 3), (0.9, 1.1), (1000, 1e7)])

@@ -104,6 +104,12 @@ class Chart(NamedTuple):
         values = [x for series in self.series for x in series.x]
         return (_apart(values) if self.falling else log_ticks(values)) if self.log_x else None
 
+    def x_range(self) -> Limits | None:
+        """The horizontal range where the values of a logarithmic axis are alike: around its ticks, not of decades."""
+        values = [x for series in self.series for x in series.x]
+        alike = self.log_x and bool(values) and 0 < max(values) < 1.05 * min(values)
+        return (min(values) / 1.2, max(values) * 1.2) if alike else None
+
     def y_ticks(self) -> list[float] | None:
         """Ticks of the vertical axis where it is logarithmic; None for the renderer's own."""
         return log_ticks([y for series in self.series for y in series.y if y]) if self.log_y else None

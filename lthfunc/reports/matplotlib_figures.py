@@ -91,6 +91,8 @@ def _chart(axes: Any, chart: Chart) -> dict[str, Any]:
         listed[name] = axes.axhline(value, color=GREY.light, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
     _ticks(axes.xaxis, chart.x_ticks())
     _ticks(axes.yaxis, chart.y_ticks())
+    if (alike := chart.x_range()) is not None:
+        axes.set_xlim(alike)
     if chart.places:
         axes.set_xticks(range(len(chart.places)), list(chart.places))
     if chart.falling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -32,6 +33,8 @@ def _chart(chart: Chart) -> dict[str, Any]:
         x |= {"tickvals": list(range(len(chart.places))), "ticktext": list(chart.places)}
     if chart.falling:
         x["autorange"] = "reversed"
+    elif (alike := chart.x_range()) is not None:
+        x["range"] = [math.log10(end) for end in alike]
     y: dict[str, Any] = {"title": {"text": chart.y}, **_log(chart.y_ticks())}
     if (shown := chart.shown()) is not None:
         y["range"] = list(shown)
