@@ -161,7 +161,7 @@ def test_ticks_of_any_number_of_runs_are_distinct(runs: dict[str, Any]) -> None:
 def test_equal_values_on_a_logarithmic_axis_have_ticks_apart() -> None:
     """Of methods that cost the same at inference: renderers show decades around one value."""
 
-    def drawn(*xs: float) -> tuple[list[float], list[float]]:
+    def drawn(*xs: float) -> tuple[list[float], tuple[float, float]]:
         chart = Chart("costs", "Costs", "FLOPs", "error", [Series("a", list(xs), [1.0] * len(xs))], log_x=True)
         (axes,) = panels([chart], "").axes
         ticks, shown = axes.get_xticks(), axes.get_xlim()

@@ -181,6 +181,9 @@ def test_charts_are_of_the_costs_that_are_known() -> None:
     assert [(each.name, each.x) for each in energy.series] == [
         ("a", [2.0, 1.0]), ("no other is better in both", [1.0, 2.0])
     ]  # fmt: skip
+    assert flops.caption == "A line for each of the methods, over its densities."
+    (alone,) = cost_charts(points[1:3], ["b", "a"], "test error (%)")[:1]
+    assert alone.caption == "A point for each of the methods."
 
 
 def test_benjamini_and_hochberg_s_own_example() -> None:

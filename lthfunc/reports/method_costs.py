@@ -134,10 +134,14 @@ def _chart(points: Sequence[CostPoint], order: Sequence[str], axis: str, kind: s
     best = front([(factor * cost, error) for cost, error in _costs(points, kind)])
     xs, ys = zip(*best, strict=True)
     series.append(Series("no other is better in both", list(xs), list(ys), None, GREY, "dot", None))
+    several = any(len(each.x) > 1 for each in series[:-1])
+    each_method = (
+        "A line for each of the methods, over its densities." if several else "A point for each of the methods."
+    )
     return Chart(
         f"methods_{kind}", f"Error against cost: {title.lower()}", words, axis, series, log_x=True,
         log_y=all(point.error > 0 for point in points),
-        caption="A line for each of the methods, over its densities.",
+        caption=each_method,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def write_study_page(
 ) -> None:  # fmt: skip
     """Write the page, whole or not at all."""
     numbers = html_parts.section("numbers", "Numbers", _table(points, baseline, tests))
-    text = pictures_page(title, {"Densities": [errors], "Costs": costs}, numbers)
+    text = pictures_page(title, {"Errors": [errors], "Costs": costs}, numbers)
     safe_files.write(path.parent, path, text.encode(errors="backslashreplace"))
 
 
