@@ -42,8 +42,7 @@ void add_in_turn(const products_row& op, const Workspace& m, const vec* sums, i6
   for (i64 s = 0; s < count; ++s) {
     const i64 place = s * op.out_x;
     fetch(later.out + place);
-    vec sum = sums[s];
-    if (op.accumulate) sum += read(at.out[place]);
+    vec sum = sums[s] + read(at.out[place]);
     if (at.gate) {
       fetch(later.gate + place);
       sum = passing(sum, read(at.gate[place]));
