@@ -18,6 +18,7 @@ from lthfunc.experiments.records import summarize
 from lthfunc.models.factory import build
 from lthfunc.scheduling.forecast import Seen, pace_of, seconds_left
 from lthfunc.scheduling.progress import Outlook, Tracker
+from lthfunc.sparse import cost_model
 from lthfunc.sparse.cost_model import relative_time
 from lthfunc.training.results import Point, Stopped
 
@@ -34,7 +35,10 @@ def task_of(training: dict[str, Any], kept: dict[str, float]) -> Task:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=[each["what"] for each in RECORDS])
-def test_the_time_left_holds_within_a_fifth_once_the_first_training_has_ended(record: dict[str, Any]) -> None:
+def test_the_time_left_holds_within_a_fifth_once_the_first_training_has_ended(
+    record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_model, "has_wide_amd_cores", lambda: False)  # as where the records were made
     model = build(record["arch"], tuple(record["shape"]), 10)
     now = 0.0
     steps = {(each["seed"], each["round"], each["variant"]): each["steps"] for each in record["trainings"]}

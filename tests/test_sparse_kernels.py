@@ -89,7 +89,7 @@ def one_at_a_time(
         assert float((alone[0] - together[number]).abs().max()) <= TOLERANCE * largest
         assert float((alone[0].double() - expected[number]).abs().max()) <= TOLERANCE * largest
     ready: Any = run._ready
-    assert all(single == (batch[0] == 1) for (batch, _), (*_, single) in ready.items())
+    assert all(each.single == (batch[0] == 1) for (batch, _), each in ready.items())
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -177,7 +177,7 @@ def test_an_operation_without_a_kernel_for_one_example_takes_a_tile() -> None:
     run = lf.sparse_program(model, lf.init(model))
     x = torch.randn(4, 6)
     torch.testing.assert_close(run(x[:1])[0], run(x)[0])
-    assert not any(single for *_, single in run._ready.values())
+    assert not any(each.single for each in run._ready.values())
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_specialize_tells_time_cost_and_accuracy(run: Path, monkeypatch: pytest.
     shown = capsys.readouterr().out
     assert "theoretical speed-up" in shown
     assert "sparse: test accuracy" in shown
-    assert "the table of the run measures those of the early stop" in shown
+    assert "the run's table is about those of the early-stopping step" in shown
 
 
 def test_a_faster_program_of_another_runtime_is_explained() -> None:
