@@ -37,6 +37,8 @@ from lthfunc.trees.model import Model
 from lthfunc.trees.types import Masks, Params
 
 _SURVIVOR, _REST, _FULL_LINEAR, _FULL_CHANNELS, _MOST_WASTE = 1.35, 0.2, 0.95, 16, 3.0
+#: A surviving weight of a layer over tokens on AMD's Zen 5, whose dense kernels are faster there.
+_WIDE_TOKENS = 1.62
 #: A convolution computed densely, of fewer channels than these, and of as many or more.
 _MANY_CHANNELS, _FULL_CONVOLUTION, _BEST_CONVOLUTION = 256, 0.95, 1.15
 #: The sparse engine must be faster by this much, since the rule is not exact.
@@ -46,7 +48,7 @@ _MARGIN = 0.97
 class _LayerCost(NamedTuple):
     """name: of the weight. work: multiply-adds of an example. waste: how often dense kernels take that. most: what the
     sparse engine takes at most for it, times that work. taken: whether it takes the layer at all: one whose weights
-    are computed it does not."""
+    are computed it does not. survivor: what a surviving weight costs."""
 
     name: str
     work: float
@@ -54,6 +56,7 @@ class _LayerCost(NamedTuple):
     linear: bool
     most: float
     taken: bool = True
+    survivor: float = _SURVIVOR
 
 
 def is_faster(model: Model, shape: tuple[int, ...], masks: Masks, beside: float = 0.0) -> bool:
@@ -96,7 +99,7 @@ def _times(model: Model, shape: tuple[int, ...], kept: Mapping[str, float]) -> t
     for layer in _layers(model, shape, has_wide_amd_cores() and have_avx512()):
         if not layer.taken:
             return math.inf, dense
-        survivors = _SURVIVOR * kept.get(layer.name, 1.0)
+        survivors = layer.survivor * kept.get(layer.name, 1.0)
         sparse += min(survivors + (0 if layer.linear else _REST), layer.most) * layer.work
         dense += layer.waste * layer.work
     return sparse, dense
@@ -135,7 +138,8 @@ def _layers(model: Model, shape: tuple[int, ...], wide: bool) -> tuple[_LayerCos
             if wide and len(weight) > 2 and whole and feeds_multipliers(weight[0], weight[1:].numel()):
                 most = _FULL_CONVOLUTION if weight[1] < _MANY_CHANNELS else _BEST_CONVOLUTION
             work = weight.numel() * places * share_of(node, node.args[1])
-            found.append(_LayerCost(names[node.args[1]], work, waste, linear, most))
+            survivor = _WIDE_TOKENS if wide and len(weight) == 2 and not linear else _SURVIVOR
+            found.append(_LayerCost(names[node.args[1]], work, waste, linear, most, survivor=survivor))
         elif node.op == "call_function" and node.target in RECURRENT_LAYERS:
             sequence, _, params, *_, batch_first = node.args
             steps = sequence.meta["val"].shape[1 if batch_first else 0]
