@@ -64,14 +64,7 @@ inline Norm norm_of(const products_row& op, const Workspace& m, i64 tile, i64 y,
           op.norm < 0 || !op.norm_half ? nullptr : reinterpret_cast<const halves*>(m.activations) + value};
 }
 
-LTHFUNC_INLINE Norm shifted(Norm norm, const products_row& op, i64 y, i64 x) {
-  norm.first = norm.first && y == 0 && x == 0;
-  if (norm.value) norm.value += y * op.norm_row + x;
-  if (norm.half) norm.half += y * op.norm_row + x;
-  return norm;
-}
-
-// The same of a value that nothing else is done to.
+// What becomes of a value's sums that nothing else is done to before they are written, as this kind.
 template <typename Kind, int Sums>
 LTHFUNC_INLINE void finish_value(vec (&sum)[Sums], const Norm& norm, i64 row) {
   LTHFUNC_UNROLL

@@ -34,19 +34,6 @@ LTHFUNC_INLINE const Kind* gate_of(const Region& region) {
 inline bool writes_halves(const products_row& op) { return op.out_half != 0; }
 inline bool writes_halves(const dense_convolutions_row&) { return false; }
 
-// The same stretch, some rows and places on.
-template <typename Row>
-LTHFUNC_INLINE Region shifted(Region region, const Row& op, i64 y, i64 x) {
-  const i64 out = y * op.out_y + x * region.out_step;
-  region.in += y * op.in_y + x * region.in_step;
-  if (region.out) region.out += out;
-  if (region.half) region.half += out;
-  if (region.gate) region.gate += out;
-  if (region.half_gate) region.half_gate += out;
-  if (region.added) region.added += y * op.b_row + x;
-  return region;
-}
-
 // What becomes of a row's sums before they are written as this kind, which the gate has, too.
 template <typename Kind, int Sums, typename Row>
 LTHFUNC_INLINE void finish(vec (&sum)[Sums], const Row& op, const Workspace& m, const Region& region, i64 row,

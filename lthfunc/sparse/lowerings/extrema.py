@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from lthfunc.sparse.builder import Builder, Operation, Value, View
-from lthfunc.sparse.kernels.instructions import BY_TILES
 from lthfunc.sparse.lowerings.broadcasting import combined, laid_out
 from lthfunc.sparse.lowerings.columns import along_columns
 from lthfunc.sparse.lowerings.interface import Lowering, aten, check_real, lowers
 from lthfunc.sparse.lowerings.pointwise import pointwise
+from lthfunc.sparse.lowerings.pooling import emit_maxima
 from lthfunc.sparse.lowerings.reductions import one_place, reduced
 from lthfunc.sparse.tile_buffers import TileBuffer
 
@@ -81,16 +81,8 @@ def _maxima(b: Builder, args: Sequence[Any], *, shared: bool) -> View:
     }  # fmt: skip
 
     def emit(operation: Operation) -> None:
-        (x,) = operation.inputs
-        b.hold(out.buffer)
-        b.emit(lambda: (
-            "max_pool", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **window}
-        ))  # fmt: skip
-        b.differentiate(x, out, lambda grad, target: lambda: ("maxima_gradient", BY_TILES, channels, {
-            **x.buffer.columns("in"), **out.buffer.columns("out"), **grad.columns("grad"),
-            **target.buffer.columns("into"), "height": height, "width": width, "window": rows, "shared": int(shared),
-            **target.columns,
-        }))  # fmt: skip
+        columns = {"height": height, "width": width, "window": rows, "shared": int(shared)}
+        emit_maxima(b, operation, window, "maxima_gradient", columns)
 
     b.operations.append(Operation([view.value], out, emit))
     return one_place(view, out, dims, keeps=keeps)

@@ -40,19 +40,27 @@ def max_pool(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
         if operation.host is not None:
             _emit_fused(b, operation, operation.host.out)
             return
-        (x,) = operation.inputs
-        b.hold(out.buffer)
-        b.emit(lambda: (
-            "max_pool", BY_TILES, channels, {**x.buffer.columns("in"), **out.buffer.columns("out"), **window}
-        ))  # fmt: skip
-        b.differentiate(x, out, lambda grad, target: lambda: ("max_pool_gradient", BY_TILES, channels, {
-            **x.buffer.columns("in"), **out.buffer.columns("out"), **window, **grad.columns("grad"),
-            **target.buffer.columns("into"), **target.columns,
-        }))  # fmt: skip
+        emit_maxima(b, operation, window, "max_pool_gradient", window)
 
     step = FusedStep.MAXIMA if twos and height % 2 == width % 2 == 0 else None
     b.operations.append(Operation([view.value], out, emit, step))
     return View(out)
+
+
+def emit_maxima(
+    b: Builder, operation: Operation, window: dict[str, int], gradient: str, columns: dict[str, int]
+) -> None:
+    """Maxima of windows. gradient: the instruction before them, with columns of its own."""
+    (x,), out = operation.inputs, operation.out
+    b.hold(out.buffer)
+
+    def places() -> dict[str, int]:
+        return {**x.buffer.columns("in"), **out.buffer.columns("out")}
+
+    b.emit(lambda: ("max_pool", BY_TILES, x.buffer.channels, places() | window))
+    b.differentiate(x, out, lambda grad, target: lambda: (gradient, BY_TILES, x.buffer.channels, {
+        **places(), **grad.columns("grad"), **target.buffer.columns("into"), **columns, **target.columns,
+    }))  # fmt: skip
 
 
 def _emit_fused(b: Builder, operation: Operation, before: Value) -> None:
