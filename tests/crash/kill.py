@@ -2,21 +2,21 @@
 
     python tests/crash/kill.py --kills 100
     python tests/crash/kill.py --kills 100 --method rigl
+    python tests/crash/kill.py --kills 2 --method all
 
 Runs are processes of their own, forked from this one once everything is imported, so that a moment costs a second or
-two. They are killed with SIGKILL at a random time, in a chosen phase, or at one of the moments at which a file is
-written: half written, before the disk has it, before it has its name, or just after; with a line half written, too.
+two. They are killed with SIGKILL at a random time, in a chosen phase, in the course of a training, or at one of the
+moments at which a file is written: half written, before the disk has it, before it has its name, or just after; with a
+line half written, too. Of all methods, each is killed so many times in the course of its trainings.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import io
 import itertools
 import json
-import mmap
 import os
 import random
 import shutil
@@ -24,20 +24,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from lthfunc_cli import running
 from lthfunc_cli.main import main
-from outcomes import EVENTS, PHASES, Moment, Outcome, difference, table
+from outcomes import EVENTS, PHASES, Moment, Outcome, difference, is_bad, of_methods, table
+from watching import Shared, kill_at_event, watch
 
-from lthfunc.experiments import iterative
-from lthfunc.reports import run_pictures
-from lthfunc.runs import safe_files
+from lthfunc.catalog.methods import METHODS
 from lthfunc.runs.verification import verified
-from lthfunc.scheduling import execute, local
 
 RUN = [
     "prune", "--rounds", "2", "--steps", "60", "--eval-every", "20", "--batch-size", "50", "--control", "reinit",
@@ -49,33 +46,10 @@ METHOD = [
     "prune", "--steps", "60", "--eval-every", "20", "--batch-size", "50", "--density", "0.2", "--checkpoint-every", "7",
     "--threads", "1", "--method",
 ]  # fmt: skip
+#: Kinds of moments: of one command's kills in turn, and of all methods'.
+KINDS, WITHIN = ("time", "phase", "event", "training"), ("training",)
 #: Two seeds in worker processes; a worker takes seconds to start.
 WORKERS = [*RUN, "--replicates", "2", "--jobs", "2"]
-
-
-class Shared:
-    """What a run tells whoever watches it: its phase, and the kind and number of the last event."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 8)
-
-    @property
-    def phase(self) -> int:
-        return self._memory[0]
-
-    @phase.setter
-    def phase(self, value: int) -> None:
-        self._memory[0] = value
-
-    @property
-    def event(self) -> tuple[int, int]:
-        return self._memory[1], int.from_bytes(self._memory[2:4], "little")
-
-    def happens(self, kind: int) -> int:
-        number = self.event[1] + 1
-        self._memory[1] = kind
-        self._memory[2:4] = number.to_bytes(2, "little")
-        return number
 
 
 def forked(arguments: list[str], log: Path, prepare: Callable[[], None]) -> int:
@@ -102,74 +76,21 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def watch_phases(shared: Shared) -> None:
-    """Make this process tell in which phase it is."""
-
-    def told(module: Any, name: str, phase: int) -> None:
-        real = getattr(module, name)
-
-        def wrapped(*given: Any, **named: Any) -> Any:
-            before, shared.phase = shared.phase, phase
-            try:
-                return real(*given, **named)
-            finally:
-                shared.phase = before
-
-        setattr(module, name, wrapped)
-
-    told(local, "train_with_checkpoints", PHASES.index("training"))
-    told(iterative, "_next_start", PHASES.index("pruning"))
-    told(execute, "save_training", PHASES.index("saving"))
-    told(run_pictures, "draw", PHASES.index("reporting"))
-    told(running, "show_results", PHASES.index("reporting"))
-
-
-def kill_at_event(shared: Shared, wanted: int | None) -> None:
-    """Make this process count the moments at which it writes, and end itself at one of them."""
-
-    def happens(kind: str) -> bool:
-        return shared.happens(EVENTS.index(kind)) == wanted
-
-    def end() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    put, sync, replace = safe_files.put, os.fsync, os.replace
-
-    def putting(handle: int, payload: bytes) -> None:
-        added = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_APPEND
-        if happens("half a line written" if added else "half a file written"):
-            put(handle, payload[: 2 * len(payload) // 3])
-            end()
-        put(handle, payload)
-
-    def syncing(handle: int) -> None:
-        if happens("before fsync"):
-            end()
-        sync(handle)
-
-    def replacing(source: Any, target: Any, **folders: Any) -> None:
-        if happens("before rename"):
-            end()
-        replace(source, target, **folders)
-        if happens("after rename"):
-            end()
-
-    safe_files.put = putting
-    os.fsync, os.replace = syncing, replacing  # type: ignore[assignment]
-
-
 def killed(arguments: list[str], log: Path, moment: Moment) -> str | None:
     """Start a run and kill it; returns where it was hit, None where it had ended before."""
     shared = Shared()
 
     def prepare() -> None:
-        watch_phases(shared)
+        watch(shared)
         kill_at_event(shared, moment.event)
+
+    def is_awaited() -> bool:
+        return (moment.phase is not None and shared.phase != moment.phase) or shared.progress < moment.progress
 
     child = forked(arguments, log, prepare)
     if moment.event is None:
         begun = time.monotonic()
-        while moment.phase is not None and shared.phase != moment.phase and time.monotonic() - begun < 30:
+        while is_awaited() and time.monotonic() - begun < 30:
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 break
         time.sleep(moment.seconds)
@@ -179,12 +100,24 @@ def killed(arguments: list[str], log: Path, moment: Moment) -> str | None:
     return where if code == -signal.SIGKILL else None
 
 
-def counted(arguments: list[str], log: Path) -> tuple[int, float]:
-    """(events, seconds) of an undisturbed run."""
+class Counted(NamedTuple):
+    """What there is in an undisturbed run."""
+
+    events: int
+    progress: int
+    seconds: float
+
+
+def counted(arguments: list[str], log: Path) -> Counted:
+    """Run it undisturbed."""
     shared, begun = Shared(), time.monotonic()
-    child = forked(arguments, log, lambda: kill_at_event(shared, None))
-    assert ended(child) == 0, log.read_text()
-    return shared.event[1], time.monotonic() - begun
+
+    def prepare() -> None:
+        watch(shared)
+        kill_at_event(shared, None)
+
+    assert ended(forked(arguments, log, prepare)) == 0, log.read_text()
+    return Counted(shared.event[1], shared.progress, time.monotonic() - begun)
 
 
 def outcome_of(folder: Path, reference: Path, arguments: list[str], moments: list[Moment], log: Path) -> list[Outcome]:
@@ -203,63 +136,99 @@ def outcome_of(folder: Path, reference: Path, arguments: list[str], moments: lis
     return [Outcome(moment.how, where, not problem, clean, problem) for moment, where in hit]
 
 
-def chosen(events: int, seconds: float, draw: random.Random) -> Iterator[list[Moment]]:
-    """Moments for run after run: a third each by time, by phase and by event; some are killed more than once."""
-    kinds = itertools.cycle(range(3))
+def chosen(run: Counted, kinds: Sequence[str], draw: random.Random) -> Iterator[list[Moment]]:
+    """Moments for run after run, of each kind in turn; some are killed more than once."""
+    turn = itertools.cycle(kinds)
     while True:
         moments = []
-        for kind in itertools.islice(kinds, draw.choice([1, 1, 1, 2, 3])):
-            if kind == 0:
-                moments.append(Moment("at a random time", seconds=draw.uniform(0, seconds)))
-            elif kind == 1:
+        for kind in itertools.islice(turn, draw.choice([1, 1, 1, 2, 3])):
+            if kind == "time":
+                moments.append(Moment("at a random time", seconds=draw.uniform(0, run.seconds)))
+            elif kind == "phase":
                 phase = draw.randrange(1, len(PHASES))
                 moments.append(Moment("in a phase", seconds=draw.uniform(0, 0.05) ** 1.5, phase=phase))
+            elif kind == "event":
+                moments.append(Moment("at a write", event=draw.randint(1, run.events)))
             else:
-                moments.append(Moment("at a write", event=draw.randint(1, events)))
+                within = draw.uniform(0, run.seconds / run.progress)
+                moments.append(Moment("within a training", seconds=within, progress=draw.randrange(1, run.progress)))
         yield moments
 
 
-def study(kills: int, seed: int, folder: Path, arguments: list[str], tell: Callable[[str], None]) -> list[Outcome]:
-    """So many kills; runs lie in the folder while they are looked at."""
+def prepare_forks(folder: Path) -> None:
+    """Import all that a run needs."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        main([*SMALLEST, "--out", str(folder / "smallest")])  # imports all that a run needs, before forking
+        main([*SMALLEST, "--out", str(folder / "smallest")])
+
+
+def study(
+    kills: int, seed: int, folder: Path, arguments: list[str], kinds: Sequence[str], tell: Callable[[str], None]
+) -> list[Outcome]:
+    """So many kills; runs lie in the folder while they are looked at."""
+    folder.mkdir()
     reference = folder / "reference"
-    events, seconds = counted([*arguments, "--out", str(reference)], folder / "reference.log")
+    run = counted([*arguments, "--out", str(reference)], folder / "reference.log")
     outcomes: list[Outcome] = []
-    for number, moments in enumerate(chosen(events, seconds, random.Random(seed))):
+    for number, moments in enumerate(chosen(run, kinds, random.Random(seed))):
         if len(outcomes) >= kills:
             break
-        run, log = folder / f"run{number}", folder / f"run{number}.log"
-        outcomes += outcome_of(run, reference, arguments, moments, log)
-        tell(f"{len(outcomes)} of {kills} kills, {sum(not (each.same and each.clean) for each in outcomes)} bad")
+        place, log = folder / f"run{number}", folder / f"run{number}.log"
+        outcomes += outcome_of(place, reference, arguments, moments, log)
+        tell(f"{len(outcomes)} of {kills} kills, {sum(map(is_bad, outcomes))} bad")
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(run)
+            shutil.rmtree(place)
     return outcomes
 
 
-def _command() -> int:
+def study_all(kills: int, seed: int, folder: Path, engine: list[str]) -> dict[str, list[Outcome]]:
+    """So many kills of each method within its trainings, with a line for each as it ends."""
+    found: dict[str, list[Outcome]] = {}
+    for number, name in enumerate(METHODS):
+        try:
+            found[name] = study(
+                kills, seed + number, folder / name, [*METHOD, name, *engine], WITHIN, lambda text: None
+            )  # fmt: skip
+        except AssertionError as error:
+            found[name] = [Outcome("undisturbed", "beginning", False, False, str(error)[-300:])]
+        shutil.rmtree(folder / name)
+        bad = sum(map(is_bad, found[name]))
+        print(f"{name}: {len(found[name])} kills, {bad} bad", file=sys.stderr, flush=True)
+    return found
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", help="by a published method instead of iterative magnitude pruning")
+    parser.add_argument(
+        "--method", help="by a published method instead of iterative magnitude pruning; all: by each, one after another"
+    )
     parser.add_argument("--engine", default="eager", help="eager, or sparse, whose updates of masks are on survivors")
     parser.add_argument("--workers", action="store_true", help="two seeds in worker processes, which takes longer")
     parser.add_argument("--json", metavar="FILE", help="write every moment and outcome here")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="lthfunc-crash-") as folder:
-        tell = lambda text: print(f"\r{text}", end="", file=sys.stderr, flush=True)  # noqa: E731
-        run = WORKERS if given.workers else RUN if given.method is None else [*METHOD, given.method]
-        outcomes = study(given.kills, given.seed, Path(folder), [*run, "--engine", given.engine], tell)
-    print(file=sys.stderr)
-    print(table(outcomes), end="")
+    with tempfile.TemporaryDirectory(prefix="lthfunc-crash-") as name:
+        folder, engine = Path(name), ["--engine", given.engine]
+        prepare_forks(folder)
+        if given.method == "all":
+            found = study_all(given.kills, given.seed, folder, engine)
+            print(of_methods(found), end="")
+        else:
+            tell = lambda text: print(f"\r{text}", end="", file=sys.stderr, flush=True)  # noqa: E731
+            run = WORKERS if given.workers else RUN if given.method is None else [*METHOD, given.method]
+            outcomes = study(given.kills, given.seed, folder / "runs", [*run, *engine], KINDS, tell)
+            found = {given.method or "imp": outcomes}
+            print(file=sys.stderr)
+            print(table(outcomes), end="")
+    lines = [{"method": name, **each._asdict()} for name, outcomes in found.items() for each in outcomes]
     if given.json:
-        Path(given.json).write_text(json.dumps([each._asdict() for each in outcomes], indent=1) + "\n")
-    bad = [each for each in outcomes if not (each.same and each.clean)]
+        Path(given.json).write_text(json.dumps(lines, indent=1) + "\n")
+    bad = [f"{name}: {each}" for name, outcomes in found.items() for each in outcomes if is_bad(each)]
     for each in bad:
         print(each, file=sys.stderr)
     return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    sys.exit(_command())
+    sys.exit(command())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,14 @@ EVENTS = ("half a file written", "before fsync", "before rename", "after rename"
 
 
 class Moment(NamedTuple):
-    """When to kill. seconds: after the start; phase: which, and how many seconds into it; event: the number of it."""
+    """When to kill. seconds: after the start, or after what follows; event: the number of it.
+
+    phase: which; progress: how often the run's trainings have told theirs.
+    """
 
     how: str
     seconds: float = 0.0
+    progress: int = 0
     phase: int | None = None
     event: int | None = None
 
@@ -28,6 +33,11 @@ class Outcome(NamedTuple):
     same: bool
     clean: bool
     problem: str = ""
+
+
+def is_bad(outcome: Outcome) -> bool:
+    """Whether the run ended otherwise than the undisturbed one, or with something to find fault with."""
+    return not (outcome.same and outcome.clean)
 
 
 def difference(run: Path, reference: Path) -> str:
@@ -60,3 +70,13 @@ def table(outcomes: list[Outcome]) -> str:
         text += f"| {how} | {where} | {len(group)} | {same} | {clean} |\n"
     same, clean = sum(each.same for each in outcomes), sum(each.clean for each in outcomes)
     return text + f"| all | | {len(outcomes)} | {same} | {clean} |\n"
+
+
+def of_methods(found: dict[str, list[Outcome]]) -> str:
+    """What became of each method's runs, as Markdown."""
+    text = "| method | kills | same bits at the end | verify clean |\n|---|---|---|---|\n"
+    whole = list(itertools.chain(*found.values()))
+    for name, group in [*found.items(), ("all", whole)]:
+        same, clean = sum(each.same for each in group), sum(each.clean for each in group)
+        text += f"| {name} | {len(group)} | {same} | {clean} |\n"
+    return text
