@@ -7,12 +7,19 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PACKAGES = ("lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy")
+#: Folders, and of the sparse engine the files that change masks.
+PACKAGES = (
+    "lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy", "lthfunc/sparse/new_masks.py",
+    "lthfunc/sparse/updates.py", "lthfunc/sparse/growth_gradients.py", "lthfunc/sparse/largest_gradients.py",
+)  # fmt: skip
 
 
 def library_files(root: Path) -> list[str]:
     """Those whose mutants are tried, as the option --only has them."""
-    return sorted(str(path.relative_to(root)) for package in PACKAGES for path in (root / package).rglob("*.py"))
+    paths = (
+        path for each in PACKAGES for path in ((root / each).rglob("*.py") if (root / each).is_dir() else [root / each])
+    )
+    return sorted(str(path.relative_to(root)) for path in paths)
 
 
 def test_files(root: Path) -> list[str]:
