@@ -1,4 +1,4 @@
-"""Units of two networks in one order: known permutations, all permutations of a small layer, and the method by hand."""
+"""Units of two networks in one order: known permutations, and all permutations of a small layer."""
 
 from __future__ import annotations
 
@@ -8,30 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from method_plans import outcome, plan_for
+from method_plans import plan_for
 from scipy.optimize import linear_sum_assignment
-from test_methods_by_hand import (
-    DENSITY,
-    LAYERS,
-    SEED,
-    STEPS,
-    Setting,
-    a_setting,  # noqa: F401
-    by_hand,
-    dense_of,
-    largest,
-    quality,
-)
 from torch import Tensor, nn
 
 import lthfunc as lf
-from lthfunc.distributed.collectives import SINGLE_RANK
 from lthfunc.errors import UserError
-from lthfunc.experiments.methods.rebasin import rebasin
-from lthfunc.experiments.rewinding_and_controls import RoundContext
-from lthfunc.reports.method_costs import NetworkFlops, training_flops
 from lthfunc.trees.model import apply_evaluating
-from lthfunc.trees.rng import key
 from lthfunc.trees.types import Params
 
 
@@ -136,6 +119,17 @@ def test_the_search_ends_with_the_first_round_that_changes_nothing(
     assert calls == [5, 5]
 
 
+def test_units_that_differ_in_their_biases_alone_are_told_apart() -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+    found, places = lf.dependencies(model, (3,)), torch.tensor([3, 1, 4, 0, 2])
+    params = {
+        **lf.tree_map(torch.ones_like, lf.init(model).params),
+        "0.bias": torch.tensor([0.1, -0.4, 0.3, 0.7, -0.2]),
+    }
+    other = lf.permute_units(params, {"0.weight": places}, found)
+    assert torch.equal(lf.align_units(params, other, found)["0.weight"], places)
+
+
 class Wired(nn.Module):
     """Linear layers of some sizes, put together by a function of the module and its inputs."""
 
@@ -158,6 +152,8 @@ SIZES = {"one": (3, 4), "two": (4, 4), "three": (4, 2)}
     [
         (Wired(lambda net, x: net.three((h := net.one(x)) + net.two(h)), **SIZES), ALONE, 2),
         (Wired(lambda net, x: net.three(net.one(x) + net.two(x)), **{**SIZES, "two": (3, 4)}), ALONE, 1),
+        (Wired(lambda net, x: (h := net.one(x)) + net.two(h), one=(3, 2), two=(2, 2)), ALONE, 2),  # h is an output
+        (Wired(lambda net, x: net.one(x)[:, :2], one=(3, 4)), ALONE, 3),
         (Wired(lambda net, x: net.two(net.one(x).view(-1, 2, 2).sum(1)), one=(3, 4), two=(2, 2)), MIXED, 2),
         (Wired(lambda net, x: net.two(net.one(x)[:, [0, 0, 0, 1]]), one=(3, 2), two=(4, 2)), MIXED, 2),
     ],
@@ -173,6 +169,13 @@ def test_networks_whose_units_cannot_be_moved_are_refused(
     whole = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 3), net, nn.Linear(2, 10)))
     with pytest.raises(UserError, match=rf"^--method: rebasin cannot permute this network \({layer}\."):
         plan_for("rebasin", whole, few_digits, steps=9, eval_every=3, batch_size=40)
+
+
+def test_layers_may_be_declared_in_any_order() -> None:
+    model = lf.from_module(Wired(lambda net, x: net.one(net.two(x).relu()), one=(4, 2), two=(3, 4)))
+    found, params, places = lf.dependencies(model, (3,)), lf.init(model).params, torch.tensor([3, 0, 2, 1])
+    other = lf.permute_units(params, {"two.weight": places}, found)
+    assert lf.same_bits(lf.align_units(params, other, found), {"two.weight": places})
 
 
 @pytest.mark.parametrize("groups", [(1, 2), (2, 1)])
@@ -207,6 +210,18 @@ def test_normalisations_move_with_their_units(affine: bool) -> None:
     assert torch.equal(means["5.running_mean"], buffers["5.running_mean"][order["4.weight"]])
 
 
+def test_all_places_of_a_channel_move_in_a_normalisation_behind_flattening() -> None:
+    model = lf.from_module(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 4)))
+    random = torch.Generator().manual_seed(5)
+    state = lf.init(model)
+    params = {name: torch.rand(leaf.shape, generator=random) + 0.5 for name, leaf in state.params.items()}
+    buffers = {name: torch.rand(leaf.shape, generator=random) for name, leaf in state.buffers.items()}
+    found, order = lf.dependencies(model, (2, 4, 4)), {"0.weight": torch.tensor([2, 0, 1])}
+    x = torch.randn(3, 2, 4, 4, generator=random)
+    moved, means = (lf.permute_units(tree, order, found) for tree in (params, buffers))
+    torch.testing.assert_close(apply_evaluating(model, moved, means, x), apply_evaluating(model, params, buffers, x))
+
+
 @pytest.mark.parametrize(
     ("order", "words"),
     [
@@ -224,77 +239,16 @@ def test_an_order_is_one_of_a_hidden_layers_units(
         lf.permute_units(params, order, found)
 
 
-def test_parameters_that_may_belong_to_units_are_refused() -> None:
-    model = lf.from_module(nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)))
+@pytest.mark.parametrize("units", [2, 4])
+def test_parameters_that_may_belong_to_units_are_refused(units: int) -> None:
+    model = lf.from_module(nn.Sequential(nn.Linear(3, units), nn.PReLU(units), nn.Linear(units, 2)))
     params, found = lf.init(model).params, lf.dependencies(model, (3,))
-    assert torch.equal(lf.align_units(params, params, found)["0.weight"], torch.arange(4))
+    assert torch.equal(lf.align_units(params, params, found)["0.weight"], torch.arange(units))
     with pytest.raises(UserError, match=r"^permute_units: 1.weight is no weight, bias or batch normalisation's"):
-        lf.permute_units(params, {"0.weight": torch.tensor([1, 0, 2, 3])}, found)
+        lf.permute_units(params, {"0.weight": torch.arange(units).flip(0)}, found)
 
 
 def test_transposed_convolutions_are_refused() -> None:
     model = lf.from_module(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 3, 2)))
     with pytest.raises(UserError, match=r"^--structure: units takes no transposed convolutions, such as .* 1.weight"):
         lf.dependencies(model, (2, 5, 5))
-
-
-@pytest.mark.parametrize("late", [0, 6])
-def test_the_mask_is_trained_in_the_order_of_other_weights(setting: Setting, late: int) -> None:
-    """Adnan et al. 2025: two dense trainings, the first's mask in the second's order, from its early weights."""
-    ours, seed = dense_of(setting), key(SEED, "rebasin")
-    theirs = lf.init(setting.model, seed)
-    trained = by_hand(setting, ours.params, ours.masks).last
-    start, _ = lf.take_steps(setting.trainer, theirs, seed=seed, until=late) if late else (theirs, 0)
-    other = lf.take_steps(setting.trainer, theirs, seed=seed, until=STEPS)[0].params
-    closeness = other["1.weight"] @ trained["1.weight"].T + other["3.weight"].T @ trained["3.weight"]
-    closeness = closeness + torch.outer(other["1.bias"], trained["1.bias"])
-    places = torch.from_numpy(linear_sum_assignment(closeness.numpy(), maximize=True)[1])
-    masks = largest({name: trained[name].abs() for name in LAYERS}, round(DENSITY * 1480), ours.masks)
-    masks = {"1.weight": masks["1.weight"][places], "3.weight": masks["3.weight"][:, places]}
-    plan = setting.plan("rebasin", rounds=1, rewind=f"step:{late}" if late else None)
-    found = outcome(plan, SEED)
-    assert (lf.same_bits(found.masks, masks), found.steps) == (True, 2 * STEPS - late)
-    expected = by_hand(setting, start.params, masks, first=late)
-    for name, leaf in expected.last.items():
-        torch.testing.assert_close(found.last.fit.state.params[name], leaf, rtol=1e-6, atol=1e-9)
-    assert found.test == pytest.approx(quality(expected.chosen, setting.trainer.data.test), rel=1e-6)
-    assert found.last.fit.curve[0].step == late
-
-
-def test_the_second_network_is_its_average_where_weights_are_averaged(setting: Setting) -> None:
-    """The first one is given; the order is that of the second one's averaged weights, not of its last ones."""
-    plan, seed = setting.plan("rebasin", rounds=1, ema=0.98), key(SEED, "rebasin")
-    trained, theirs = lf.init(setting.model, 11), lf.init(setting.model, seed)
-    end, _ = lf.take_steps(plan.trainer, theirs, seed=seed, until=STEPS)
-    relations = lf.dependencies(setting.model, plan.trainer.data.shape)
-    orders = [lf.align_units(trained.params, other.params, relations)["1.weight"] for other in (end, lf.averaged(end))]
-    assert not torch.equal(*orders)
-    assert plan.pruner is not None
-    found = plan.pruner(trained, RoundContext(setting.model, SEED, 1, theirs), DENSITY)
-    masks = lf.prune(density=DENSITY)(trained).masks
-    assert torch.equal(found.masks["1.weight"], masks["1.weight"][orders[1]])
-    assert torch.equal(found.masks["3.weight"], masks["3.weight"][:, orders[1]])
-    assert found.opt == ()
-
-
-def test_it_takes_one_density_and_early_weights(setting: Setting) -> None:
-    with pytest.raises(UserError, match=r"^--rewind: --method rebasin trains early weights .* takes init, step:K"):
-        setting.plan("rebasin", rounds=1, rewind="lr")
-    with pytest.raises(UserError, match=r"^--rounds: invalid value 2 \(expected 1 with --method rebasin"):
-        setting.plan("rebasin", density=None, densities="0.5,0.2")
-
-
-def test_it_is_refused_on_several_ranks(setting: Setting) -> None:
-    plan = setting.plan("imp", rounds=1)
-    group = SINGLE_RANK._replace(world_size=2)
-    with pytest.raises(UserError, match=r"^--method: rebasin trains its second dense network in one process"):
-        rebasin(plan._replace(trainer=plan.trainer._replace(work=plan.trainer.work._replace(collectives=group))))
-
-
-def test_flops_of_training_count_the_second_dense_training(setting: Setting) -> None:
-    flops, plan = NetworkFlops({"1.weight": 100.0, "3.weight": 10.0}, 1.0), setting.plan("rebasin", rounds=1)
-    item = {"layers": {name: {"total": 10, "density": 0.5} for name in LAYERS}, "final_step": STEPS, "curve": [[20]]}
-    ticket, dense = 3 * setting.trainer.batch_size * (STEPS - 20) * 56, 3 * setting.trainer.batch_size * STEPS * 111
-    for number, variant, expected in ((0, "ticket", ticket), (1, "ticket", ticket + dense), (1, "reinit", ticket)):
-        record = {**item, "round": number, "variant": variant}
-        assert training_flops(flops, plan, record, dense_updates=False) == expected

@@ -36,10 +36,11 @@ def test_sums_of_rows_are_over_all_that_were_added() -> None:
     parts = [drawn(1, count, 3, seed=count) for count in (4, 1)]
     complex_parts = [drawn(1, count, 3, seed=count, dtype=torch.complex64) for count in (5, 2)]
     grouped = [drawn(2, count, 3, seed=count) for count in (3, 6)]
+    narrow = [drawn(1, 4, 3, seed=9, dtype=torch.float32)]
     found = []
     for diagonal in (False, True):
         sums = MomentSums(model, diagonal)
-        for name, each in (("real", parts), ("complex", complex_parts), ("grouped", grouped)):
+        for name, each in (("real", parts), ("complex", complex_parts), ("grouped", grouped), ("narrow", narrow)):
             for rows in each:
                 sums.add(name, rows)
         found.append(sums.moments())
@@ -49,7 +50,10 @@ def test_sums_of_rows_are_over_all_that_were_added() -> None:
     torch.testing.assert_close(whole["complex"], second(torch.cat(complex_parts, 1)[0].to(torch.complex128)))
     wanted = torch.stack([second(torch.cat(grouped, 1)[group]) for group in range(2)])
     torch.testing.assert_close(whole["grouped"], wanted)
-    assert [leaf.dtype for leaf in whole.values()] == [torch.float64, torch.complex128, torch.float64]
+    torch.testing.assert_close(whole["narrow"], second(narrow[0][0].double()))
+    assert {name: leaf.dtype for name, leaf in whole.items() if leaf.dtype != torch.float64} == {
+        "complex": torch.complex128
+    }
     for name, leaf in diagonals.items():
         torch.testing.assert_close(leaf, whole[name].diagonal(dim1=-2, dim2=-1).real)
         assert leaf.dtype == torch.float64
@@ -84,6 +88,7 @@ def test_a_turned_weight_reads_along_its_rows() -> None:
     moments = lf.input_moments(model, state, [drawn(7, 3)])
     assert moments.transposed == frozenset()
     plain = lf.wanda(moments)(state.params, state.masks)["weight"]
+    assert torch.equal(lf.wanda(dict(moments))(state.params, state.masks)["weight"], plain)
     moments.transposed = frozenset({"weight"})
     turned = lf.wanda(moments)({"weight": state.params["weight"].T}, {"weight": state.masks["weight"].T})
     assert torch.equal(turned["weight"], plain.T)
@@ -125,6 +130,7 @@ def test_moments_are_of_the_network_and_the_inputs_as_they_were() -> None:
     ("leaf", "moments", "fits"),
     [
         ((4, 3), (3, 3), True),
+        ((1, 3), (3, 3), True),
         ((4, 3), (4, 4), False),
         ((4, 3), (3, 4), False),
         ((4, 3), (3,), False),

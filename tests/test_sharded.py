@@ -113,6 +113,10 @@ def test_densities_rounds_and_mistakes() -> None:
     masks = {"a": torch.ones(3, 2, dtype=torch.bool)}
     nothing = best_of_groups({"a": torch.ones(3, 2)}, masks, torch.tensor([0]), {"a": 0}, SINGLE_RANK)
     assert not nothing["a"].any()
+    scores, budgets = {"a": torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 1.0]], requires_grad=True)}, torch.tensor([3])
+    found = best_of_groups(scores, masks, budgets, {"a": 0}, SINGLE_RANK)
+    assert found["a"].tolist() == [[True, False], [True, False], [False, True]]
+    assert budgets.tolist() == [3]
 
 
 def _on_gloo(rank: int, ranks: int, folder: str) -> None:
@@ -148,6 +152,30 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
 def test_dtensors_over_gloo_are_pruned_as_in_one_place(ranks: int, tmp_path: Path) -> None:
     spawn(_on_gloo, (ranks, str(tmp_path)), nprocs=ranks)
     assert len(list(tmp_path.glob("done*"))) == ranks
+
+
+def test_dtensors_of_one_rank_stay_dtensors(tmp_path: Path) -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    state = lf.init(lf.from_module(torch.nn.Linear(6, 5)))
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        parts: list[dict[str, Any]] = [
+            {name: distribute_tensor(leaf.clone(), mesh, [Shard(0)]) for name, leaf in tree.items()}
+            for tree in (state.params, state.masks)
+        ]
+        cut = state._replace(params=parts[0], masks=parts[1])
+        found = lf.prune_sharded(lf.collectives(), fraction=0.4)(cut)
+        expected = lf.prune(fraction=0.4)(state)
+        for tree, wanted in ((found.params, expected.params), (found.masks, expected.masks)):
+            for name, leaf in tree.items():
+                assert isinstance(leaf, DTensor)
+                assert torch.equal(leaf.full_tensor(), wanted[name]), name
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_pruning_in_parts_drops_the_optimisers_state_too() -> None:

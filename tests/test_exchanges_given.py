@@ -1,0 +1,75 @@
+"""Exchanges that users give: growth of their own, and masks for a layer in which nothing remains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_plans import plan_for
+from test_exchanges import MODEL, fits, images, same, ticket
+
+import lthfunc as lf
+from lthfunc.errors import UserError
+from lthfunc.sparse.kernels import build
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+
+pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+
+OWN = """
+import torch
+
+
+def waves(step):
+    return lambda params, masks: {
+        name: torch.sin(step + torch.arange(float(mask.numel()))).view(mask.shape) for name, mask in masks.items()
+    }
+
+
+def short(step):
+    return lambda params, masks: {name: params[name][:-1] for name in masks}
+"""
+
+
+def test_growth_of_ones_own_has_the_bits_of_dense_trees(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    starts = [ticket(seed, MODEL) for seed in (0, 1)]
+
+    def plan(growth: str) -> Any:
+        given: dict[str, Any] = {
+            "steps": 12,
+            "eval_every": 6,
+            "batch_size": 8,
+            "engine": "sparse",
+            "density": 0.4,
+            "update_every": 2,
+        }
+        return plan_for("set", MODEL, images(), **given, growth=f"{tmp_path}/own.py:{growth}")
+
+    waves = plan("waves")
+    (updates,) = waves.updates
+    theirs = fits(waves.trainer, updates._replace(exchange=None), starts=starts)
+    for mine, other in zip(fits(waves.trainer, updates, starts=starts), theirs, strict=True):
+        assert same(mine, other)
+        assert mine.changes[0].exchanged
+    with pytest.raises(UserError, match=r"^score: .* \(expected a leaf of shape \(5, 2, 3, 3\)"):
+        fits(waves.trainer, plan("short").updates[0], starts=starts)
+
+
+def test_a_layer_without_survivors_gets_weights_at_zero() -> None:
+    """Whatever values are said to stay: of pruned weights there are none."""
+    trainer = lf.make_trainer(MODEL, images(), optimizer=lf.adam(0.01), batch_size=8, engine=lf.sparse_engine)
+    start, grown = ticket(0, MODEL), ticket(1, MODEL).masks
+    empty = {**start.masks, "7.weight": torch.zeros_like(start.masks["7.weight"])}
+    start = start._replace(masks=empty, params=lf.apply_masks(start.params, empty))
+
+    def change(state: lf.TrainState, now: UpdateContext) -> lf.TrainState:
+        return lf.under_new_masks(state, lf.NewMasks(grown, grown))
+
+    updates = MaskUpdates((12,), change, exchange=lambda network, now: lf.NewMasks(grown, grown))
+    (mine,), (theirs,) = (
+        fits(trainer, each, (0,), [start]) for each in (updates, updates._replace(exchange=None))
+    )  # fmt: skip
+    assert same(mine, theirs)
+    assert not mine.state.params["7.weight"].any()
