@@ -46,6 +46,8 @@ METHOD = [
     "prune", "--steps", "60", "--eval-every", "20", "--batch-size", "50", "--density", "0.2", "--checkpoint-every", "7",
     "--threads", "1", "--method",
 ]  # fmt: skip
+#: What else a method is given, so that what it remembers from step to step lies in checkpoints.
+GIVEN = {"early-bird": ["--update-every", "5"]}  # its masks settle with the fifth look
 #: Kinds of moments: of one command's kills in turn, and of all methods'.
 KINDS, WITHIN = ("time", "phase", "event", "training"), ("training",)
 #: Two seeds in worker processes; a worker takes seconds to start.
@@ -185,9 +187,8 @@ def study_all(kills: int, seed: int, folder: Path, engine: list[str]) -> dict[st
     found: dict[str, list[Outcome]] = {}
     for number, name in enumerate(METHODS):
         try:
-            found[name] = study(
-                kills, seed + number, folder / name, [*METHOD, name, *engine], WITHIN, lambda text: None
-            )  # fmt: skip
+            run = [*METHOD, name, *GIVEN.get(name, []), *engine]
+            found[name] = study(kills, seed + number, folder / name, run, WITHIN, lambda text: None)
         except AssertionError as error:
             found[name] = [Outcome("undisturbed", "beginning", False, False, str(error)[-300:])]
         shutil.rmtree(folder / name)
@@ -216,7 +217,13 @@ def command(arguments: Sequence[str] | None = None) -> int:
             print(of_methods(found), end="")
         else:
             tell = lambda text: print(f"\r{text}", end="", file=sys.stderr, flush=True)  # noqa: E731
-            run = WORKERS if given.workers else RUN if given.method is None else [*METHOD, given.method]
+            run = (
+                WORKERS
+                if given.workers
+                else RUN
+                if given.method is None
+                else [*METHOD, given.method, *GIVEN.get(given.method, [])]
+            )
             outcomes = study(given.kills, given.seed, folder / "runs", [*run, *engine], KINDS, tell)
             found = {given.method or "imp": outcomes}
             print(file=sys.stderr)
