@@ -33,6 +33,7 @@ def test_densities_by_hand() -> None:
     assert [each.step for each in pruning] == [2, 4, 6]
     assert [each.density for each in pruning] == pytest.approx([0.6, 0.2 + 0.4 / 8, 0.2])
     assert cubic(0.2, 0, 5, 5)[0].density == 1.0
+    assert {each.density for each in cubic(0.4, 0, 5, 1, initial=0.4)} == {0.4}
     for make, words in (
         (lambda: geometric(0.0, 2), r"density: invalid value 0.0 .*a number in \(0, 1\]"),
         (lambda: geometric(1.1, 2), "density: invalid value 1.1"),
@@ -52,6 +53,28 @@ def test_densities_by_hand() -> None:
     by_hand = lf.prune(density=0.5, score=lf.random_scores(1), allocate=lf.uniform())(state)
     by_hand = lf.prune(density=0.2, score=lf.random_scores(1), allocate=lf.uniform())(by_hand)
     assert lf.same_bits(twice, by_hand)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {}, {"allocate": lf.uniform()}, {"allocate": lf.erk()}, {"allocate": lf.layerwise()},
+        {"select": lf.per_output()}, {"select": lf.per_output(), "allocate": lf.uniform()},
+    ],
+    ids=lambda how: " ".join(how) or "plain",
+)  # fmt: skip
+def test_densities_in_turn_are_as_many_prunings(how: dict[str, Any]) -> None:
+    """Also where rounding in layers leaves another number than the density says. Scores that are NaN are refused."""
+    model = lf.from_module(nn.Sequential(nn.Linear(7, 11), nn.Linear(11, 5), nn.Linear(5, 3)))
+    densities = geometric(0.1, 9)
+    for seed in range(3):
+        start = after = lf.init(model, seed)
+        for density in densities:
+            after = lf.prune(density=density, **how)(after)
+        assert lf.same_bits(prune_to_densities(densities, **how)(start), after)
+    start.params["1.weight"][2, 1] = float("nan")
+    with pytest.raises(UserError, match=r"scores of 1.weight are NaN"):
+        prune_to_densities(densities, **how)(start)
 
 
 def test_drop_and_grow_by_hand() -> None:
