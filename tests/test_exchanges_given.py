@@ -14,6 +14,7 @@ import lthfunc as lf
 from lthfunc.errors import UserError
 from lthfunc.sparse.kernels import build
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
+from lthfunc.training.session import TrainingSession
 
 pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
 
@@ -57,9 +58,9 @@ def test_growth_of_ones_own_has_the_bits_of_dense_trees(tmp_path: Path) -> None:
         fits(waves.trainer, plan("short").updates[0], starts=starts)
 
 
-def test_a_layer_without_survivors_gets_weights_at_zero() -> None:
-    """Whatever values are said to stay: of pruned weights there are none."""
-    trainer = lf.make_trainer(MODEL, images(), optimizer=lf.adam(0.01), batch_size=8, engine=lf.sparse_engine)
+def test_masks_may_keep_more_weights_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At zero, whatever values are said to stay: of pruned weights there are none. A layer had lost all of its own."""
+    trainer = lf.make_trainer(MODEL, images(), optimizer=lf.sgd(1e-9), batch_size=8, engine=lf.sparse_engine)
     start, grown = ticket(0, MODEL), ticket(1, MODEL).masks
     empty = {**start.masks, "7.weight": torch.zeros_like(start.masks["7.weight"])}
     start = start._replace(masks=empty, params=lf.apply_masks(start.params, empty))
@@ -67,9 +68,11 @@ def test_a_layer_without_survivors_gets_weights_at_zero() -> None:
     def change(state: lf.TrainState, now: UpdateContext) -> lf.TrainState:
         return lf.under_new_masks(state, lf.NewMasks(grown, grown))
 
-    updates = MaskUpdates((12,), change, exchange=lambda network, now: lf.NewMasks(grown, grown))
-    (mine,), (theirs,) = (
-        fits(trainer, each, (0,), [start]) for each in (updates, updates._replace(exchange=None))
-    )  # fmt: skip
+    updates = MaskUpdates((6,), change, exchange=lambda network, now: lf.NewMasks(grown, grown))
+    (theirs,) = fits(trainer, updates._replace(exchange=None), (0,), [start])
+    monkeypatch.setattr(TrainingSession, "change_to", lambda *given: pytest.fail("dense trees were made"))
+    (mine,) = fits(trainer, updates, (0,), [start])
     assert same(mine, theirs)
-    assert not mine.state.params["7.weight"].any()
+    assert (mine.state.params["7.weight"].abs() < 1e-6).all()
+    assert mine.changes[0].layers["7.weight"].grown == int(grown["7.weight"].sum())
+    assert lf.count(mine.state.masks).kept > lf.count(start.masks).kept

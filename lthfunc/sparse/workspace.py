@@ -63,6 +63,7 @@ class Workspace:
             if moved.numel():  # plain SGD keeps nothing
                 torch.ops.lthfunc.move_numbers.default(numbers, sources, moved)
         other._hold(values, self.memory[len(self.values) :])
+        other._make_other_room(self)
         return other
 
     def loaded(self, program: Program, params: Params, buffers: Buffers) -> Workspace:
@@ -70,22 +71,27 @@ class Workspace:
         memory of this one, which is over."""
         other = self._under(program)
         other.load(params, buffers)
+        other._make_other_room(self)
         return other
 
     def _under(self, program: Program) -> Workspace:
         other = copy.copy(self)
         other.program, other.end, other._verified = program, len(program.code.rows), program.code.verified
         other._apart = None
-        here, there = self.program.code, program.code
-        same = here.rows is there.rows or torch.equal(here.rows, there.rows)
-        if here.vectors != there.vectors or not same:
-            other._make_room()  # otherwise the same places are written, and the same stay zero
         return other
+
+    def _make_other_room(self, before: Workspace) -> None:
+        """For as many values as there are now, unless the same places are written, and the same stay zero."""
+        here, there = before.program.code, self.program.code
+        same = here.rows is there.rows or torch.equal(here.rows, there.rows)
+        if here.vectors != there.vectors or len(before.values) < len(self.values) or not same:
+            self._make_room()
 
     def aside(self, program: Program) -> Workspace:
         """A workspace for steps that change nothing of the network here, by its own program or one of the same network,
         survivors and numbers among the constants."""
         other = self._under(program) if program is not self.program else copy.copy(self)
+        other._make_other_room(self)
         other.constants, other.totals = self.constants.clone(), self.totals.clone()
         return other
 
