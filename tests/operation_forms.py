@@ -94,7 +94,9 @@ FORMS: dict[str, Forms] = {
     "logical_and logical_or bitwise_and bitwise_or __and__ __or__":
         lambda it, n: [(it, n["truths"]), (n["truths"], it)],
     "masked_fill masked_fill_": lambda it, n: [(it, n["truths"], 0.5), (n["x"], it, 0.5), (n["x"], n["truths"], it)],
-    "where": lambda it, n: [(n["truths"], it, n["x"]), (n["truths"], it, 0.5), (n["truths"], 0.5, it), (it, it, 0.5)],
+    "where": lambda it, n: [
+        (n["truths"], it, n["x"]), (n["truths"], it, 0.5), (n["truths"], 0.5, it), (it, it, 0.5), (it, 0.5, -0.5),
+    ],
     "to _to_copy": lambda it, n: [(it, torch.float32), (it,)],
     "type_as view_as reshape_as expand_as": lambda it, n: [(it, n["x"]), (n["x"], it)],
     "baddbmm": lambda it, n: [(it, n["x"], n["turned"]), (n["square"], it, n["turned"])],

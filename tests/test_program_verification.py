@@ -21,6 +21,7 @@ import torch
 from guarded_memory import Room
 from test_decoding import Gated, made
 from test_decoding_recurrent import Remembering
+from test_token_lanes_masks import FORMS, Padded
 from torch import Tensor, nn
 from verified_networks import SHAPE, Attended, Held, Mixed, Plain
 
@@ -33,7 +34,7 @@ from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
 from lthfunc.sparse.lowerings import dense
 from lthfunc.sparse.machine_code import MachineCode
 from lthfunc.sparse.partition import Input, partition
-from lthfunc.sparse.program import Epilogue, Stored, builder_for, program_of
+from lthfunc.sparse.program import Epilogue, Program, Stored, builder_for, program_of
 from lthfunc.sparse.regions import region_program
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.sparse.token_lanes import lanes_program, training_on_lanes
@@ -116,16 +117,20 @@ def programs() -> tuple[Parts, ...]:
 
 
 def programs_on_lanes_of_tokens() -> list[Parts]:
-    """For two sequences of two tiles, in inference and in training."""
-    model = lf.models.char_transformer((TOKENS + LANES,), VOCABULARY, layers=1, heads=2, width=8)
-    state = lf.prune(density=0.5)(lf.init(model))
-    tokens = torch.zeros(2, TOKENS + LANES, dtype=torch.int64)
-    found = lanes_program(model, state.params, state.buffers, state.masks, tokens)
-    epilogue = Epilogue(update=(SGDNumbers(0.9, True, 0.0),))
-    lowered = training_on_lanes(model, state, 2, TOKENS + LANES, epilogue)
-    assert found is not None
-    assert lowered is not None
-    return [parts_of(each.code)._replace(tokens=1) for each in (found.workspace.program, lowered.program)]
+    """For two sequences of two tiles, in inference and in training, with dropout and under a mask."""
+    length, found = TOKENS + LANES, list[Program]()
+    tokens, epilogue = torch.zeros(2, length, dtype=torch.int64), Epilogue(update=(SGDNumbers(0.9, True, 0.0),))
+    for model in (
+        lf.models.char_transformer((length,), VOCABULARY, layers=1, heads=2, width=8, dropout=0.1),
+        lf.from_module(Padded(FORMS["of queries, too"], 2, 4, words=VOCABULARY), tokens=True, warn=False),
+    ):
+        state = lf.prune(density=0.5)(lf.init(model))
+        made = lanes_program(model, state.params, state.buffers, state.masks, tokens)
+        lowered = training_on_lanes(model, state, 2, length, epilogue)
+        assert made is not None
+        assert lowered is not None
+        found += [made.workspace.program, lowered.program]
+    return [parts_of(each.code)._replace(tokens=1) for each in found]
 
 
 @functools.cache

@@ -195,6 +195,7 @@ DYNAMIC: dict[str, Callable[[Padded, Tensor, Tensor], Tensor]] = {
     )(net.tokens, x),
     "zeroed": lambda net, x, t: x * (t != 0).unsqueeze(-1) + x.masked_fill(t.unsqueeze(-1) <= 1, 0.5),
     "either": lambda net, x, t: torch.where((t >= 3)[..., None], x, torch.tanh(x)),
+    "of two numbers": lambda net, x, t: torch.where((t >= 3)[..., None], 0.5, -1.5) * x,
     "shorter": lambda net, x, t: joined(
         attended(net.tokens.split(x), attn_mask=(torch.arange(t.shape[1]) < t[:, :1] + 2)[:, None, None])
     ),

@@ -116,7 +116,8 @@ class Builder(Writer):
     size_free: tells of an operation whether none of its numbers depends on the size of the batch. whole_layers: the
     names of weights, and for each an instruction that takes all their gradients, and the program's before which it may
     run. local: whether values may lie in memory of one tile at a time; otherwise the program may run in parts. half:
-    whether values and gradients that wait for long may be held in 16 bits (`half_buffers.py`).
+    whether values and gradients that wait for long may be held in 16 bits (`half_buffers.py`). tokens: of a sequence,
+    where examples are the tokens of sequences (`token_lanes.py`); else 0. draws: operations so far that draw numbers.
 
     How many weights survive decides what is added; where they lie, late functions alone ask (`Lowered`).
     """
@@ -143,6 +144,8 @@ class Builder(Writer):
     whole_layers: list[tuple[str, int, Late]] = field(default_factory=list)
     local: bool = True
     half: bool = False
+    tokens: int = 0
+    draws: int = 0
 
     @property
     def tiles(self) -> int:

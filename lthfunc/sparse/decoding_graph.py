@@ -20,11 +20,12 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import Captured, captured, operation_of
 from lthfunc.sparse.interpretation import described
 from lthfunc.sparse.kernels.instructions import POINTWISE
+from lthfunc.sparse.known_values import Known, dropped_of, leaves_of
 from lthfunc.sparse.learned_tables import MOVING, Learned, numbered
 from lthfunc.sparse.lowerings.decoding import ONE_STEP, causal_attention, row_of_place
 from lthfunc.sparse.lowerings.interface import argument
-from lthfunc.sparse.lowerings.masked_attention import is_causal
-from lthfunc.training.engines.aliases import changed_by
+from lthfunc.sparse.mask_terms import Term, Terms, is_of_pairs, terms_of
+from lthfunc.sparse.undropped import undropped
 from lthfunc.trees.model import Model
 from lthfunc.trees.types import Buffers, Masks, Params
 
@@ -32,7 +33,9 @@ from lthfunc.trees.types import Buffers, Masks, Params
 #: places remains one, they mix no tokens.
 _EACH = MOVING | {
     *POINTWISE, "selu", "celu", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "add", "sub", "rsub", "mul",
-    "div", "neg", "dropout", "embedding",
+    "div", "neg", "dropout", "embedding", "masked_fill", "where", "bitwise_not", "logical_not", "bitwise_and",
+    "logical_and", "__and__", "bitwise_or", "logical_or", "__or__", "to", "_to_copy", "type_as", "zeros_like",
+    "ones_like", "full_like", "repeat", "expand_as",
 }  # fmt: skip
 #: Operations over one dimension of their first argument: the last, or that which they are given.
 _OVER_LAST, _OVER_GIVEN = frozenset({"linear", "layer_norm", "rms_norm"}), frozenset({"softmax", "log_softmax"})
@@ -44,7 +47,8 @@ class StandIns(NamedTuple):
     of a table, and for recurrent layers, if they may be there.
 
     full: for attention to all tokens, if it may be there. learned_row: for the row of a parameter, by its numbers'
-    places in it: the network is then one that is trained.
+    places in it: the network is then one that is trained. lanes: whether masks may depend on tokens, and numbers be
+    dropped. drops: whether they are.
     """
 
     attention: Callable[..., Any]
@@ -52,6 +56,8 @@ class StandIns(NamedTuple):
     recurrent: Mapping[Any, Callable[..., Any]]
     full: Callable[..., Any] | None = None
     learned_row: Callable[..., Any] | None = None
+    lanes: bool = False
+    drops: bool = True
 
 
 #: Of tokens that are read one after the other.
@@ -77,47 +83,20 @@ def one_token(
     """
     training = stand_ins.learned_row is not None
     one, whole = (captured(model, (count,), training=training) for count in (1, length))
+    if not stand_ins.drops:
+        one, whole = undropped(one), undropped(whole)
     if [(each.op, each.target) for each in one.graph.nodes] != [(each.op, each.target) for each in whole.graph.nodes]:
         raise UserError(f"decoding_program: {model.name} does other things with one token than with {length}")
     values = numbered(params) if training else params
-    known = _Known(one, values, buffers), _Known(whole, values, buffers)
+    known = Known(one, values, buffers), Known(whole, values, buffers)
     return _Rewriting(*known, params, length, masks, stand_ins).result()
-
-
-class _Known:
-    """What of a graph depends on no token. params, buffers: of the network."""
-
-    def __init__(self, captured: Captured, params: Params, buffers: Buffers) -> None:
-        self.captured = captured
-        self.params = {name: params[name] for name in captured.params}
-        self.buffers = {name: buffers[name] for name in captured.buffers}
-        *leaves, _ = captured.placeholders
-        self._values: dict[Node, Any] = dict(zip(leaves, (*self.params.values(), *self.buffers.values()), strict=True))
-        self._fixed: set[Node] = set(leaves)
-        for node in captured.graph.nodes:
-            computed = node.op in ("call_function", "get_attr")
-            if computed and all(each in self._fixed for each in node.all_input_nodes) and not changed_by(node):
-                self._fixed.add(node)
-
-    def __contains__(self, node: object) -> bool:
-        return node in self._fixed
-
-    def value(self, node: Node) -> Any:
-        """Of such a node."""
-        if node not in self._values:
-            args, kwargs = map_arg((node.args, node.kwargs), self.value)
-            constant = node.op == "get_attr"
-            self._values[node] = (
-                self.captured.constants[str(node.target)] if constant else node.target(*args, **kwargs)  # type: ignore[operator]
-            )
-        return self._values[node]
 
 
 class _Rewriting:
     """one, whole: the graphs of one token and of `length`. masks: of the network's parameters."""
 
     def __init__(
-        self, one: _Known, whole: _Known, params: Params, length: int, masks: Masks, stand_ins: StandIns
+        self, one: Known, whole: Known, params: Params, length: int, masks: Masks, stand_ins: StandIns
     ) -> None:
         self._one, self._whole, self._length = one, whole, length
         self._stand_ins, self._trains = stand_ins, stand_ins.learned_row is not None
@@ -143,7 +122,7 @@ class _Rewriting:
                 self._graph.output(map_arg(node.args[0], functools.partial(self._argument, node)))
             elif self._trains and node.target is torch._C._set_grad_enabled:
                 raise self._refused(node, "of what is trained")
-            elif node.op == "call_function" and node not in self._one:
+            elif node.op == "call_function" and node not in self._one and not self._is_of_pairs(node):
                 self._check(node)
                 self._add(node, *self._call(node))
         params = tuple(self._params)
@@ -157,8 +136,12 @@ class _Rewriting:
 
     def _call(self, node: Any) -> tuple[Any, Any, Any]:
         if operation_of(node) == _ATTENTION:
+            terms = self._terms(node)
             kwargs = {name: value for name, value in node.kwargs.items() if name in ("scale", "enable_gqa")}
-            target = self._stand_ins.attention if self._is_causal(node) else self._stand_ins.full
+            for name, parts in (("of_keys", terms.of_keys), ("of_queries", terms.of_queries)):
+                kwargs |= {name: [self._term(node, each) for each in parts]} if parts else {}
+            kwargs |= {"dropout_p": share} if (share := dropped_of(node)) else {}
+            target = self._stand_ins.attention if terms.causal else self._stand_ins.full
             return target, tuple(self._argument(node, each) for each in node.args[:3]), kwargs
         if node.target in self._stand_ins.recurrent:
             x, _, params, *settings = node.args
@@ -179,6 +162,8 @@ class _Rewriting:
         return made
 
     def _argument(self, user: Node, node: Node) -> Node:
+        if node not in self._at and self._is_of_pairs(node):
+            raise self._refused(user, "of other tokens than the one at its place")
         if node not in self._at and node in self._learned:
             self._add(node, *self._learned_call(user, node))
         if node not in self._at:  # it depends on no token
@@ -204,7 +189,7 @@ class _Rewriting:
 
     def _table(self, user: Node, node: Node, dtype: torch.dtype = torch.float32) -> Tensor:
         """What depends on no token: its values at all places, (length, …), or one for all of them."""
-        self._read |= {self._names[each] for each in _leaves_of(node)} & self._one.buffers.keys()
+        self._read |= {self._names[each] for each in leaves_of(node)} & self._one.buffers.keys()
         one, whole = self._one.value(node), self._whole.value(self._twins[node])
         if not isinstance(one, Tensor) or one.dtype != dtype:
             raise self._refused(user, "of a tensor made in forward that is not float32")
@@ -224,7 +209,7 @@ class _Rewriting:
             return
         if name == _ATTENTION:
             self._check_attention(node)
-        elif name == "dropout" and node.args[1] and node.args[2]:
+        elif name == "dropout" and dropped_of(node) and not self._stand_ins.lanes:
             raise self._refused(node, "that drops something")
         elif name in _OVER_LAST | _OVER_GIVEN:
             over = node.args[1] if name in _OVER_GIVEN else -1
@@ -251,17 +236,41 @@ class _Rewriting:
     def _check_attention(self, node: Any) -> None:
         if any(each in self._one or self._places(node, each) != -2 for each in node.args[:3]):
             raise self._refused(node, "over another dimension than that of tokens")
-        masked = argument(node.args, 3, node.kwargs.get("attn_mask")) is not None
-        allowed = self._is_causal(node) or (self._stand_ins.full is not None and not masked)
-        if not allowed or argument(node.args, 4, node.kwargs.get("dropout_p", 0.0)):
+        terms = self._terms(node)
+        if not terms.causal and self._stand_ins.full is None:
             raise self._refused(node, "that is not causal")
+        if not self._stand_ins.lanes and (terms.of_keys or terms.of_queries or dropped_of(node)):
+            raise self._refused(node, "that drops something or has a mask of tokens")
 
-    def _is_causal(self, node: Any) -> bool:
+    def _terms(self, node: Any) -> Terms:
+        """What is added to attention's scores."""
         mask = argument(node.args, 3, node.kwargs.get("attn_mask"))
         if mask is None:
-            return bool(argument(node.args, 5, node.kwargs.get("is_causal", False)))
-        known = mask in self._one and mask not in self._learned
-        return known and is_causal(self._whole.value(self._twins[mask]), self._length, self._length)
+            return Terms([], [], bool(argument(node.args, 5, node.kwargs.get("is_causal", False))))
+        alike = self._value(mask) is not None or mask.meta["val"].ndim == node.meta["val"].ndim
+        found = terms_of(mask, self._twins, self._length, self._value) if alike else None
+        if found is None:
+            raise self._refused(node, "that is not causal, under a mask of more than a query's or a key's token")
+        return found
+
+    def _term(self, user: Node, term: Term) -> tuple[Node, bool]:
+        """(a term of a mask, as the mask has its dimensions, whether it is inverted)."""
+        found, value = self._argument(user, term.node), term.node.meta["val"]
+        if term.leading is not None and term.leading != value.shape[:-2]:
+            shape = [*term.leading, 1, 1]
+            found = self._graph.call_function(torch.ops.aten.reshape.default, (found, shape))
+            found.meta = {**term.node.meta, "val": value.reshape(shape)}
+        return found, term.inverted
+
+    def _value(self, node: Node) -> Tensor | None:
+        """Of what depends on no token, and on nothing that is trained, at all places."""
+        known = node in self._one and node not in self._learned
+        return self._whole.value(self._twins[node]) if known else None
+
+    def _is_of_pairs(self, node: Node) -> bool:
+        """Whether it is a mask, or a part of one, for each query and key: attention alone may read those."""
+        one, whole = (each.meta.get("val") for each in (node, self._twins[node]))
+        return self._stand_ins.lanes and node not in self._one and is_of_pairs(one, whole, self._length)
 
     def _check_recurrent(self, node: Any) -> None:
         x, states, _, _, _, _, _, both, batch_first = node.args
@@ -275,16 +284,6 @@ class _Rewriting:
     def _refused(self, node: Node, form: str) -> UserError:
         what = described(node, form, self._one.captured.name)
         return UserError(f"decoding_program has no rule for {what}")
-
-
-def _leaves_of(node: Node) -> set[Node]:
-    """The placeholders that a node depends on."""
-    found, left = set[Node](), [node]
-    while left:
-        each = left.pop()
-        left += [before for before in each.all_input_nodes if before not in found]
-        found.add(each)
-    return {each for each in found if each.op == "placeholder"}
 
 
 def _listed(found: Any) -> list[Any]:

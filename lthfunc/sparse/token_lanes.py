@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
+from lthfunc.sparse.builder import Builder
+from lthfunc.sparse.capture import captured
 from lthfunc.sparse.decoding_graph import StandIns, one_token
 from lthfunc.sparse.ends import ONE
 from lthfunc.sparse.kernels.instructions import OPCODES, column_of
 from lthfunc.sparse.lowerings.token_lanes import (
-    LanesBuilder,
     causal_attention_among_lanes,
     full_attention_among_lanes,
     learned_row_of_lane,
@@ -26,16 +27,19 @@ from lthfunc.sparse.lowerings.token_lanes import (
 )
 from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, lower
 from lthfunc.sparse.tile_buffers import LANES
+from lthfunc.sparse.undropped import outputs_of_graph, undropped
 from lthfunc.sparse.workspace import Workspace, filled_up
-from lthfunc.trees.model import Model, apply_evaluating, apply_training
+from lthfunc.trees.model import Model, apply_evaluating
 from lthfunc.trees.types import Buffers, Masks, Params, TrainState
 
 #: By which part of the largest output a program and its network may differ.
 _TOLERANCE = 1e-3
 #: Numbers for which threads have room beside each other, one for each value and tile, at most: 4 GiB of addresses.
 _MOST_PARTIALS = 2**30
+#: Sequences on which a network is compared with its program.
+_COMPARED = 2
 
-_INFERENCE = StandIns(causal_attention_among_lanes, row_of_lane, {}, full_attention_among_lanes)
+_INFERENCE = StandIns(causal_attention_among_lanes, row_of_lane, {}, full_attention_among_lanes, lanes=True)
 _TRAINING = _INFERENCE._replace(learned_row=learned_row_of_lane)
 
 
@@ -112,7 +116,7 @@ def _lowered(
     lowered = lower(
         graph.captured, graph.params, buffers, masks, batch=sequences * -(-length // LANES) * LANES,
         stored=Stored((1,), torch.int64), epilogue=epilogue, positions=positions,
-        builder=functools.partial(LanesBuilder, length=length),
+        builder=functools.partial(Builder, tokens=length),
     )  # fmt: skip
     read = {name: buffers[name].clone() for name in graph.read}
     program = lowered.program
@@ -132,13 +136,15 @@ def _trains_on_lanes(model: Model, length: int) -> bool:
         name: leaf.detach() + 0.02 * torch.randn(leaf.shape, generator=draw) for name, leaf in module.named_parameters()
     }
     try:
-        lowered, _ = _lowered(model, None, buffers, {}, 2, length, Epilogue(None, gradients=False), _TRAINING)
+        graph = undropped(captured(model, (length,), training=True, examples=_COMPARED))
+        still = _TRAINING._replace(drops=False)
+        lowered, _ = _lowered(model, None, buffers, {}, _COMPARED, length, Epilogue(None, gradients=False), still)
     except UserError:
         return False
-    tokens = torch.randint(0, _vocabulary(lowered.program), (2, length), generator=draw)
+    tokens = torch.randint(0, _vocabulary(lowered.program), (_COMPARED, length), generator=draw)
     given = LanesProgram(Workspace(lowered.program, params, buffers))(tokens)
     with torch.no_grad():
-        expected, _ = apply_training(model, params, buffers, tokens)
+        (expected,) = outputs_of_graph(graph, params, buffers, tokens)
     return _is_close(given, expected)
 
 

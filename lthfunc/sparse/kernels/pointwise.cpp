@@ -143,6 +143,7 @@ void verify(const dropout_row& op, Verifier& v) {
   LTHFUNC_INSIDE(in, op.rows, op.height, op.width);
   LTHFUNC_GATED(out, op.rows, op.height, op.width);
   v.constants("scale", op.scale);
+  v.require(op.tiles >= 0 && op.length <= op.tiles * LANES, "length: of tokens in a sequence's tiles");
 }
 
 void dropout(const dropout_row& op, Workspace& m, Part part) {
@@ -152,8 +153,11 @@ void dropout(const dropout_row& op, Workspace& m, Part part) {
     vec* const out = LTHFUNC_AT(out);
     const vec* const gate = gate_of(op.gate, op.out, out);
     for (i64 x = 0; x < op.width; ++x) {
-      const i64 place = ((tile * op.rows + channel) * op.height + y) * op.width + x;
-      const ivec kept = kept_lanes(m, op.number, op.threshold, place);
+      const i64 place = (channel * op.height + y) * op.width + x;
+      const i64 before = tile * op.rows * op.height * op.width;
+      const ivec kept = op.tiles ? kept_tokens(m, op.number, op.threshold, tile / op.tiles,
+                                               place * op.length + tile % op.tiles * LANES, 1)
+                                 : kept_lanes(m, op.number, op.threshold, before + place);
       vec value = in[x] * where(kept, broadcast(scale), vec{});
       if (op.accumulate) value += out[x];
       out[x] = gated(value, gate, x);

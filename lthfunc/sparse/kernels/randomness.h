@@ -14,18 +14,38 @@ LTHFUNC_INLINE uvec scrambled(uvec h) {
   return h ^ (h >> 16);
 }
 
-// Lanes whose 32 random bits are no less than a threshold. A counter, scrambled twice: seed and step first, and what a
-// number of 32 bits has no room for of the place, then the rest of the place.
-LTHFUNC_INLINE ivec kept_lanes(const Workspace& m, i64 number, i64 threshold, i64 place) {
-  const ivec numbers = lane_numbers();
-  uvec lane;
-  std::memcpy(&lane, &numbers, sizeof lane);
-  const std::uint64_t first = static_cast<std::uint64_t>(place) * LANES;
-  const std::uint32_t beyond = static_cast<std::uint32_t>(first >> 32) * 0xc2b2ae35u;
+// 32 random bits of counters of 64: seed and step, the instruction's number and a counter's upper half are scrambled
+// first, which is `stream`, then its lower half with it.
+LTHFUNC_INLINE uvec drawn(const Workspace& m, i64 number, uvec upper, uvec lower) {
   const uvec stream =
-      scrambled(uvec{} + (m.seed ^ (m.step * 0x9e3779b9u)) + static_cast<std::uint32_t>(number) + beyond);
-  const uvec drawn = scrambled(stream ^ (lane + static_cast<std::uint32_t>(first)));
-  return drawn >= uvec{} + static_cast<std::uint32_t>(threshold);
+      scrambled(upper * 0xc2b2ae35u + (m.seed ^ (m.step * 0x9e3779b9u)) + static_cast<std::uint32_t>(number));
+  return scrambled(stream ^ lower);
+}
+
+LTHFUNC_INLINE uvec unsigned_lanes() {
+  const ivec numbers = lane_numbers();
+  uvec lanes;
+  std::memcpy(&lanes, &numbers, sizeof lanes);
+  return lanes;
+}
+
+// Lanes whose random bits are no less than a threshold: of the examples of a tile, at a place among its vectors. A
+// counter is 16 times the place, and the example's number in the tile.
+LTHFUNC_INLINE ivec kept_lanes(const Workspace& m, i64 number, i64 threshold, i64 place) {
+  const std::uint64_t first = static_cast<std::uint64_t>(place) * LANES;
+  const uvec upper = uvec{} + static_cast<std::uint32_t>(first >> 32);
+  const uvec lower = unsigned_lanes() + static_cast<std::uint32_t>(first);
+  return drawn(m, number, upper, lower) >= uvec{} + static_cast<std::uint32_t>(threshold);
+}
+
+// The same where lanes are tokens of the example of this number, of which each has its place `step` behind the last.
+LTHFUNC_INLINE ivec kept_tokens(const Workspace& m, i64 number, i64 threshold, i64 example, i64 place, i64 step) {
+  const std::uint64_t first = static_cast<std::uint64_t>(place) * LANES + static_cast<std::uint64_t>(example);
+  const uvec begin = uvec{} + static_cast<std::uint32_t>(first),
+             upper = uvec{} + static_cast<std::uint32_t>(first >> 32);
+  const uvec lower = begin + unsigned_lanes() * static_cast<std::uint32_t>(step * LANES);
+  return drawn(m, number, where(lower < begin, upper + 1u, upper), lower) >=
+         uvec{} + static_cast<std::uint32_t>(threshold);
 }
 
 }  // namespace lthfunc

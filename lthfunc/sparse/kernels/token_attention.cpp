@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "randomness.h"
 #include "verify.h"
 
 namespace lthfunc {
@@ -83,6 +84,53 @@ struct KeysRead {
   ivec reads(i64 key) const { return last >= broadcast_int(static_cast<i32>(key)); }
 };
 
+// The scores of one head for a tile's queries, from their products with keys, and what becomes of weights.
+template <typename Row>
+struct Scores {
+  const Row& op;
+  const Workspace& m;
+  i64 tile, head;
+  float scale;
+  bool masked;
+  vec of_queries{};
+
+  Scores(const Row& row, const Workspace& workspace, i64 t, i64 h)
+      : op(row),
+        m(workspace),
+        tile(t),
+        head(h),
+        scale(m.constants[op.scale]),
+        masked(op.of_keys >= 0 || op.of_queries >= 0) {
+    if (op.of_queries >= 0)
+      of_queries = m.activations[op.of_queries + tile * op.of_queries_tile + head * op.of_queries_head];
+  }
+
+  // Of the key that is this token of a tile.
+  vec of(vec product, i64 from, i64 token) const {
+    vec score = product * scale;
+    if (!masked) return score;
+    if (op.of_keys >= 0) score += m.activations[op.of_keys + from * op.of_keys_tile + head * op.of_keys_head][token];
+    return score + of_queries;
+  }
+  // The exponential of a score less the largest one, exactly zero where there is none. Of a query that reads no key all
+  // weights are zero, as PyTorch has them.
+  vec weight(vec score, vec most) const {
+    const vec found = exponential(score - most);
+    return masked ? where(score == broadcast(-__builtin_inff()), vec{}, found) : found;
+  }
+  vec largest(vec most) const { return masked ? where(most == broadcast(-__builtin_inff()), vec{}, most) : most; }
+  vec reciprocal(vec total) const { return masked ? where(total == vec{}, vec{}, 1.0f / total) : 1.0f / total; }
+
+  // What dropout multiplies weights of a key by: what it draws where lanes are examples.
+  vec kept(i64 key) const {
+    if (!op.threshold) return broadcast(1.0f);
+    const i64 query = tile % op.tiles * LANES;
+    const i64 place = (head * op.length + query) * op.length + key;
+    return where(kept_tokens(m, op.number, op.threshold, tile / op.tiles, place, op.length),
+                 broadcast(m.constants[op.keep_scale]), vec{});
+  }
+};
+
 template <typename Row>
 void verify_tokens(const Row& op, const Verifier& v) {
   v.require(op.tiles > 0 && op.group > 0 && op.features > 0 && op.value_features > 0, "sizes: positive");
@@ -94,7 +142,11 @@ void verify_tokens(const Row& op, const Verifier& v) {
   LTHFUNC_TOKENS("k", k, op.k, op.rows, op.features);
   LTHFUNC_TOKENS("v", v, op.v, op.rows, op.value_features);
   LTHFUNC_TOKENS("out", out, op.out, heads, op.value_features);
+  if (op.of_keys >= 0) v.activations("of_keys", op.of_keys, {{v.tiles, op.of_keys_tile}, {heads, op.of_keys_head}});
+  if (op.of_queries >= 0)
+    v.activations("of_queries", op.of_queries, {{v.tiles, op.of_queries_tile}, {heads, op.of_queries_head}});
   v.constants("scale", op.scale);
+  v.constants("keep_scale", op.keep_scale);
   if (op.saved >= 0) v.activations("saved", op.saved, {{v.tiles, op.saved_tile}, {heads, 2}, {2, 1}});
 }
 
@@ -102,11 +154,11 @@ void verify_tokens(const Row& op, const Verifier& v) {
 
 // q, out: of `group` heads for each row, the features of 16 tokens in each tile; k, v: of one. out is none of the
 // others. tiles: of a sequence of `length` tokens; those behind them are read by no others. saved: of each query its
-// largest score and the reciprocal sum of exponentials, side by side; -1: nothing.
+// largest score and the reciprocal sum of exponentials, side by side; -1: nothing. of_keys, of_queries: a number of
+// each token for every head.
 void verify(const token_attention_row& op, Verifier& v) { verify_tokens(op, v); }
 
 void token_attention(const token_attention_row& op, Workspace& m, Part part) {
-  const float scale = m.constants[op.scale];
   std::vector<vec> memory(static_cast<std::size_t>(std::min(op.tiles, part.tiles) * LANES));
   vec* const weights = memory.data();
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
@@ -115,18 +167,22 @@ void token_attention(const token_attention_row& op, Workspace& m, Part part) {
     for (i64 head = part.row * op.group; head < part.rows * op.group; ++head) {
       const i64 other = head / op.group;
       const auto q = LTHFUNC_TOKEN_HEAD(q, op.q, tile, head), out = LTHFUNC_TOKEN_HEAD(out, op.out, tile, head);
+      const Scores scores(op, m, tile, head);
       for (i64 from = read.begin; from < read.end; ++from)
         token_scores(q, LTHFUNC_TOKEN_HEAD(k, op.k, from, other), op.features, weights + (from - read.begin) * LANES);
       vec most = broadcast(-__builtin_inff()), total{};
       for (i64 key = 0; key < keys; ++key) {
-        weights[key] = where(read.reads(key), weights[key] * scale, broadcast(-__builtin_inff()));
+        const vec score = scores.of(weights[key], read.begin + key / LANES, key % LANES);
+        weights[key] = where(read.reads(key), score, broadcast(-__builtin_inff()));
         most = max_or_nan(weights[key], most);
       }
+      most = scores.largest(most);
       for (i64 key = 0; key < keys; ++key) {
-        weights[key] = where(read.reads(key), exponential(weights[key] - most), vec{});
-        total += weights[key];
+        const vec weight = where(read.reads(key), scores.weight(weights[key], most), vec{});
+        total += weight;
+        weights[key] = op.threshold ? weight * scores.kept(key) : weight;
       }
-      total = 1.0f / total;
+      total = scores.reciprocal(total);
       if (op.saved >= 0) {
         vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * head;
         saved[0] = most;
@@ -155,7 +211,6 @@ void verify(const token_attention_gradient_row& op, Verifier& v) {
 }
 
 void token_attention_gradient(const token_attention_gradient_row& op, Workspace& m, Part part) {
-  const float scale = m.constants[op.scale];
   for (i64 tile = part.tile; tile < part.tiles; ++tile) {
     const KeysRead read(op, tile, part.tiles);
     for (i64 head = part.row * op.group; head < part.rows * op.group; ++head) {
@@ -163,6 +218,7 @@ void token_attention_gradient(const token_attention_gradient_row& op, Workspace&
       const auto q = LTHFUNC_TOKEN_HEAD(q, op.q, tile, head), into_q = LTHFUNC_TOKEN_HEAD(q, op.into_q, tile, head);
       const auto out = LTHFUNC_TOKEN_HEAD(out, op.out, tile, head), grad = LTHFUNC_TOKEN_HEAD(out, op.grad, tile, head);
       const vec* const saved = m.activations + op.saved + tile * op.saved_tile + 2 * head;
+      const Scores scores(op, m, tile, head);
       vec mean{};  // of the changes of each query's weights, by the weights
       for (i64 f = 0; f < op.value_features; ++f) mean += grad.at(f) * out.at(f);
       for (i64 from = read.begin; from < read.end; ++from) {
@@ -170,10 +226,14 @@ void token_attention_gradient(const token_attention_gradient_row& op, Workspace&
         vec weights[LANES], changes[LANES];  // of keys; the latter are gradients of their scores
         token_scores(q, k, op.features, weights);
         token_scores(grad, v, op.value_features, changes);
-        for (int key = 0; key < LANES; ++key) {
-          const vec weight = exponential(weights[key] * scale - saved[0]) * saved[1];
-          weights[key] = where(read.reads((from - read.begin) * LANES + key), weight, vec{});
-          changes[key] = weights[key] * (changes[key] - mean) * scale;
+        for (int token = 0; token < LANES; ++token) {
+          const i64 key = (from - read.begin) * LANES + token;
+          const vec found = scores.weight(scores.of(weights[token], from, token), saved[0]) * saved[1];
+          const vec weight = where(read.reads(key), found, vec{});
+          // What is dropped of a weight is dropped of its gradient.
+          const vec kept = scores.kept(key);
+          weights[token] = weight * kept;
+          changes[token] = weight * (changes[token] * kept - mean) * scores.scale;
         }
         add_to_tile(changes, k, into_q, op.features, from == read.begin && !op.accumulate_q);
         transpose(weights);

@@ -12,7 +12,7 @@ from torch import Tensor
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, only
 from lthfunc.sparse.builder import Builder, GradientTarget, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drop_threshold, lowers
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drawn, lowers
 from lthfunc.sparse.lowerings.masked_attention import is_causal, masked_attention
 from lthfunc.sparse.lowerings.parameters import as_view, folded
 from lthfunc.sparse.lowerings.placing import filled, first_of, placed, stride, sum_of_steps
@@ -24,7 +24,6 @@ from lthfunc.sparse.views import arranged_view
 def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """scaled_dot_product_attention(q, k, v), all, causal or masked, with shared keys and values or not."""
     dropped = float(argument(args, 4, kwargs.get("dropout_p", 0.0)))
-    threshold = drop_threshold(dropped)
     causal = bool(argument(args, 5, kwargs.get("is_causal", False)))
     scale = kwargs.get("scale", argument(args, 6, None))
     views = [as_view(b, each) for each in args[:3]]
@@ -36,6 +35,7 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
     views = [operand(b, view) for view in views]
     (*_, queries, features), (*_, keys, _), (*_, value_features) = (view.arrangement.sizes for view in views)
     heads, shared = heads_of(views)
+    draws = dropping(b, dropped)
     sizes = {
         "queries": queries, "keys": keys, "features": features, "value_features": value_features,
         "group": heads // shared, "causal": int(causal),
@@ -53,14 +53,14 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
         b.hold(out.buffer)
         saved = b.allocate(2 * heads * queries)
         number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale), 1 / (1 - dropped)])
-        draws = {"threshold": threshold, "keep_scale": number + 1, "number": len(b.instructions)}
 
         def shared_columns() -> dict[str, int]:
             return {
                 **_columns("q", inputs[0].buffer, views[0].arrangement),
                 **_columns("k", inputs[1].buffer, views[1].arrangement),
                 **_columns("v", inputs[2].buffer, views[2].arrangement), **_columns("out", out.buffer, result),
-                **sizes, **draws, "scale": number, "saved": saved.first, "saved_tile": saved.tile,
+                **sizes, **draws, "scale": number, "keep_scale": number + 1,
+                "saved": saved.first, "saved_tile": saved.tile,
             }  # fmt: skip
 
         b.emit(lambda: ("attention", BY_TILES, heads, shared_columns()))
@@ -80,6 +80,11 @@ def scaled_dot_product_attention(b: Builder, args: list[Any], kwargs: dict[str, 
 
 def _without_heads(view: View) -> View:
     return arranged_view(view.value, view.arrangement.without(1))
+
+
+def dropping(b: Builder, dropped: float) -> dict[str, int]:
+    """Columns of attention that drops this share of its weights, or nothing."""
+    return drawn(b, dropped) if dropped else {"threshold": 0, "number": 0}
 
 
 def heads_of(views: list[View]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lthfunc.sparse.builder import Builder, View
+from lthfunc.sparse.tile_buffers import LANES
 
 
 class Param(NamedTuple):
@@ -92,6 +93,19 @@ def drop_threshold(share: float) -> int:
     if threshold >= 2**32:
         raise Unsupported("that drops everything")
     return threshold
+
+
+def drawn(b: Builder, share: float) -> dict[str, int]:
+    """Columns of an instruction that drops this share: what it draws follows from the operation's number among those of
+    the graph, so that other instructions for the same operation draw the same."""
+    b.draws += 1
+    return {"threshold": drop_threshold(share), "number": b.draws}
+
+
+def sequences(b: Builder) -> dict[str, int]:
+    """Columns of an instruction to which examples are tokens of sequences: the tiles of each, and its tokens. Zeros
+    where they are none."""
+    return {"tiles": -(-b.tokens // LANES), "length": b.tokens}
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 from lthfunc.sparse.axes import Side
 from lthfunc.sparse.builder import Builder, FusedStep, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_TILES, POINTWISE
-from lthfunc.sparse.lowerings.interface import Unsupported, aten, drop_threshold, lowers
+from lthfunc.sparse.lowerings.interface import Unsupported, aten, drawn, lowers, sequences
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import whole
 from lthfunc.sparse.tile_buffers import TileBuffer
@@ -115,17 +115,14 @@ def dropout(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     if not any(axis.side is Side.EXAMPLE for axis in view.arrangement.axes):
         # PyTorch draws one mask for the batch, the machine one for each example.
         raise Unsupported("of a parameter or buffer")
-    view, threshold = whole(b, view), drop_threshold(share)
+    view, draws = whole(b, view), {**drawn(b, share), **sequences(b)}
     out = Value(TileBuffer(*view.value.buffer.size), view.value.needs)
     channels = out.buffer.channels
 
     def emit(operation: Operation) -> None:
         (x,) = operation.inputs
         b.hold(out.buffer)
-        shared = {
-            **out.buffer.sides, "threshold": threshold, "scale": b.numbers([1 / (1 - share)]),
-            "number": len(b.instructions),
-        }  # fmt: skip
+        shared = {**out.buffer.sides, **draws, "scale": b.numbers([1 / (1 - share)])}
         b.emit(lambda: (
             "dropout", BY_TILES, channels,
             {**x.buffer.columns("in"), **out.buffer.columns("out"), **shared, "accumulate": 0, "gate": -1},

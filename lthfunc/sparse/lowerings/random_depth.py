@@ -8,7 +8,7 @@ from typing import Any
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.capture import TRACED_BATCH
 from lthfunc.sparse.kernels.instructions import BY_TILES
-from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drop_threshold, lowers
+from lthfunc.sparse.lowerings.interface import Unsupported, argument, aten, drawn, lowers, sequences
 from lthfunc.sparse.tile_buffers import TileBuffer
 
 
@@ -29,19 +29,19 @@ def empty(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 def bernoulli(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """bernoulli_(share): 1 in that share of the examples and 0 in the others; drawn as dropout is."""
     view: View = args[0]
-    threshold = drop_threshold(1 - float(argument(args, 1, 0.5)))
     if not isinstance(view.value, Empty):
         raise Unsupported("of a tensor that already has values")
+    draws = {**drawn(b, 1 - float(argument(args, 1, 0.5))), **sequences(b)}
     out = Value(TileBuffer(1, 1, 1), needs=False)
 
     def emit(operation: Operation) -> None:
         ones = b.allocate(1)
         b.hold(out.buffer)
-        one, number = b.numbers([1.0]), len(b.instructions)
+        one = b.numbers([1.0])
         b.fill(ones, one)
         b.emit(lambda: ("dropout", BY_TILES, 1, {
-            **ones.columns("in"), **out.buffer.columns("out"), **out.buffer.sides, "scale": one, "number": number,
-            "threshold": threshold, "accumulate": 0, "gate": -1,
+            **ones.columns("in"), **out.buffer.columns("out"), **out.buffer.sides, **draws, "scale": one,
+            "accumulate": 0, "gate": -1,
         }))  # fmt: skip
 
     b.operations.append(Operation([], out, emit))

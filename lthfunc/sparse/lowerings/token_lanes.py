@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,24 +12,13 @@ from torch import Tensor
 from lthfunc.sparse.axes import Arrangement, Axis, Side, merged, only
 from lthfunc.sparse.builder import Builder, Operation, Value, View
 from lthfunc.sparse.kernels.instructions import BY_ROWS, BY_TILES
-from lthfunc.sparse.lowerings.attention import heads_of, operand, write_gradients
-from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, claim, lowers
+from lthfunc.sparse.lowerings.attention import dropping, heads_of, operand, write_gradients
+from lthfunc.sparse.lowerings.interface import Lowering, Unsupported, claim, lowers, sequences
 from lthfunc.sparse.lowerings.parameters import as_leaf, as_view
 from lthfunc.sparse.lowerings.placing import first_of, stride
+from lthfunc.sparse.lowerings.token_masks import added_to_scores, mask_columns, no_mask
 from lthfunc.sparse.tile_buffers import LANES, TileBuffer
 from lthfunc.sparse.views import arranged_view
-
-
-@dataclass
-class LanesBuilder(Builder):
-    """Collects a program whose examples are the tokens of sequences of `length`, each filled up to whole tiles."""
-
-    length: int = 1
-
-    @property
-    def tiles_each(self) -> int:
-        """Tiles of a sequence."""
-        return -(-self.length // LANES)
 
 
 def causal_attention_among_lanes(*operands: Any, **settings: Any) -> None:
@@ -51,37 +39,40 @@ def learned_row_of_lane(*operands: Any) -> None:
 
 def _attention(causal: bool) -> Lowering:
     def attention(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-        """attention(q, k, v), each of one place."""
-        assert isinstance(b, LanesBuilder)
+        """attention(q, k, v), each of one place. of_keys, of_queries: terms of a mask, if there are any."""
         views = [operand(b, as_view(b, each)) for each in args]
         (*_, features), (*_, value_features) = (view.arrangement.sizes for view in views[1:])
         heads, shared = heads_of(views)
+        masks = {name: added_to_scores(b, kwargs[name], heads) for name in ("of_keys", "of_queries") if name in kwargs}
         out = Value(TileBuffer(heads * value_features, 1, 1), needs=any(view.value.needs for view in views))
         result = Arrangement((
             views[0].arrangement.dimensions[0], merged([Axis(Side.CHANNEL, heads, value_features)]), (),
             merged([Axis(Side.CHANNEL, value_features)]),
         ))  # fmt: skip
-        values = list(dict.fromkeys(view.value for view in views))
-        scale = kwargs.get("scale")
+        values = list(dict.fromkeys(view.value for view in [*views, *masks.values()]))
+        scale, dropped = kwargs.get("scale"), float(kwargs.get("dropout_p", 0.0))
         settings = {
-            "tiles": b.tiles_each, "length": b.length, "features": features, "value_features": value_features,
-            "group": heads // shared, "causal": int(causal),
+            **sequences(b), "features": features, "value_features": value_features, "group": heads // shared,
+            "causal": int(causal), **dropping(b, dropped),
         }  # fmt: skip
 
         def emit(operation: Operation) -> None:
             read = dict(zip(values, operation.inputs, strict=True))
             inputs = [read[view.value] for view in views]
             b.hold(out.buffer)
-            number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale)])
+            number = b.numbers([1 / math.sqrt(features) if scale is None else float(scale), 1 / (1 - dropped)])
             saved = b.allocate(2 * heads) if b.training and out.needs else None
 
             def common() -> dict[str, int]:
                 named = zip("qkv", inputs, views, strict=True)
                 operands = [_columns(name, value.buffer, view.arrangement) for name, value, view in named]
                 return {
-                    **operands[0], **operands[1], **operands[2], **_columns("out", out.buffer, result), **settings,
-                    "scale": number, "saved": -1 if saved is None else saved.first,
+                    **operands[0], **operands[1], **operands[2], **_columns("out", out.buffer, result),
+                    **no_mask("of_keys"), **no_mask("of_queries"), **settings, "scale": number,
+                    "keep_scale": number + 1, "saved": -1 if saved is None else saved.first,
                     "saved_tile": 0 if saved is None else saved.tile,
+                    **{column: place for name, view in masks.items()
+                       for column, place in mask_columns(name, read[view.value].buffer, view.arrangement).items()},
                 }  # fmt: skip
 
             b.emit(lambda: ("token_attention", BY_ROWS, shared, common()))
@@ -95,7 +86,8 @@ def _attention(causal: bool) -> Lowering:
                 b.backward.append(gradient)
 
         b.operations.append(Operation(values, out, emit))
-        return arranged_view(out, result)
+        found = arranged_view(out, result)
+        return found if len(as_view(b, args[0]).arrangement.sizes) == 4 else arranged_view(out, result.without(1))
 
     return attention
 
@@ -107,9 +99,8 @@ lowers(full_attention_among_lanes, arranged=True)(_attention(causal=False))
 @lowers(row_of_lane, arranged=True)
 def row(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """row_of_lane(table)."""
-    assert isinstance(b, LanesBuilder)
     (table,) = args
-    shape, tiles = tuple(table.shape[1:]), b.tiles_each
+    shape, tiles = tuple(table.shape[1:]), sequences(b)["tiles"]
     room = _room(shape)
     first = b.numbers(_by_tiles(table.flatten(1), tiles, 0.0).tolist())
     out = Value(room, needs=False)
@@ -128,9 +119,8 @@ def row(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 @lowers(learned_row_of_lane, arranged=True)
 def learned_row(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     """learned_row_of_lane(parameter, places)."""
-    assert isinstance(b, LanesBuilder)
     leaf, table = args
-    count, name, tiles = math.prod(b.shapes[leaf.name]), leaf.name, b.tiles_each
+    count, name, tiles = math.prod(b.shapes[leaf.name]), leaf.name, sequences(b)["tiles"]
     if len(table.unique()) < table.numel():
         raise Unsupported("of a parameter's numbers that several tokens read")
     if not b.leaves[name].size:

@@ -63,10 +63,12 @@ def masked_fill(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
     return chosen(b, args[0], kept_of(b, args[1], inverted=True), _number(b, args[2]))
 
 
-@lowers(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, arranged=True)
+@lowers(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar, arranged=True)
 def where(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
-    """where(mask, x, y), of which one may be a number."""
+    """where(mask, x, y), of which each may be a number."""
     mask, x, y = args
+    if isinstance(x, (int, float)) and isinstance(y, (int, float)):
+        x = torch.tensor(float(x))
     if _is_number(b, y):
         return chosen(b, x, kept_of(b, mask), _number(b, y))
     if _is_number(b, x):
