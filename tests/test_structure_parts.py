@@ -164,6 +164,9 @@ def test_surgery_leaves_the_state_that_it_was_given() -> None:
     assert lf.count(whole.masks).kept == 18
     with pytest.raises(UserError, match=r"^damping: 0 is too small for these inputs; try 0\.1"):
         lf.sparsegpt({"1.weight": torch.ones(6, 6, dtype=torch.float64)}, 0.4, damping=0)(state)
+    mixed = 3 * torch.ones(6, 6, dtype=torch.float64) - 2 * torch.eye(6, dtype=torch.float64)  # no inputs have these
+    with pytest.raises(UserError, match=r"^damping: 0 is too small for these inputs; try 0\.1"):
+        lf.sparsegpt({"1.weight": mixed}, 0.4, damping=0)(state)
 
 
 def test_surgery_takes_128_columns_at_a_time_and_a_damping_of_a_hundredth() -> None:

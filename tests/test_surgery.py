@@ -68,6 +68,25 @@ def test_it_is_the_published_algorithm(dead: list[int], damping: float) -> None:
     torch.testing.assert_close(after.params["0.weight"], weight)
 
 
+def test_what_stays_of_a_block_is_asked_for_by_the_papers_score() -> None:
+    """(w / d)², below zero where a weight was pruned before."""
+    state, x, moments = case([])
+    mask = torch.arange(ROWS * COLUMNS).view(ROWS, COLUMNS) % 3 > 0
+    weight, told = state.params["0.weight"] * mask, list[Tensor]()
+
+    def all_that_are_left(scores: Tensor, share: float) -> Tensor:
+        told.append(scores)
+        return scores >= 0
+
+    after = lf.sparsegpt(moments, 0.5, choose=all_that_are_left, block=COLUMNS, damping=0.0)(
+        state._replace(params={**state.params, "0.weight": weight}, masks={"0.weight": mask})
+    )
+    upper = torch.linalg.cholesky(torch.linalg.inv(x.T @ x / len(x)), upper=True)
+    torch.testing.assert_close(told[0][mask], (weight / upper.diagonal()).square()[mask])
+    assert (told[0][~mask] < 0).all()
+    assert torch.equal(after.masks["0.weight"], mask)
+
+
 def test_the_unit_of_inputs_makes_no_difference() -> None:
     """The default damping is a hundredth of their mean square."""
     state, _, moments = case([2])
