@@ -59,7 +59,7 @@ def test_densities_by_hand() -> None:
     "how",
     [
         {}, {"allocate": lf.uniform()}, {"allocate": lf.erk()}, {"allocate": lf.layerwise()},
-        {"select": lf.per_output()}, {"select": lf.per_output(), "allocate": lf.uniform()},
+        {"select": lf.per_output(), "allocate": lf.uniform()}, {"select": lf.units()},
     ],
     ids=lambda how: " ".join(how) or "plain",
 )  # fmt: skip
