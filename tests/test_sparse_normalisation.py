@@ -188,22 +188,35 @@ def are_normalised_next(columns: dict[str, torch.Tensor]) -> torch.Tensor:
     return (columns["sums"] >= 0) & (columns["norm"] < 0)
 
 
-def test_values_that_go_past_the_caches_have_the_same_bits() -> None:
-    module, batch = residual(last=1), 40
+def strided() -> nn.Module:
+    """Convolutions of every second place, and one that reads so many channels that its lists are in blocks."""
+    layers = (
+        nn.Conv2d(3, 40, 3, stride=2, padding=1), nn.BatchNorm2d(40), nn.ReLU(),
+        nn.Conv2d(40, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 1, stride=2), nn.BatchNorm2d(4),
+    )  # fmt: skip
+    return Head(nn.Sequential(*layers), SHAPE)
+
+
+@pytest.mark.parametrize(("make", "count"), [(lambda: residual(last=1), 5), (strided, 3)])
+def test_values_that_go_past_the_caches_have_the_same_bits(make: Callable[[], nn.Module], count: int) -> None:
+    module, batch = make(), 40
     made, _ = program(module, batch)
     taken = products_where(made, are_normalised_next)
-    assert int(taken.sum()) == 5
+    assert int(taken.sum()) == count
+    strides = made.code.rows[taken][:, column_of("products", "in_x")]
+    assert (2 in strides.tolist()) == (make is strided)
     model = lf.from_module(module)
     params, buffers = model.init(0)
     x, y = torch.randn(1, batch, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.zeros(1, batch).long()
     found, threads = [], torch.get_num_threads()
     try:
-        for count, each in (
+        for number, each in (
             (1, made),
             (1, with_columns(made, taken, streamed=1)),
             (2, with_columns(made, taken, streamed=1)),
         ):
-            torch.set_num_threads(count)
+            torch.set_num_threads(number)
             workspace = Workspace(each, lf.apply_masks(params, random_masks(model, 0.4, 0)), buffers)
             workspace.run(x, y)
             found.append(workspace.gradients)
