@@ -95,6 +95,11 @@ def captured(
     return found._replace(other=lambda: captured(model, shape, training=training, examples=OTHER_BATCH, dtype=dtype))
 
 
+def captured_tokens(model: Model, length: int, *, training: bool) -> Captured:
+    """The same of sequences of so many tokens."""
+    return captured(model, (length,), training=training)
+
+
 def captured_call(
     name: str,
     call: Call,

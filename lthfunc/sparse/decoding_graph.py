@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from lthfunc.errors import UserError
-from lthfunc.sparse.capture import Captured, captured, operation_of
+from lthfunc.sparse.capture import Captured, captured_tokens, operation_of
 from lthfunc.sparse.interpretation import described
 from lthfunc.sparse.kernels.instructions import POINTWISE
 from lthfunc.sparse.known_values import Known, dropped_of, leaves_of
@@ -48,7 +48,7 @@ class StandIns(NamedTuple):
 
     full: for attention to all tokens, if it may be there. learned_row: for the row of a parameter, by its numbers'
     places in it: the network is then one that is trained. lanes: whether masks may depend on tokens, and numbers be
-    dropped. drops: whether they are.
+    dropped. drops: whether they are. traced: gives the graph of sequences of a length.
     """
 
     attention: Callable[..., Any]
@@ -58,6 +58,7 @@ class StandIns(NamedTuple):
     learned_row: Callable[..., Any] | None = None
     lanes: bool = False
     drops: bool = True
+    traced: Callable[..., Captured] = captured_tokens
 
 
 #: Of tokens that are read one after the other.
@@ -82,7 +83,7 @@ def one_token(
     a stand-in.
     """
     training = stand_ins.learned_row is not None
-    one, whole = (captured(model, (count,), training=training) for count in (1, length))
+    one, whole = (stand_ins.traced(model, count, training=training) for count in (1, length))
     if not stand_ins.drops:
         one, whole = undropped(one), undropped(whole)
     if [(each.op, each.target) for each in one.graph.nodes] != [(each.op, each.target) for each in whole.graph.nodes]:

@@ -14,6 +14,7 @@ from lthfunc.errors import UserError
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels.build import load_kernels
 from lthfunc.sparse.program import Epilogue, Stored, program_of
+from lthfunc.sparse.sequence_inputs import length_of
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.sparse.token_lanes import LanesProgram, lanes_program, saves_work
 from lthfunc.sparse.workspace import Workspace, side_by_side
@@ -93,7 +94,8 @@ class SparseProgram:
         return apart[0].rebuilt([torch.cat(parts) for parts in zip(*(each.tensors for each in apart), strict=True)])
 
     def _outputs(self, x: Tensor) -> Any:
-        lanes = self._lanes_of(x) if x.dtype == torch.int64 and x.ndim == 2 and saves_work(*x.shape) else None
+        length = length_of(self._model, Stored(tuple(x.shape[1:]), x.dtype, self._scale))
+        lanes = self._lanes_of(x) if length is not None and saves_work(len(x), length) else None
         if lanes is not None:
             with self._lock:
                 return lanes(x)

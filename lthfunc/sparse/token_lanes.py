@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lthfunc.errors import UserError
 from lthfunc.sparse.builder import Builder
-from lthfunc.sparse.capture import captured
 from lthfunc.sparse.decoding_graph import StandIns, one_token
 from lthfunc.sparse.ends import ONE
 from lthfunc.sparse.kernels.instructions import OPCODES, column_of
@@ -26,9 +25,10 @@ from lthfunc.sparse.lowerings.token_lanes import (
     row_of_lane,
 )
 from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, lower
+from lthfunc.sparse.sequence_inputs import captured_sequences, drawn_sequences, length_of, of_each_token
 from lthfunc.sparse.tile_buffers import LANES
 from lthfunc.sparse.undropped import outputs_of_graph, undropped
-from lthfunc.sparse.workspace import Workspace, filled_up
+from lthfunc.sparse.workspace import Workspace, as_tokens
 from lthfunc.trees.model import Model, apply_evaluating
 from lthfunc.trees.types import Buffers, Masks, Params, TrainState
 
@@ -39,7 +39,9 @@ _MOST_PARTIALS = 2**30
 #: Sequences on which a network is compared with its program.
 _COMPARED = 2
 
-_INFERENCE = StandIns(causal_attention_among_lanes, row_of_lane, {}, full_attention_among_lanes, lanes=True)
+_INFERENCE = StandIns(
+    causal_attention_among_lanes, row_of_lane, {}, full_attention_among_lanes, lanes=True, traced=captured_sequences
+)
 _TRAINING = _INFERENCE._replace(learned_row=learned_row_of_lane)
 
 
@@ -51,28 +53,29 @@ def saves_work(sequences: int, length: int, *, training: bool = False) -> bool:
 
 
 class LanesProgram(NamedTuple):
-    """Maps as many sequences as it was made for, int64 (n, length), to what each token gives, float32."""
+    """Maps as many sequences as it was made for, as they are stored, to what each token gives, float32."""
 
     workspace: Workspace
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """What the network gives for each token."""
-        workspace, (n, length) = self.workspace, tokens.shape
-        padded = filled_up(tokens, 0)
+        workspace, n, length = self.workspace, len(tokens), self.workspace.program.tokens
         found: Tensor = torch.ops.lthfunc.infer(
             workspace.program.code.verified, workspace.activations, workspace.memory, workspace.constants,
-            padded.view(-1, 1), False,
+            as_tokens(tokens, length, 0), False,
         )  # fmt: skip
-        return found.view(n, padded.shape[1], *workspace.program.outputs[0][1:])[:, :length].contiguous()
+        return found.view(n, -1, *workspace.program.outputs[0][1:])[:, :length].contiguous()
 
 
 def lanes_program(
     model: Model, params: Params, buffers: Buffers, masks: Masks, tokens: Tensor
 ) -> LanesProgram | None:  # fmt: skip
     """A program for sequences of this number and length; None where the network mixes tokens otherwise than by
-    attention, or has an operation without a rule. params: masked. tokens: (n, length), on which both are compared."""
-    n, length = tokens.shape
+    attention, or has an operation without a rule. params: masked. tokens: as stored, on which both are compared."""
+    n, length = len(tokens), length_of(model, Stored(tuple(tokens.shape[1:]), tokens.dtype))
     epilogue = Epilogue(None, gradients=False)
+    if length is None:
+        return None
     try:
         lowered, params_read = _lowered(model, params, buffers, masks, n, length, epilogue, _INFERENCE)
     except UserError:
@@ -115,7 +118,7 @@ def _lowered(
     graph = one_token(model, params, buffers, masks, length, stand_ins)
     lowered = lower(
         graph.captured, graph.params, buffers, masks, batch=sequences * -(-length // LANES) * LANES,
-        stored=Stored((1,), torch.int64), epilogue=epilogue, positions=positions,
+        stored=of_each_token(model), epilogue=epilogue, positions=positions,
         builder=functools.partial(Builder, tokens=length),
     )  # fmt: skip
     read = {name: buffers[name].clone() for name in graph.read}
@@ -136,12 +139,12 @@ def _trains_on_lanes(model: Model, length: int) -> bool:
         name: leaf.detach() + 0.02 * torch.randn(leaf.shape, generator=draw) for name, leaf in module.named_parameters()
     }
     try:
-        graph = undropped(captured(model, (length,), training=True, examples=_COMPARED))
+        graph = undropped(captured_sequences(model, length, training=True, examples=_COMPARED))
         still = _TRAINING._replace(drops=False)
         lowered, _ = _lowered(model, None, buffers, {}, _COMPARED, length, Epilogue(None, gradients=False), still)
     except UserError:
         return False
-    tokens = torch.randint(0, _vocabulary(lowered.program), (_COMPARED, length), generator=draw)
+    tokens = drawn_sequences(model, _COMPARED, length, _vocabulary(lowered.program), draw)
     given = LanesProgram(Workspace(lowered.program, params, buffers))(tokens)
     with torch.no_grad():
         (expected,) = outputs_of_graph(graph, params, buffers, tokens)

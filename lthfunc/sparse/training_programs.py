@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.program import Epilogue, Lowered, Program, Stored, builder_for, lower
 from lthfunc.sparse.python_losses import computes_loss
+from lthfunc.sparse.sequence_inputs import length_of
 from lthfunc.sparse.token_lanes import training_on_lanes
 from lthfunc.sparse.updates import machine_numbers
 from lthfunc.training.engines.interface import Work
@@ -49,7 +49,7 @@ class Programs(threading.local):
         self, state: TrainState, batch: int, stored: Stored, epilogue: Epilogue, positions: Mapping[str, Tensor] | None
     ) -> Lowered | None:
         """The program where tokens take the lanes; None where examples do."""
-        sequences = stored.dtype == torch.int64 and len(stored.shape) == 1
-        if not sequences or epilogue.loss is None or self._work.augment is not None:
+        length = length_of(self._work.model, stored)
+        if length is None or epilogue.loss is None or self._work.augment is not None:
             return None
-        return training_on_lanes(self._work.model, state, batch, stored.shape[0], epilogue, positions)
+        return training_on_lanes(self._work.model, state, batch, length, epilogue, positions)

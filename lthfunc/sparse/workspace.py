@@ -198,8 +198,8 @@ class Workspace:
         """Take the instructions (or those `within`) on slots 0 … steps-1 of x and y, a batch of `parts` in each."""
         begin, end = within or (0, self.end)
         if self.program.tokens:
-            x, y = x[:steps], y[:steps]
-            x, y = _as_tokens(x, 0), _as_tokens(y, IGNORED) if y.shape == x.shape else y
+            x, y, length = x[:steps], y[:steps], self.program.tokens
+            x, y = as_tokens(x, length, 0), as_tokens(y, length, IGNORED) if y.shape[2:] == (length,) else y
         torch.ops.lthfunc.run.default(
             self._verified, begin, end, self.activations, self.memory, self.gradients, self._partials(), self.constants,
             self.kept, self.clock, self.totals, self.schedule, x, y, self.outputs, x.shape[1] // parts, parts,
@@ -207,14 +207,14 @@ class Workspace:
         )  # fmt: skip
 
 
-def filled_up(sequences: Tensor, rest: int) -> Tensor:
-    """Sequences (…, length) with lengths of whole tiles. rest: what stands behind the last token."""
-    return F.pad(sequences, (0, -sequences.shape[-1] % LANES), value=rest)
+def as_tokens(sequences: Tensor, length: int, rest: int) -> Tensor:
+    """Sequences (…, numbers · length) as examples that are tokens (…, tokens, numbers), with lengths of whole tiles.
 
-
-def _as_tokens(slots: Tensor, rest: int) -> Tensor:
-    """Slots of sequences as slots of examples that are tokens, (steps, tokens, 1)."""
-    return filled_up(slots, rest).reshape(len(slots), -1, 1)
+    rest: what stands behind the last token.
+    """
+    *slots, _, _ = sequences.shape
+    apart = sequences.unflatten(-1, (-1, length))
+    return F.pad(apart, (0, -length % LANES), value=rest).mT.reshape(*slots, -1, apart.shape[-2])
 
 
 def side_by_side(memory: Tensor, examples: int, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

@@ -36,7 +36,8 @@ def pack_inputs(named: Mapping[str | int, Tensor]) -> tuple[Tensor, tuple[InputS
     if len({len(each) for each in named.values()}) != 1:
         raise UserError(f"inputs: lengths differ: {', '.join(str(len(each)) for each in named.values())}")
     for each in named.values():
-        if not each.is_floating_point() and each.numel() and int(each.abs().max()) > _EXACT:
+        whole = not each.is_floating_point() and each.dtype != torch.bool
+        if whole and each.numel() and int(each.abs().max()) > _EXACT:
             raise UserError(f"inputs: {int(each.abs().max())} is a whole number beyond 2^24, which float32 cannot hold")
     parts = tuple(
         InputSpec(name if isinstance(name, str) else "", tuple(each.shape[1:]), each.dtype)
