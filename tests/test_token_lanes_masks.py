@@ -188,6 +188,11 @@ REFUSED: dict[str, Form] = {
     "of a product": of(lambda net, t: scores(t) * later(t.shape[1]).clamp(min=-1)),
     "banded": of(lambda net, t: read(t) & causal(t.shape[1]).triu(-3)),
     "finite": of(lambda net, t: torch.where(read(t) & causal(t.shape[1]), 0.0, -1e4)),
+    "broadcast before it is shaped": of(
+        lambda net, t: (scores(t) + later(t.shape[1]).expand(net.heads, -1, -1)).flatten(0, 1).view(
+            -1, net.heads, t.shape[1], t.shape[1]
+        )
+    ),
     "of other tokens": of(lambda net, t: t.cumsum(1).ne(0)[:, None, None, :]),
     "read elsewhere": lambda net, x, t: x + (read(t) & causal(t.shape[1])).float().sum(-1).mT,
 }  # fmt: skip
