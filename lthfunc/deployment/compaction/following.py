@@ -231,3 +231,14 @@ def kept_along(alive: Tensor) -> list[Tensor] | None:
         whole &= there.view(-1, *(1,) * (alive.ndim - 1 - axis))
         found.append(there.nonzero().flatten())
     return found if torch.equal(whole, alive) else None
+
+
+def solid(labels: Tensor) -> Tensor:
+    """Labels where what is no unit has to stay."""
+    return torch.where(labels == NEUTRAL, FIXED, labels)
+
+
+def unknown(known: Following, given: Any, value: Tensor) -> Followed:
+    """What becomes of an operation without a rule: nothing that it reads or gives can be removed."""
+    known.fix(given)
+    return Followed(torch.full(value.shape, FIXED), torch.ones(value.shape, dtype=torch.bool), value)

@@ -10,7 +10,17 @@ from torch.fx import Node
 
 from lthfunc.deployment.compaction import operations
 from lthfunc.deployment.compaction.classes import FIXED, NEUTRAL
-from lthfunc.deployment.compaction.following import Followed, Following, Rule, Whole, followed_in, on_values
+from lthfunc.deployment.compaction.following import (
+    Followed,
+    Following,
+    Rule,
+    Whole,
+    followed_in,
+    on_values,
+    solid,
+    unknown,
+)
+from lthfunc.deployment.compaction.following_attention import attention, heads_of
 from lthfunc.sparse.lowerings.interface import argument
 
 _aten = torch.ops.aten
@@ -49,11 +59,6 @@ def rule_of(node: Node) -> Rule | None:
     if name in _CHANNELWISE:
         return _channelwise
     return _RULES.get(name)
-
-
-def _solid(labels: Tensor) -> Tensor:
-    """Labels where what is no unit has to stay."""
-    return torch.where(labels == NEUTRAL, FIXED, labels)
 
 
 def _item(known: Following, node: Node, given: Any, value: Any) -> Any:
@@ -108,7 +113,7 @@ def _meeting(known: Following, before: Tensor, labels: Tensor, size: torch.Size)
 
 def _per_channel(known: Following, seen: Followed) -> Tensor:
     """Labels of channels, after those of all positions of a channel were united."""
-    flat = _by_channel(_solid(known.of(seen)))
+    flat = _by_channel(solid(known.of(seen)))
     known.classes.unite(flat, flat[:, :1])
     return flat[:, 0]
 
@@ -124,13 +129,19 @@ def _along(labels: Tensor, value: Tensor, axis: int) -> Tensor:
 
 
 def _layer(known: Following, node: Node, given: Any, value: Any) -> Any:
-    args = given[0]
-    x, weight, bias = args[0], args[1], argument(args, 2, None)
-    linear = name_of(node) == "linear"
+    """A linear layer or convolution; products with an (inputs, outputs) weight, as Conv1D of transformers computes."""
+    args, name = given[0], name_of(node)
+    turned = name in ("addmm", "mm", "matmul")
+    x, weight, bias = (args[1], args[2], args[0]) if name == "addmm" else (args[0], args[1], argument(args, 2, None))
+    linear = turned or name == "linear"
     if not isinstance(weight, Followed) or not weight.leaf or weight.value.ndim != (2 if linear else x.value.ndim):
-        return _unknown(known, given, value)
+        return unknown(known, given, value)
+    if bias is not None and bias.value.ndim > 1:
+        return unknown(known, given, value)
     rows, columns = known.weight_axes(weight)
     connected, groups = known.connected(weight), 1 if linear else int(argument(args, 6, 1))
+    if turned:
+        rows, columns, connected = columns, rows, connected.T
     axis = value.ndim - 1 if linear else 1
     if bias is not None:
         known.classes.unite(known.of(bias), rows)
@@ -144,7 +155,7 @@ def _layer(known: Following, node: Node, given: Any, value: Any) -> Any:
         known.classes.fix(columns)
         varies = varying.view(groups, 1, -1) & connected.view(groups, -1, connected.shape[1])
         return Followed(_along(rows, value, axis), _along(varies.any(2).flatten(), value, axis), value)
-    known.classes.unite(_solid(known.of(x)) if linear else _per_channel(known, x), columns)
+    known.classes.unite(solid(known.of(x)) if linear else _per_channel(known, x), columns)
     known.read.append(columns[living & connected.any(0)])
     return Followed(_along(rows, value, axis), _along((connected & varying).any(1), value, axis), value)
 
@@ -155,7 +166,7 @@ def _padded(known: Following, node: Node, given: Any, value: Any) -> Any:
     x, amounts, *rest = given[0]
     constant = name_of(node) == "constant_pad_nd" or argument(rest, 0, "constant") == "constant"
     if not constant or min(amounts) < 0:
-        return _unknown(known, given, value)
+        return unknown(known, given, value)
     labels = known.of(x)
     for place in range(len(amounts) // 2):
         axis = labels.ndim - 1 - place
@@ -171,15 +182,10 @@ def _padded(known: Following, node: Node, given: Any, value: Any) -> Any:
     return Followed(labels, varies, value)
 
 
-def _unknown(known: Following, given: Any, value: Tensor) -> Followed:
-    known.fix(given)
-    return Followed(torch.full(value.shape, FIXED), torch.ones(value.shape, dtype=torch.bool), value)
-
-
 def _embedding(known: Following, node: Node, given: Any, value: Any) -> Any:
     weight, places = given[0][:2]
     if not weight.leaf:
-        return _unknown(known, given, value)
+        return unknown(known, given, value)
     rows, columns = known.weight_axes(weight)
     known.classes.fix(rows)
     varies = known.connected(weight).any(0) & bool(places.varies.any())
@@ -213,8 +219,8 @@ def _group_norm(known: Following, node: Node, given: Any, value: Any) -> Any:
 def _layer_norm(known: Following, node: Node, given: Any, value: Any) -> Any:
     x, size = given[0][:2]
     if len(size) != 1:
-        return _unknown(known, given, value)
-    labels = _solid(known.of(x))
+        return unknown(known, given, value)
+    labels = solid(known.of(x))
     flat = labels.flatten(0, -2)
     known.classes.unite(flat, flat[:1])
     known.read.append(flat[x.varies.flatten(0, -2)])  # its mean and variance depend on them
@@ -227,7 +233,7 @@ def _layer_norm(known: Following, node: Node, given: Any, value: Any) -> Any:
 def _softmax(known: Following, node: Node, given: Any, value: Any) -> Any:
     x, axis = given[0][0], given[0][1]
     if known.classes.differ(known.of(x), axis):
-        return _unknown(known, given, value)
+        return unknown(known, given, value)
     return Followed(known.of(x), x.varies.any(axis, keepdim=True).expand(value.shape), value)
 
 
@@ -247,54 +253,26 @@ def _reduced(known: Following, node: Node, given: Any, value: Any) -> Any:
 def _channelwise(known: Following, node: Node, given: Any, value: Any) -> Any:
     x = given[0][0]
     if value.ndim != (3 if name_of(node).endswith("1d") else 4):
-        return _unknown(known, given, value)
+        return unknown(known, given, value)
     varies = _by_channel(x.varies).any(1)
     return Followed(_along(_per_channel(known, x), value, 1), _along(varies, value, 1), value)
 
 
-def _heads(known: Following, values: list[Followed], value: Tensor) -> Tensor | None:
-    """Labels of (…, heads), after those of all values of a head were united; None where there is no axis of heads."""
-    leading = value.shape[:-2]
-    if leading.numel() == 1 or any(each.value.ndim != value.ndim for each in values):
-        return None
-    first: Tensor | None = None
-    for each in values:
-        labels = _solid(known.of(each))
-        if labels.shape[:-2] != leading:  # fewer keys and values than queries
-            labels = labels.repeat_interleave(leading[-1] // labels.shape[-3], -3)
-        first = labels[..., :1, :1] if first is None else first
-        known.classes.unite(labels, first)
-    assert first is not None
-    known.heads.append(first.flatten())
-    return first.expand(value.shape).clone()
-
-
-def _attention(known: Following, node: Node, given: Any, value: Any) -> Any:
-    query, keys, values, *rest = given[0]
-    mask = rest[0] if rest else given[1].get("attn_mask")
-    free = mask is None or mask.value.ndim < 3 or mask.value.shape[:-2].numel() == 1
-    labels = _heads(known, [query, keys, values], value) if free else None
-    if labels is None:
-        return _unknown(known, given, value)
-    if mask is not None:
-        known.fix(mask)
-    nothing = ~(values.varies | (values.value != 0)).any(-2, keepdim=True)
-    nothing = nothing.repeat_interleave(value.shape[-3] // nothing.shape[-3], -3)
-    return Followed(labels, (~nothing).expand(value.shape), value)
-
-
 def _matmul(known: Following, node: Node, given: Any, value: Any) -> Any:
     left, right = given[0][:2]
-    labels = None if left.leaf or right.leaf else _heads(known, [left, right], value)
+    if right.leaf and right.value.ndim == 2 and left.value.ndim > 1:
+        return _layer(known, node, given, value)
+    labels = None if left.leaf or right.leaf else heads_of(known, [left, right], value)
     if labels is None:
-        return _unknown(known, given, value)
+        return unknown(known, given, value)
     nothing = ~(right.varies | (right.value != 0)).any(-2, keepdim=True)
     return Followed(labels, (~nothing).expand(value.shape), value)
 
 
 _RULES: dict[str, Rule] = {
-    "linear": _layer, "conv1d": _layer, "conv2d": _layer, "embedding": _embedding, "batch_norm": _batch_norm,
-    "group_norm": _group_norm, "layer_norm": _layer_norm, "rms_norm": _layer_norm, "softmax": _softmax,
-    "_softmax": _softmax, "mean": _reduced, "sum": _reduced, "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("linear", "addmm", "mm", "conv1d", "conv2d"), _layer), "embedding": _embedding,
+    "batch_norm": _batch_norm, "group_norm": _group_norm, "layer_norm": _layer_norm, "rms_norm": _layer_norm,
+    "softmax": _softmax, "_softmax": _softmax, "mean": _reduced, "sum": _reduced,
+    "scaled_dot_product_attention": attention,
     "matmul": _matmul, "bmm": _matmul, "pad": _padded, "constant_pad_nd": _padded,
 }  # fmt: skip
