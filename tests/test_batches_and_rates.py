@@ -200,6 +200,7 @@ def test_defaults_of_schedules_are_the_published() -> None:
         (lambda: lf.cosine(1.0, 4, final=-0.1), "final: invalid value -0.1"),
         (lambda: lf.stepwise(1.0, (2,), final=1.1), "final: invalid value 1.1"),
         (lambda: lf.trapezoidal(1.0, 4, final=1.1), "final: invalid value 1.1"),
+        (lambda: lf.warmup(lf.cosine(1.0, 4), 5), "steps: invalid value 5 .*from 0 to 4, where the schedule ends"),
         (lambda: lf.cyclic(1.0, 4, 5), "cycles: invalid value 5 .*from 1 to 4"),
         (lambda: lf.cyclic(1.0, 4, 0), "cycles: invalid value 0"),
         (lambda: lf.one_cycle(1.0, 4, rise=1.1), "rise: invalid value 1.1 .*a number in .0, 1."),

@@ -72,6 +72,8 @@ BAD = {
     "prune --min-layer-weights 3 --allocate lamp": "--min-layer-weights: requires --allocate global, uniform, er",
     "prune --schedule cyclic --steps 3 --cycles 9": "--cycles: invalid value 9 (expected a whole number from 1 to 3",
     "prune --schedule cyclic --steps 3": "--steps: invalid value 3 (expected at least 4 steps with",
+    "prune --steps 9 --warmup 10": "--warmup: invalid value 10 (expected a whole number from 0 to 9, the steps of a",
+    "prune --steps 9 --schedule step --milestone 9": "--milestone: invalid value 9 (expected a step before 9, the end",
     "prune --cycles 2": "--cycles: requires --schedule cyclic, not constant",
     "config --device gpu": "--device: invalid value 'gpu' (expected auto, cpu, cuda or cuda:N)",
     "prune --jobs 9999": "--jobs: invalid value 9999 (expected a whole number from 1 to",

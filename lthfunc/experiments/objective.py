@@ -137,6 +137,7 @@ def schedule_of(config: Config, steps: int) -> Schedule:
     lr = filled(config.lr)
     if config.schedule == "cyclic":
         _check_cycles(config, steps)
+    _check_inside(config, steps)
     # Two drops to a tenth, after 2/3 and 5/6 of the training, as in Frankle & Carbin 2019, sec. 4.
     drops = config.milestone or (steps * 2 // 3, steps * 5 // 6)
     final = config.lr_final or 0.0
@@ -155,6 +156,15 @@ def _check_cycles(config: Config, steps: int) -> None:
     option, value = ("--epochs", config.epochs) if config.steps is None else ("--steps", config.steps)
     words = f"at least {config.cycles} steps with --schedule cyclic (--cycles)"
     raise invalid(option, value, words)
+
+
+def _check_inside(config: Config, steps: int) -> None:
+    """Raise UserError, which names the setting, for a warm-up or drops that the training would not reach."""
+    if config.warmup > steps:
+        raise invalid("--warmup", config.warmup, f"a whole number from 0 to {steps}, the steps of a training")
+    late = [step for step in config.milestone if step >= steps] if config.schedule == "step" else []
+    if late:
+        raise invalid("--milestone", late[0], f"a step before {steps}, the end of a training")
 
 
 def check_last_rate(config: Config, steps: int) -> None:

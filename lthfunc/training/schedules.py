@@ -97,7 +97,8 @@ def cyclic(lr: float, steps: int, cycles: int, final: float = 0.0) -> Schedule:
 def warmup(schedule: Schedule, steps: int) -> Schedule:
     """The schedule with its first `steps` rates multiplied by 1/steps, 2/steps … 1.
 
-    Raises UserError for a negative number of steps, or a tensor that is no schedule.
+    Raises UserError for a negative number of steps, one that goes on when the schedule has fallen to 0, or a tensor
+    that is no schedule.
 
     >>> lf.warmup(lf.constant(1.0), steps=4)
     tensor([0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
@@ -105,6 +106,9 @@ def warmup(schedule: Schedule, steps: int) -> Schedule:
     _check_table("schedule", schedule)
     if steps == 0:
         return schedule
+    end = ends_at(schedule, steps)
+    if end is not None:
+        raise invalid("steps", steps, f"a whole number from 0 to {end}, where the schedule ends")
     missing = max(0, steps - schedule.numel())
     table = torch.cat([schedule, schedule[-1:].repeat(missing)])
     table[:steps] *= torch.arange(1, steps + 1, dtype=torch.float64) / steps
