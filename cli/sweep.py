@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lthfunc.errors import DamagedError, UserError, invalid, unknown
+from lthfunc.errors import UserError, invalid, unknown
 
 from . import options as o
 from .console import put, put_json, put_words, say, screen
@@ -81,6 +82,7 @@ def sweep(
     from lthfunc.trees.atomic_io import safe_file_name
 
     from .running import trial_run
+    from .training import prepare_run
 
     count = len(planned) if planned is not None else trials or 20
     name = safe_file_name(f"sweep-{shared.arch}-{shared.dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -101,15 +103,17 @@ def sweep(
                 told = " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
                                 for name, value in values.items())  # fmt: skip
                 say(f"trial {number} of {count}: {told}")
+                place = trial_folder(folder, number)
+                fresh = not done and not place.exists()
                 try:
-                    place = trial_folder(folder, number)
                     trial_run(config_of(shared, values), place, again)
                     trial = trial_of(number, values, whole_run(place), objective)
                 except UserError as error:
-                    if isinstance(error, DamagedError):
-                        raise
-                    if not done and not is_of_trial(error, space, count - 1):  # of what all share: leave nothing
-                        shutil.rmtree(folder, ignore_errors=True)
+                    good = next((each.values for each in done if each.worth is not None), None)
+                    ready = None if good is None else partial(prepare_run, config_of(shared, good))
+                    if not is_of_trial(error, space, count - 1, ready):
+                        if fresh:
+                            shutil.rmtree(folder, ignore_errors=True)  # it is of what all share: leave nothing
                         raise
                     trial = Trial(number, values, None, reason=str(error).partition(";")[0])
                     say(f"trial {number} failed: {trial.reason}")

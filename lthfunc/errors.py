@@ -38,6 +38,10 @@ class LostRunError(UserError):
     code = 3
 
 
+class UnavailableError(UserError):
+    """A folder that another process works on, or that holds what isn't this program's to write over."""
+
+
 class UnfitInputsError(UserError):
     """A network that cannot take the inputs of a data set."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import run
+from lthfunc_cli import training
 
 from lthfunc.errors import UserError
 from lthfunc.experiments.config import Config
@@ -101,6 +104,42 @@ def test_the_first_trial_may_fail_too(tmp_path: Path, capsys: Any) -> None:
     assert not (tmp_path / "c").exists()
     assert run("sweep", "--grid", "lr=1e30,1e29", *shared, "--out", tmp_path / "d") == 2
     assert f"{tmp_path / 'd'}: every trial failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gone", ["the data set", "the folder"])
+def test_what_no_other_trial_could_escape_ends_the_sweep(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Finished trials stay, nothing is recorded of the others, and the same command goes on once it can."""
+    data, out, prepare = tmp_path / "data.npz", tmp_path / "out", training.prepare_run
+    hidden, foreign, counted = tmp_path / "hidden.npz", out / "trial001" / "mine.txt", itertools.count()
+    values = np.arange(200 * 6, dtype=np.float32).reshape(200, 6) % 7
+    np.savez(data, x=values, y=np.arange(200) % 2)
+    given = ["--grid", "lr=0.1,0.01,0.001", "--dataset", f"npz:{data}", "--arch", "lenet300", "--steps", 4]
+
+    def then_gone(*args: Any) -> Any:
+        if next(counted) == 1 and gone == "the data set":
+            data.rename(hidden)
+        elif gone == "the folder" and (out / "trial000").exists():
+            foreign.parent.mkdir()
+            foreign.write_text("mine")
+        return prepare(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lthfunc_cli.running.prepare_run", then_gone)
+        assert run("sweep", *given, "--rounds", 0, "--engine", "eager", "--out", out) == 2
+    assert len(read_lines(out / "sweep.jsonl")) == 2  # the sweep and its first trial
+    last = capsys.readouterr().err.splitlines()[-1]
+    if gone == "the folder":
+        assert last.startswith(f"lthfunc: --out: invalid value {str(foreign.parent)!r}"), last
+        assert foreign.read_text() == "mine"
+        shutil.rmtree(foreign.parent)
+    else:
+        assert last.startswith("lthfunc: --dataset: ")
+        assert str(data) in last
+        hidden.rename(data)
+    assert run("sweep", *given, "--rounds", 0, "--engine", "eager", "--out", out) == 0
+    assert [line["worth"] is None for line in read_lines(out / "sweep.jsonl")[1:]] == [False] * 3
 
 
 def test_an_interruption_between_trainings_says_how_to_resume(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lthfunc.errors import DivergedError, UserError, invalid, unknown
+from lthfunc.errors import DamagedError, DivergedError, UnavailableError, UserError, invalid, unknown
 from lthfunc.experiments.config import FORMER_NAMES, SETTINGS, Config, replaced_by, to_mapping, warn_of_former_names
 from lthfunc.experiments.resolve import resolved
 from lthfunc.experiments.schema import from_mapping, setting_value
@@ -80,14 +80,25 @@ def corners(space: Space) -> Iterator[Values]:
         }
 
 
-def is_of_trial(error: UserError, space: Space, left: int) -> bool:
+def is_of_trial(error: UserError, space: Space, others: int, ready: Callable[[], object] | None = None) -> bool:
     """Whether an error that a trial ends with may be its own, so that another trial may do better.
 
-    It is that of all trials where it names none of the settings that differ; and of the last that is `left`.
+    It is, where it names a setting that differs and there are `others`. Else it is that of all trials, unless an
+    earlier one has succeeded and could be run again: `ready` prepares that, and raises UserError where it cannot.
     """
-    return isinstance(error, DivergedError) or (
-        left > 0 and any(SETTINGS[name].option in re.findall(r"--[\w-]+", str(error)) for name in space)
-    )
+    if isinstance(error, DivergedError):
+        return True
+    if isinstance(error, (DamagedError, UnavailableError)):
+        return False
+    if any(SETTINGS[name].option in re.findall(r"--[\w-]+", str(error)) for name in space):
+        return others > 0
+    if ready is None:
+        return False
+    try:
+        ready()
+    except UserError:
+        return False
+    return True
 
 
 def suggested(space: Space, seed: int, known: Sequence[tuple[Values, float | None]]) -> Values:

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lthfunc.errors import DamagedError, UserError, invalid
+from lthfunc.errors import DamagedError, UnavailableError, UserError, invalid
 from lthfunc.experiments.config import FREE, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
 from lthfunc.experiments.records import Record
@@ -100,21 +100,25 @@ class Run(NamedTuple):
 
 
 def check_free(folder: Path) -> None:
-    """Raise UserError if a run can't be written there: another run, other files, or no permission."""
+    """Raise UnavailableError if a run can't be written there: another run, other files, or no permission."""
     if folder.exists() and not folder.is_dir():
-        raise invalid("--out", str(folder), "a folder, not a file")
+        raise _not_there(folder, "a folder, not a file")
     if any(safe_files.status(folder, folder / name) is not None for name in (CONFIG, METRICS)):
-        raise UserError(
+        raise UnavailableError(
             f"--out: {str(folder)!r} holds another run; name another folder, or resume it with: lthfunc resume "
             f"{shlex.quote(str(folder))}"
         )
     if not is_unused(folder):
-        raise invalid("--out", str(folder), "a new or empty folder; this one holds files")
+        raise _not_there(folder, "a new or empty folder; this one holds files")
     parent = folder
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise invalid("--out", str(folder), f"a folder that can be made; {str(parent)!r} cannot be written to")
+        raise _not_there(folder, f"a folder that can be made; {str(parent)!r} cannot be written to")
+
+
+def _not_there(folder: Path, expected: str) -> UnavailableError:
+    return UnavailableError(str(invalid("--out", str(folder), expected)))
 
 
 def create(

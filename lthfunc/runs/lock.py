@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lthfunc.errors import DamagedError, UserError
+from lthfunc.errors import DamagedError, UnavailableError
 from lthfunc.runs import safe_files
 from lthfunc.runs.side_file_schemas import Holder, content_of
 from lthfunc.trees.atomic_io import TEMPORARY_SUFFIX
@@ -26,13 +26,13 @@ _MOST = 100_000
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a run's folder. Raises UserError if another process holds it, with its number and host."""
+    """Lock a run's folder. Raises UnavailableError if another process holds it, with its number and host."""
     safe_files.check_own(folder, folder / LOCK)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
-        raise UserError(
+        raise UnavailableError(
             f"{folder}: {_in_words(holder(folder))} is working on it; wait until it ends, or stop it"
         ) from error
     try:
