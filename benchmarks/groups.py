@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.deployment.timing import seconds_of
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError, failing_as_options, invalid
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.ops import scaled
 
@@ -158,7 +158,10 @@ def run(
     records, before = list[Record](), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        data = lf.data.load(dataset)
+        with failing_as_options({"name": "--dataset"}):
+            data = lf.data.load(dataset)
+        for name in names:
+            _check(name, data, left, multiple)
         for name in names:
             about = {"network": name, "dataset": dataset, "batch": _BATCH, "device": "cpu", "threads": threads,
                      "precision": "fp32", "multiple": multiple, "unit": "batches/s"}  # fmt: skip
@@ -168,6 +171,16 @@ def run(
     if json is not None:
         write(json, header("groups", "lthfunc benchmark groups", "cpu", threads), records)
     return records
+
+
+def _check(name: str, data: lf.Dataset, left: float, multiple: int) -> None:
+    """Raise UserError, before anything is trained, where groups leave more FLOPs than asked for."""
+    model = lf.from_module(_MAKE[name](data.shape, data.classes), name=name, warn=False)
+    try:
+        _pruned(model, lf.init(model), data, left, multiple, {"score": lf.magnitude})
+    except UserError as error:
+        option = "--left" if multiple == 1 else "--multiple"
+        raise UserError(f"{option}: of {name}, {str(error).partition(': ')[2]} (--left)") from error
 
 
 def _measured(
@@ -223,19 +236,26 @@ def _rates(modules: dict[str, nn.Module], data: lf.Dataset, eager: bool, repeats
 def _ours(
     model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: float, multiple: int, tuning: int, score: str
 ) -> Small:
-    groups = lf.dependency_groups(model, data.shape)
-    layers = lf.cost(model, trained.params, trained.masks, data.shape).layers
-    costs = {name: layer.flops / layer.total for name, layer in layers.items()}
     batches = lf.sample_batches(data, _BATCH, count=_SCORED, seed=0)
     how: dict[str, Any] = {
         "magnitude": {"score": lf.magnitude, "reduce": "norm"},
         "taylor": {"score": lf.snip(lf.loss_of(model, trained.buffers), batches), "reduce": "sum"},
     }[score]
-    pruned = lf.prune_groups(groups, density=left, costs=costs, multiple=multiple, **how)(trained)
+    pruned = _pruned(model, trained, data, left, multiple, how)
     pruned = pruned._replace(step=torch.zeros_like(pruned.step))
     tuned = lf.train(model, data, optimizer=lf.adam(_LR), steps=tuning)(pruned)
     small = lf.compact(model, tuned, data.shape)
     return Small(small.model.evaluating, lf.accuracy_on(model, pruned, data), lf.accuracy_on(model, tuned, data))
+
+
+def _pruned(
+    model: lf.Model, trained: lf.TrainState, data: lf.Dataset, left: float, multiple: int, how: dict[str, Any]
+) -> lf.TrainState:
+    """Pruned to a share of the FLOPs."""
+    layers = lf.cost(model, trained.params, trained.masks, data.shape).layers
+    costs = {name: layer.flops / layer.total for name, layer in layers.items()}
+    groups = lf.dependency_groups(model, data.shape)
+    return lf.prune_groups(groups, density=left, costs=costs, multiple=multiple, **how)(trained)
 
 
 def _theirs(

@@ -51,9 +51,18 @@ def test_smaller_networks_are_measured(tmp_path: Path, monkeypatch: pytest.Monke
         (["--network", "nothing"], "--network: unknown name 'nothing'"),
         (["--left", "1"], "--left: invalid value 1"),
         (["--multiple", "0"], "--multiple: invalid value 0"),
+        (
+            ["--multiple", "9999", "--network", "vit"],
+            "--multiple: of vit, whole groups in multiples of 9999 leave at least 1",
+        ),
+        (["--left", "1e-6", "--network", "vit"], "--left: of vit, whole groups leave at least "),
+        (["--dataset", "nothing"], "--dataset: unknown name 'nothing'"),
         (["--tuning", "0"], "--tuning: invalid value 0"),
     ],
 )
-def test_what_it_cannot_measure_is_refused(options: list[str], words: str, capsys: Any) -> None:
+def test_what_it_cannot_measure_is_refused(
+    options: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("benchmarks.groups.lf.train", lambda *_, **__: pytest.fail("something was trained"))
     assert main(["benchmark", "groups", *options]) == 2
     assert words in capsys.readouterr().err
