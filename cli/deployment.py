@@ -83,8 +83,9 @@ def specialize(
             beside=["onnxruntime"] if find_spec("onnxruntime") is not None else [],
         )  # fmt: skip
         whole = masked_module(found.model, found.ticket, device)
-        metric, scale = metric_of_name(found.config, data), metric_scale(found.config.metric)
+        metric = metric_of_name(found.config, data)
         reached, masked = (accuracy_of(each, data, batch_size, device, metric) for each in (program, whole))
+        scale = metric_scale(found.config.metric, (reached, masked))
     report = program.report
     about = {"round": found.number, "seed": found.seed, "test_accuracy": reached, "masked_test_accuracy": masked}
     item = {**about, **_as_json(report)}

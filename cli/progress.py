@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lthfunc.experiments.iterative import TICKET, Task
 from lthfunc.experiments.metrics import MetricScale, metric_scale
-from lthfunc.experiments.records import Record, Row, summarize
+from lthfunc.experiments.records import Record, Row, scale_of_records, summarize
 from lthfunc.printable import counted
 from lthfunc.reports.tables import result_table
 from lthfunc.scheduling.progress import Tracker
@@ -88,7 +88,9 @@ def progress_view(
     if about is not None:
         steps = f"{about['done']:,} of {about['total']:,} steps"
         left = "" if about.get("left") is None else f", about {duration(about['left'])} left"
-        parts += [steps + left, _bars(about["trainings"], metric_scale(about.get("metric", "accuracy")), width)]
+        shown_now = [each["point"]["accuracy"] for each in about["trainings"] if each["point"] is not None]
+        scale = metric_scale(about.get("metric", "accuracy"), shown_now)
+        parts += [steps + left, _bars(about["trainings"], scale, width)]
     if rows:
         room = height - len(parts) - len((about or {}).get("trainings", ())) - 4
         shown = rows[-max(1, room) :]
@@ -142,7 +144,8 @@ class Lines(Watcher):
 
 def _accuracies(item: Record) -> str:
     name = "" if item["variant"] == TICKET else f"{item['variant']} "
-    val, test = (metric_scale(item["metric"]).text(item[split]) for split in ("val_accuracy", "test_accuracy"))
+    scale = scale_of_records([item])
+    val, test = (scale.text(item[split]) for split in ("val_accuracy", "test_accuracy"))
     return f"{name}val {val}, test {test}"
 
 

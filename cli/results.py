@@ -149,4 +149,4 @@ def _without_row(found: Candidate) -> dict[str, Any]:
 def _row(row: Row) -> dict[str, Any]:
     """A row as plain values, without what was not measured."""
     plain = {name: value._asdict() if isinstance(value, Spread) else value for name, value in row._asdict().items()}
-    return {name: value for name, value in plain.items() if value is not None}
+    return {name: value for name, value in plain.items() if value is not None and name != "scale"}

@@ -37,6 +37,7 @@ def show_study(
     folder: Path, plot: Path | None, again: str, *, wants_json: bool,
 ) -> None:  # fmt: skip
     """Write a study's pictures and its page, and print its results. again: the command that resumes it."""
+    from lthfunc.experiments.metrics import in_one_unit
     from lthfunc.reports.matplotlib_figures import panels, printed, save
     from lthfunc.reports.method_tests import compared_to, test_table, tests_as_values
     from lthfunc.reports.methods import (
@@ -53,6 +54,8 @@ def show_study(
     from lthfunc.reports.page.study_page import write_study_page
 
     points = [point for each in runs for point in method_points(each, plans[each.name], records[each.name])]
+    scales = in_one_unit(point.scale for point in points)
+    points = [point._replace(scale=scale) for point, scale in zip(points, scales, strict=True)]
     steps, densities = plans[runs[0].name].steps, at_densities(points)
     baseline = baseline or next((each for each in ranked(points) if each != DENSE), DENSE)
     tests = compared_to(baseline, values_by_seed(points))

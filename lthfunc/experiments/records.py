@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lthfunc.experiments.iterative import Round
-from lthfunc.experiments.metrics import MetricScale, metric_scale
+from lthfunc.experiments.metrics import MetricScale, in_one_unit, metric_scale
 from lthfunc.training.results import LayerChange, MaskChange
 from lthfunc.trees.ops import count, layer_counts
 
@@ -104,16 +104,12 @@ class Row(NamedTuple):
     seconds: float
     metric: str = "accuracy"
     energy: Spread | None = None
+    scale: MetricScale = metric_scale("accuracy")
 
     @property
     def measured(self) -> str:
         """The metric reported as accuracy, in a word."""
         return self.scale.word
-
-    @property
-    def scale(self) -> MetricScale:
-        """How values of the metric are compared and written."""
-        return metric_scale(self.metric)
 
 
 def summarize(records: Sequence[Record]) -> list[Row]:
@@ -123,7 +119,9 @@ def summarize(records: Sequence[Record]) -> list[Row]:
         groups.setdefault((item["round"], item["variant"]), []).append(item)
     order = list(dict.fromkeys(item["variant"] for item in records))
     keys = sorted(groups, key=lambda pair: (pair[0], order.index(pair[1])))
-    return [_row(groups[pair]) for pair in keys]
+    rows = [_row(groups[pair]) for pair in keys]
+    scales = in_one_unit(row.scale for row in rows)
+    return [row._replace(scale=scale) for row, scale in zip(rows, scales, strict=True)]
 
 
 def _row(group: list[Record]) -> Row:
@@ -147,6 +145,7 @@ def _row(group: list[Record]) -> Row:
         seconds=statistics.fmean(of("seconds")),
         metric=group[0].get("metric", "accuracy"),
         energy=spread(map(search_energy, group)) if all("energy" in item for item in group) else None,
+        scale=scale_of_records(group),
     )
 
 
@@ -158,4 +157,13 @@ def search_energy(item: Record) -> float:
 
 def scale_of_records(records: Sequence[Record]) -> MetricScale:
     """How values of the metric of some records of a run are compared and written."""
-    return metric_scale(records[0].get("metric", "accuracy"))
+    return metric_scale(
+        records[0].get("metric", "accuracy"), (value for item in records for value in _values_of_metric(item))
+    )
+
+
+def _values_of_metric(item: Record) -> Iterator[float]:
+    """What a record of a training, or of a line between two networks, has of the metric."""
+    yield from (item[name] for name in ("val_accuracy", "test_accuracy") if name in item)
+    yield from (point[3] for point in item.get("curve", ()))
+    yield from item.get("error", ())  # which is 1 - the metric, or a share as well

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.metrics import MetricScale, metric_scale
+from lthfunc.experiments.metrics import MetricScale, in_one_unit, metric_scale
 from lthfunc.experiments.records import Record, Row, Spread, scale_of_records, search_energy, spread, summarize
 from lthfunc.reports.charts import DASHES, MARKERS, NOT_NEGATIVE, PALETTE, Chart, Colour, Dash, Series, ordered
 from lthfunc.reports.spacing import spread_out
@@ -49,7 +49,8 @@ Value = Callable[[Record], float]
 
 def accuracy_chart(runs: Runs) -> Chart:
     """Test accuracy at the early-stopping step against density, dense as a line, as in the paper's figures."""
-    scales = set(map(scale_of_records, runs.values()))
+    scales = set(in_one_unit(map(scale_of_records, runs.values())))
+    factors = {each.word: each.factor for each in scales}
     alike = {(each.factor, each.unit) for each in scales}
     if len(scales) == 1:
         scale = scales.pop()
@@ -59,7 +60,7 @@ def accuracy_chart(runs: Runs) -> Chart:
     better = " Lower is better." if scale.lower_is_better else ""
     chart = _over_density(
         runs, "accuracy_vs_density", f"Test {scale.word}", f"test {scale.word} at early stopping{unit}",
-        lambda item: (metric_scale(item["metric"]).factor if "metric" in item else 100.0) * item["test_accuracy"],
+        lambda item: factors[metric_scale(item.get("metric", "accuracy")).word] * item["test_accuracy"],
     )  # fmt: skip
     chart = chart._replace(caption=f"{chart.caption}{better}".strip())
     return chart._replace(possible=(0.0, 100.0)) if scale == ACCURACY else chart

@@ -183,8 +183,7 @@ def method_picture(points: Sequence[MethodPoint], title: str) -> Picture:
 
 
 def _error(point: MethodPoint) -> float:
-    value = point.test_accuracy.mean
-    return point.scale.factor * (value if point.scale.lower_is_better else 1 - value)
+    return point.scale.factor * point.scale.error(point.test_accuracy.mean)
 
 
 def _deviation(point: MethodPoint) -> float:
@@ -192,7 +191,7 @@ def _deviation(point: MethodPoint) -> float:
 
 
 def _error_axis(scale: MetricScale) -> str:
-    return f"test {scale.axis}" if scale.lower_is_better else "test error (%)"
+    return f"test {scale.axis}" if scale.lower_is_better or scale.counts else "test error (%)"
 
 
 def _dots(points: Sequence[MethodPoint], title: str) -> Bars:

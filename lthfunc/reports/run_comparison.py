@@ -14,7 +14,7 @@ from rich.table import Table
 from lthfunc.errors import UserError, invalid
 from lthfunc.experiments.config import SETTINGS, Config, to_mapping
 from lthfunc.experiments.iterative import TICKET
-from lthfunc.experiments.metrics import MetricScale
+from lthfunc.experiments.metrics import MetricScale, in_one_unit
 from lthfunc.experiments.records import Record, Row, Spread, spread, summarize
 from lthfunc.reports.tables import accuracy_cells, accuracy_heads, in_short, plain_table
 
@@ -68,6 +68,7 @@ def compared(subjects: Sequence[ComparedRun], at: str, baseline: int) -> list[Co
     settings = [to_mapping(subject.config) for subject in subjects]
     different = differing(settings)
     rows = [_row(subject, at) for subject in subjects]
+    rows = [row._replace(scale=scale) for row, scale in zip(rows, in_one_unit(row.scale for row in rows), strict=True)]
     reference = _by_seed(subjects[baseline].records, rows[baseline].round)
     return [
         ComparisonRow(

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lthfunc.experiments.metrics import MetricScale
+from lthfunc.experiments.metrics import MetricScale, in_one_unit
 from lthfunc.reports.charts import Chart, Heat, Picture, Series
 from lthfunc.reports.tables import ACCURACY, in_short, measured, plain_table
 from lthfunc.runs.sweep_results import Trial
@@ -23,16 +23,16 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 def trial_table(trials: Sequence[Trial], replicates: int) -> Table:
     """All trials, the best first, failed ones last."""
-    head = in_short(_scale(trials)).head
+    head, scales = in_short(_scale(trials)).head, in_one_unit(trial.scale for trial in trials)
     table = plain_table("trial", *trials[0].values, "density %", f"val {head}", f"test {head}", "seconds", left=0)
     table.add_column("")
     best = best_of(trials)
-    for trial in sorted(trials, key=lambda each: -each.gain):
+    for trial, scale in sorted(zip(trials, scales, strict=True), key=lambda pair: -pair[0].gain):
         figures = ["", "", "", ""]
         if trial.worth is not None and trial.test_accuracy is not None:
             figures = [
-                f"{100 * (trial.density or 0):.2f}", measured(trial.worth, replicates, trial.scale),
-                measured(trial.test_accuracy, replicates, trial.scale), f"{trial.seconds or 0:.1f}",
+                f"{100 * (trial.density or 0):.2f}", measured(trial.worth, replicates, scale),
+                measured(trial.test_accuracy, replicates, scale), f"{trial.seconds or 0:.1f}",
             ]  # fmt: skip
         values = [_word(value) for value in trial.values.values()]
         table.add_row(
@@ -83,7 +83,7 @@ def _scatter(trials: Sequence[Trial], name: str) -> Chart:
 
 def _scale(trials: Sequence[Trial]) -> MetricScale:
     """The scale of all trials; they share the metric unless it is searched for, and then it has no common unit."""
-    scales = {trial.scale for trial in trials if trial.worth is not None} or {ACCURACY}
+    scales = set(in_one_unit(trial.scale for trial in trials if trial.worth is not None)) or {ACCURACY}
     return scales.pop() if len(scales) == 1 else MetricScale("metric", 1.0, "")
 
 

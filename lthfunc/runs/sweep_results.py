@@ -41,7 +41,8 @@ class Trial(NamedTuple):
     @property
     def scale(self) -> MetricScale:
         """How the metric is compared and written."""
-        return metric_scale(self.metric)
+        known = (each.mean for each in (self.worth, self.test_accuracy) if each is not None)
+        return metric_scale(self.metric, known)
 
     @property
     def gain(self) -> float:
