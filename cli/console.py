@@ -29,6 +29,10 @@ _INDICATORS: list[Callable[[str], None]] = []
 class _Plain(Console):
     """A console that prints text literally; only styles produce control sequences."""
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command, which ends with a code of its own; rich would exit here."""
+        raise
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments to print, with control characters in their text escaped."""
         for segment in super().render(renderable, options):

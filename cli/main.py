@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,8 @@ from .downloads import downloads_shown
 
 #: Errors of a disk that cannot be written to.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+#: The code of a process that SIGPIPE ends.
+_UNREAD = 128 + 13
 #: Variables that torchrun sets for its processes.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -81,18 +84,39 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     A user's mistake prints one line on stderr and returns 2; damaged files, failing or full disks, and lost ranks
-    return 3.
+    return 3. Where nobody reads its output any more, as after `| head`, it ends with 141, as a signal would end it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(errors="replace")  # of a locale without ± and ×
     with rare_collection():
-        code = _told(arguments)
+        code = _read_or_not(arguments)
     if launched():  # at once, since threads of a rank's connections may still be busy
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _read_or_not(arguments: list[str] | None) -> int:
+    try:
+        code = _told(arguments)
+        sys.stdout.flush()  # else the interpreter would, and complain
+        sys.stderr.flush()
+    except BrokenPipeError:
+        pass
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+    else:
+        return code
+    for stream in (sys.__stdout__, sys.__stderr__):  # what is still to be written goes nowhere
+        with suppress(OSError, ValueError, AttributeError):  # of a stream that is no file, or none
+            try:
+                stream.flush()  # type: ignore[union-attr]
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+    return _UNREAD
 
 
 def _told(arguments: list[str] | None) -> int:
