@@ -217,3 +217,15 @@ def test_masks_outside_memory_are_refused(column: str) -> None:
             torch.ops.lthfunc.make_program(
                 rows, code.lists, code.vectors, code.local, code.values, code.trained, len(code.constants), code.batch
             )
+
+
+@pytest.mark.parametrize("padding", range(4))
+def test_finite_numbers_in_the_place_of_scores_are_no_masks(padding: int) -> None:
+    """They are so in queries without keys alone, of which sequences that a program is tried on may have none."""
+
+    def mask(net: Padded, tokens: Tensor) -> Tensor:
+        pairs = (tokens != padding)[:, None, None, :] & causal(tokens.shape[1])
+        return torch.zeros(pairs.shape[-2:]).masked_fill(~pairs, -1e4)
+
+    model = network(Padded(of(mask)))
+    assert training_on_lanes(model, lf.init(model), 3, 20, Epilogue()) is None

@@ -118,8 +118,7 @@ class _Walk:
         if name == "where":
             return self._add_choice(args, leading)
         if name in _REPEATING:
-            sizes = zip(self._shape(args[0])[::-1], self._shape(node)[::-1], strict=False)
-            return all(a in (1, b) for a, b in sizes) and self.add(args[0], inverted=inverted, leading=leading)
+            return self.add(args[0], inverted=inverted, leading=leading)
         if name in _SHAPING and args[0].meta["val"].dtype == node.meta["val"].dtype:
             shape = tuple(node.meta["val"].shape[:-2])
             moved = leading if args[0].meta["val"].shape[:-2] == shape else leading or shape
