@@ -222,3 +222,34 @@ def test_digests_are_of_every_bit_name_and_shape() -> None:
     others = [{"w": mask ^ (torch.arange(6).view(2, 3) == at)} for at in range(6)]
     digests = {masks_digest(each) for each in (*others, {"w": mask}, {"v": mask}, {"w": mask.view(3, 2)})}
     assert len(digests) == 9
+
+
+def test_the_last_update_is_the_last_that_takes_place() -> None:
+    """One at the step at which training ends does not."""
+    told: list[tuple[int, bool]] = []
+
+    def noted(state: TrainState, now: UpdateContext) -> TrainState:
+        told.append((now.step, now.last))
+        return state
+
+    updates = MaskUpdates((2, 4, STEPS, STEPS + 3), noted)
+    lf.fit(a_trainer(), start(), seed=SEED, until=STEPS, eval_every=EVERY, updates=updates)
+    assert told == [(2, False), (4, True)]
+
+
+def test_an_exchange_draws_the_numbers_of_its_update_unless_it_says_otherwise() -> None:
+    """On survivors as on dense trees, though the dense state is never asked for."""
+
+    def exchange(network: Any, now: UpdateContext) -> Any:
+        return lf.random_growth(now.seed, now.step), float(torch.rand(()))
+
+    def drawing(state: TrainState, now: UpdateContext) -> TrainState:
+        return lf.drop_and_grow(state, *exchange(None, now))
+
+    updates = MaskUpdates((4, 7), drawing, exchange=exchange)
+    found = []
+    for each in (updates, updates._replace(exchange=None)):
+        with seeded_generators(len(found)):
+            fit = lf.fit(a_trainer(lf.sparse_engine), start(), seed=SEED, until=9, eval_every=9, updates=each)
+        found.append((fit.state.params, fit.state.masks))
+    assert lf.same_bits(*found)
