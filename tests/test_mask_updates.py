@@ -247,7 +247,7 @@ def test_an_exchange_draws_the_numbers_of_its_update_unless_it_says_otherwise() 
         return lf.drop_and_grow(state, *exchange(None, now))
 
     updates = MaskUpdates((4, 7), drawing, exchange=exchange)
-    found = []
+    found: list[Any] = []
     for each in (updates, updates._replace(exchange=None)):
         with seeded_generators(len(found)):
             fit = lf.fit(a_trainer(lf.sparse_engine), start(), seed=SEED, until=9, eval_every=9, updates=each)

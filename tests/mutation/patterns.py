@@ -10,7 +10,7 @@ from pathlib import Path
 #: Folders, and of the sparse engine the files that change masks.
 PACKAGES = (
     "lthfunc/sparsify", "lthfunc/training", "lthfunc/experiments", "lthfunc/energy", "lthfunc/sparse/new_masks.py",
-    "lthfunc/sparse/updates.py", "lthfunc/sparse/growth_gradients.py", "lthfunc/sparse/largest_gradients.py",
+    "lthfunc/sparse/exchange.py", "lthfunc/sparse/growth_gradients.py", "lthfunc/sparse/largest_gradients.py",
 )  # fmt: skip
 
 
