@@ -9,6 +9,7 @@ import pytest
 import torch
 from method_plans import plan_for
 from test_exchanges import MODEL, fits, images, same, ticket
+from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.errors import UserError
@@ -56,6 +57,22 @@ def test_growth_of_ones_own_has_the_bits_of_dense_trees(tmp_path: Path) -> None:
         assert mine.changes[0].exchanged
     with pytest.raises(UserError, match=r"^score: .* \(expected a leaf of shape \(5, 2, 3, 3\)"):
         fits(waves.trainer, plan("short").updates[0], starts=starts)
+
+
+def test_places_of_ones_own_have_the_bits_of_dense_trees() -> None:
+    def first(name: str, taken: Tensor, size: int, count: int) -> Tensor:
+        """The first free ones, but for as many as the name has letters."""
+        free = torch.ones(size, dtype=torch.bool).index_fill(0, taken, False).nonzero().flatten()
+        return free.roll(-len(name))[:count].sort().values
+
+    def change(state: lf.TrainState, now: UpdateContext) -> lf.TrainState:
+        return lf.drop_and_grow(state, first, 0.3)
+
+    trainer = lf.make_trainer(MODEL, images(), optimizer=lf.adam(0.01), batch_size=8, engine=lf.sparse_engine)
+    updates = MaskUpdates((2, 6), change, exchange=lambda network, now: (first, 0.3))
+    (mine,), (theirs,) = (fits(trainer, each, (0,)) for each in (updates, updates._replace(exchange=None)))
+    assert same(mine, theirs)
+    assert mine.changes[0].exchanged
 
 
 def test_masks_may_keep_more_weights_than_before(monkeypatch: pytest.MonkeyPatch) -> None:
