@@ -194,6 +194,7 @@ REFUSED: dict[str, Form] = {
         )
     ),
     "of other tokens": of(lambda net, t: t.cumsum(1).ne(0)[:, None, None, :]),
+    "of which a part is read elsewhere": lambda net, x, t: x * (read(t) & causal(t.shape[1])).select(-1, 0).mT.float(),
     "read elsewhere": lambda net, x, t: x + (read(t) & causal(t.shape[1])).float().sum(-1).mT,
 }  # fmt: skip
 
