@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from lthfunc import __version__
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, as_option
 from lthfunc.garbage import rare_collection
 
 from .build_kernels import kernel_builds_shown
@@ -124,7 +124,9 @@ def _told(arguments: list[str] | None) -> int:
         with warning_in_words(), kernel_builds_shown(), downloads_shown():
             code = _invoked(arguments)
     except UserError as error:
-        return _complain(str(error), error.code)
+        from lthfunc.experiments.config import OPTIONS  # of all settings, which take a while
+
+        return _complain(as_option(str(error), OPTIONS), error.code)
     except OSError as error:
         why, full = str(error.strerror), error.errno in _FULL
         no_room = not full and "temporary directory" in why  # may not have a file name

@@ -14,8 +14,8 @@ from lthfunc.catalog.pruning import ALLOCATIONS
 from lthfunc.data.data_warnings import find_warnings
 from lthfunc.distributed.collectives import current_collectives
 from lthfunc.energy.meter import Meter, check_meter, metering
-from lthfunc.errors import DivergedError, LostRankError
-from lthfunc.experiments.config import Config, filled, to_mapping, trainings_of
+from lthfunc.errors import DivergedError, LostRankError, failing_as_options
+from lthfunc.experiments.config import OPTIONS, Config, filled, to_mapping, trainings_of
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan, prepare
 from lthfunc.experiments.records import Record
@@ -68,6 +68,7 @@ def build_kernels_for(config: Config) -> None:
         load_kernels()
 
 
+@failing_as_options(OPTIONS)
 def train_run(
     prepared: PreparedPlan,
     command: str,

@@ -85,8 +85,14 @@ def failing_as_options(options: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        name, colon, text = str(error).partition(":")
-        raise type(error)(f"{options[name]}:{text}") if colon and name in options else error from error
+        text = as_option(str(error), options)
+        raise type(error)(text) if text != str(error) else error from error
+
+
+def as_option(message: str, options: Mapping[str, str]) -> str:
+    """A message with an option in front, by name, instead of the argument of a function that it names there."""
+    name, colon, text = message.partition(":")
+    return f"{options[name]}:{text}" if colon and name in options else message
 
 
 def did_you_mean(value: str, known: Collection[str]) -> str:

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def test_the_order_of_examples_is_a_permutation_an_epoch() -> None:
     assert [steps_per_epoch(17, size) for size in (1, 5, 8, 9, 17)] == [17, 3, 2, 1, 1]
     for size in (0, 18):
-        with pytest.raises(UserError, match=f"--batch-size: invalid value {size} .*a whole number from 1 to 17"):
+        with pytest.raises(UserError, match=f"^batch_size: invalid value {size} .*a whole number from 1 to 17"):
             steps_per_epoch(17, size)
     expected = torch.cat([permutation(17, 3, "order", epoch)[:15].view(3, 5) for epoch in range(4)])
     order = BatchOrder(17, 5, 3)
@@ -237,7 +237,7 @@ def test_numbers_of_optimisers_have_their_ranges() -> None:
             make(0.1, **given)
     complex_: dict[str, torch.Tensor] = {"w": torch.ones(2, dtype=torch.complex64)}
     for name, optimizer in (("lion", lf.lion(0.1)), ("muon", lf.muon(0.1))):
-        with pytest.raises(UserError, match=f"--optimizer: {name} requires real parameters, but w is torch.complex64"):
+        with pytest.raises(UserError, match=f"^optimizer: {name} requires real parameters, but w is torch.complex64"):
             optimizer.init(complex_)
     table = lf.constant(0.5)
     assert table_like(table, {"a": torch.ones(1, dtype=torch.complex64), "b": torch.ones(1)}).dtype == torch.float32

@@ -106,7 +106,7 @@ def test_what_is_mixed_or_a_users_own_is_masked_before_the_average() -> None:
         found = lf.averaged(ours(optimizer))
         assert all(not found.params[name][~mask].any() for name, mask in found.masks.items())
     wrong = shifted._replace(update=lambda tree, state, now: (None, state))  # type: ignore[arg-type, return-value]
-    with pytest.raises(UserError, match="--optimizer: 'shifted' returned a NoneType"):
+    with pytest.raises(UserError, match=r"^optimizer: 'shifted' returned a NoneType"):
         ours(lf.chain(wrong, lf.sgd(0.1)))
 
 

@@ -149,7 +149,7 @@ def test_only_bf16_casts() -> None:
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == kind
     for name in ("fp32", "bf16"):
         precision.check_precision(name, "cpu")
-    with pytest.raises(UserError, match=r"--precision: invalid value 'fp16' \(expected one of fp32, bf16 on cpu"):
+    with pytest.raises(UserError, match=r"^precision: invalid value 'fp16' \(expected one of fp32, bf16 on cpu"):
         precision.check_precision("fp16", "cpu")
 
 

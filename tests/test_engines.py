@@ -247,7 +247,7 @@ def test_bf16_runs_the_network_in_bfloat16_and_nothing_else(few_digits: Dataset)
     for name, value in states["fp32"].params.items():
         torch.testing.assert_close(states["bf16"].params[name], value, rtol=0.1, atol=5e-3)
     assert not lf.same_bits(states["fp32"].params, states["bf16"].params)
-    with pytest.raises(UserError, match=r"--precision: invalid value 'tf32' \(expected one of fp32, bf16 on cpu"):
+    with pytest.raises(UserError, match=r"^precision: invalid value 'tf32' \(expected one of fp32, bf16 on cpu"):
         check_precision("tf32", "cpu")
 
 

@@ -272,11 +272,11 @@ def calls(net: nn.Module, **more: Any) -> Loss:
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (lambda: odd, "--loss: 'odd' needs an argument 'weights' .expected outputs, targets and, where it sees"),
-        (lambda: writes, "--loss: 'writes' changes its arguments in place"),
+        (lambda: odd, "^loss: 'odd' needs an argument 'weights' .expected outputs, targets and, where it sees"),
+        (lambda: writes, "^loss: 'writes' changes its arguments in place"),
         (lambda: calls(nn.Linear(6, 4)), r"teacher: its outputs are float32 of shape \(8, 4\), the network's .*\(8, 3"),
         (lambda: calls(nn.Linear(7, 3)), r"teacher: Linear cannot take inputs of shape \(6,\)"),
-        (lambda: calls(nn.Linear(6, 3), features=["one"]), "--loss: features: unknown name 'one' .expected one of 0"),
+        (lambda: calls(nn.Linear(6, 3), features=["one"]), "^loss: features: unknown name 'one' .expected one of 0"),
         (lambda: calls(NET, of_teacher=["4"]), "of_teacher: unknown name '4'"),
         (lambda: lf.teacher_divergence(), "teacher_divergence: requires a teacher; lf.with_context"),
         (lambda: calls(NET, features=["idle"]), "features: the layer 'idle' is not called in forward"),

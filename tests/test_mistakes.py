@@ -119,7 +119,7 @@ MISTAKES: dict[str, tuple[Callable[[Things], Any], str]] = {
     "measure swapped": (lambda t: lf.accuracy_on(t.start, t.model, t.data), "model must be a Model, not a TrainState"),
     "a metric of each": (
         lambda t: lf.accuracy_on(t.model, t.start, t.data, metric=lambda o, y: (o.argmax(1) == y).float()),
-        "--metric: '<lambda>' returned a tensor of shape (360,), not a scalar",
+        "metric: '<lambda>' returned a tensor of shape (360,), not a scalar",
     ),
     "a loss without gradient": (
         lambda t: trains(t, loss=lambda o, y: lf.cross_entropy(o.detach(), y)),

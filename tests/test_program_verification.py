@@ -171,7 +171,9 @@ def mutated(parts: Parts, rng: random.Random) -> Parts:
         elif len(states) and where < 0.33:
             states[rng.randrange(len(states)), rng.randrange(2)] = number(rng, int(rng.choice(states.flatten())))
         elif where < 0.4:
-            lists[rng.randrange(len(lists))] = number(rng, int(rng.choice(lists)))
+            edge = torch.iinfo(lists.dtype)
+            changed = number(rng, int(rng.choice(lists)))  # of a list that may have been changed to its edge before
+            lists[rng.randrange(len(lists))] = max(edge.min, min(edge.max, changed))
         else:
             row = rng.randrange(len(rows))
             columns = len(COLUMNS[list(OPCODES)[int(parts.rows[row, 0])]])

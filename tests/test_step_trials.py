@@ -122,6 +122,6 @@ def test_a_metric_of_ones_own_is_a_number() -> None:
     )
     for found in ([good], [good, lost], [lost]):
         assert checked_quality(found, mine) is found  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--metric: 'mine' returned NaN"):
+    with pytest.raises(UserError, match=r"^metric: 'mine' returned NaN"):
         checked_quality([good, none], mine)  # type: ignore[list-item]
     assert checked_quality([none], accuracy) == [none]  # type: ignore[list-item]

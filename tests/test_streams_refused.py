@@ -121,7 +121,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a number": (lambda: streamed(7), "train: invalid value: a int (expected a DataLoader or an iterable of batches)"),
     "its file": (lambda: lf.data.save_mapped("x.safetensors", streamed()), "x.safetensors: the training examples of"),
     "its size": (lambda: lf.make_trainer(MODEL, streamed(), optimizer=lf.sgd(0.1), batch_size=60),
-                 "--batch-size: invalid value 60 (expected a whole number from 1 to 22, the training examples)"),
+                 "batch_size: invalid value 60 (expected a whole number from 1 to 22, the training examples)"),
 }  # fmt: skip
 
 

@@ -179,9 +179,9 @@ def test_a_feeds_thread_ends_with_its_training() -> None:
 
 def test_what_cannot_be_trained_is_told_as_the_trainer_is_made() -> None:
     two = Collectives(0, 2, lambda vector: vector)
-    with pytest.raises(UserError, match="--batch-size: 5 examples don't divide among 2 ranks"):
+    with pytest.raises(UserError, match=r"^batch_size: 5 examples don't divide among 2 ranks"):
         a_trainer(collectives=two)
-    with pytest.raises(UserError, match="--batch-size: invalid value 10000 "):
+    with pytest.raises(UserError, match=r"^batch_size: invalid value 10000 "):
         a_trainer(batch_size=10_000)
     with pytest.raises(UserError, match=r"cannot take inputs of shape \(6,\)"):
         make_trainer(lf.from_module(nn.Sequential(nn.Linear(7, 3))), data(), optimizer=lf.sgd(0.1), batch_size=5)

@@ -175,7 +175,7 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
     assert len(set(first_epoch)) == len(first_epoch), "an epoch repeats no example"
     assert [y.tolist() for _, y in batches(split, 4, 8, 0, 15)] != whole
     assert [steps_per_epoch(25, size) for size in (1, 4, 25)] == [25, 6, 1]
-    with pytest.raises(UserError, match="--batch-size: invalid value 0 "):
+    with pytest.raises(UserError, match=r"^batch_size: invalid value 0 "):
         steps_per_epoch(25, 0)
-    with pytest.raises(UserError, match=r"--batch-size: invalid value 26 \(expected a whole number from 1 to 25"):
+    with pytest.raises(UserError, match=r"^batch_size: invalid value 26 \(expected a whole number from 1 to 25"):
         next(batches(split, 26, 0, 0, 1))

@@ -28,7 +28,7 @@ def rank_batch_size(batch_size: int, collectives: Collectives) -> int:
         sizes = " or ".join(str(size) for size in (below, below + ranks) if size)
         fewer = max(number for number in range(1, ranks) if batch_size % number == 0)
         raise UserError(
-            f"--batch-size: {batch_size} examples don't divide among {ranks} ranks; take {sizes}, or "
+            f"batch_size: {batch_size} examples don't divide among {ranks} ranks; take {sizes}, or "
             f"{counted(fewer, 'rank')}"
         )
     return batch_size // ranks

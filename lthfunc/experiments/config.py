@@ -32,6 +32,8 @@ class Config(Running, Teaching, Training, Methods, Pruning, Data, Network):  # t
 
 #: All settings by name, in the order of files.
 SETTINGS: dict[str, Setting] = settings_in(Config)
+#: Their options, by which a command's messages name what messages of functions call by an argument's name.
+OPTIONS = {name: setting.option for name, setting in SETTINGS.items()}
 #: Present names by former ones.
 FORMER_NAMES = {former: name for name, setting in SETTINGS.items() for former in setting.former_names}
 #: Settings that may change within a run: they change no result, or only steps that gave none.

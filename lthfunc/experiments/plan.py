@@ -13,7 +13,7 @@ from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
 from lthfunc.errors import UnfitInputsError, UserError, failing_as_options, invalid
-from lthfunc.experiments.config import SETTINGS, Config, Decision, applied, filled, first_round, to_mapping
+from lthfunc.experiments.config import OPTIONS, SETTINGS, Config, Decision, applied, filled, first_round, to_mapping
 from lthfunc.experiments.devices import data_room, decide_device
 from lthfunc.experiments.engine_choice import decide_engine, decide_threads, engine_of
 from lthfunc.experiments.functions import (
@@ -79,7 +79,7 @@ class Length(NamedTuple):
     eval_every: int
 
 
-@failing_as_options({name: each.option for name, each in SETTINGS.items()})
+@failing_as_options(OPTIONS)
 def prepare(
     config: Config,
     observe: Observe | None = None,

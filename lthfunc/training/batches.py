@@ -23,7 +23,7 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     Raises UserError where not even one batch fits.
     """
     if not 1 <= batch_size <= size:
-        raise invalid("--batch-size", batch_size, f"a whole number from 1 to {size}, the training examples")
+        raise invalid("batch_size", batch_size, f"a whole number from 1 to {size}, the training examples")
     return size // batch_size
 
 

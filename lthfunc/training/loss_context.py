@@ -92,7 +92,7 @@ def takes_context(loss: Loss) -> bool:
     needed = [each.name for each in found.values() if each.kind not in kinds and each.default is each.empty]
     if len(needed) > 2 and needed[2:] != ["context"]:
         raise UserError(
-            f"--loss: {function_name(loss)!r} needs an argument {needed[2]!r} (expected outputs, targets and, where it "
+            f"loss: {function_name(loss)!r} needs an argument {needed[2]!r} (expected outputs, targets and, where it "
             "sees more, context)"
         )
     return "context" in found
@@ -116,7 +116,7 @@ class NetworkLoss:
 
     def __init__(self, model: Model, loss: Loss) -> None:
         self._asked, self._takes = features_of(loss), takes_context(loss)
-        self._model, self._loss = with_features(model, self._asked, "--loss: features"), with_its_context(loss)
+        self._model, self._loss = with_features(model, self._asked, "loss: features"), with_its_context(loss)
 
     def __call__(
         self,

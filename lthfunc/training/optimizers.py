@@ -211,7 +211,7 @@ def check_real(params: Params, optimizer: str) -> None:
     for name, leaf in params.items():
         if leaf.is_complex():
             raise UserError(
-                f"--optimizer: {optimizer} requires real parameters, but {name} is {leaf.dtype}; use sgd or adam"
+                f"optimizer: {optimizer} requires real parameters, but {name} is {leaf.dtype}; use sgd or adam"
             )
 
 

@@ -23,7 +23,7 @@ def check_precision(precision: str, device: torch.device | str) -> None:
     if kind == "cuda":
         able = list(PRECISIONS) if torch.cuda.get_device_capability(device) >= _AMPERE else ["fp32"]
     if precision not in able:
-        raise invalid("--precision", precision, f"one of {', '.join(able)} on {device}")
+        raise invalid("precision", precision, f"one of {', '.join(able)} on {device}")
 
 
 def autocast_for(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -120,7 +120,7 @@ def checked_quality(found: list[Evaluation], metric: Metric) -> list[Evaluation]
     """The evaluations. Raises UserError where a user's metric is NaN although the loss is finite."""
     missing = any(math.isnan(each.accuracy) and math.isfinite(each.loss) for each in found)
     if missing and not is_library_function(metric):
-        raise UserError(f"--metric: {function_name(metric)!r} returned NaN")
+        raise UserError(f"metric: {function_name(metric)!r} returned NaN")
     return found
 
 

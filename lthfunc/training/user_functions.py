@@ -35,15 +35,15 @@ def checked_loss(kind: str, function: Loss) -> Loss:
     def call(outputs: Any, targets: Any, **context: Any) -> Tensor:
         given: list[Any] = [leaf for leaf in leaves((outputs, targets, context)) if isinstance(leaf, Tensor)]
         versions = [leaf._version for leaf in given]
-        value: Any = call_user_function(f"--{kind}", name, lambda: function(outputs, targets, **context))
+        value: Any = call_user_function(kind, name, lambda: function(outputs, targets, **context))
         if versions != [leaf._version for leaf in given]:
-            raise UserError(f"--{kind}: {name!r} changes its arguments in place; return new tensors instead")
+            raise UserError(f"{kind}: {name!r} changes its arguments in place; return new tensors instead")
         if not isinstance(value, Tensor):
-            raise UserError(f"--{kind}: {name!r} returned {a_or_an(type(value).__name__)}, not a scalar tensor")
+            raise UserError(f"{kind}: {name!r} returned {a_or_an(type(value).__name__)}, not a scalar tensor")
         if value.ndim:
-            raise UserError(f"--{kind}: {name!r} returned a tensor of shape {tuple(value.shape)}, not a scalar")
+            raise UserError(f"{kind}: {name!r} returned a tensor of shape {tuple(value.shape)}, not a scalar")
         if value.dtype == torch.bool or value.is_complex():
-            raise UserError(f"--{kind}: {name!r} returned a number of type {value.dtype}, not a real one")
+            raise UserError(f"{kind}: {name!r} returned a number of type {value.dtype}, not a real one")
         return value
 
     call.__module__ = "lthfunc.training.user_functions"  # checked already
@@ -92,7 +92,7 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
         return _pair(name, lambda: optimizer.update(grads, state, params, step), params)
 
     return optimizer._replace(update=update, init=lambda params: call_user_function(
-        "--optimizer", function_name(optimizer.init), lambda: optimizer.init(params)
+        "optimizer", function_name(optimizer.init), lambda: optimizer.init(params)
     ))  # fmt: skip
 
 
@@ -104,17 +104,17 @@ def checked_part(part: Part) -> Callable[[Params, Any, ChainContext], tuple[Para
 def _pair(name: str, call: Callable[[], Any], like: Params) -> tuple[Params, Any]:
     """What an update returns: (a tree of the shapes and dtypes of `like`, a state)."""
     shapes = {key: (leaf.shape, leaf.dtype) for key, leaf in like.items()}
-    result = call_user_function("--optimizer", name, call)
+    result = call_user_function("optimizer", name, call)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise UserError(f"--optimizer: {name!r} returned {a_or_an(type(result).__name__)}, not (params, state)")
+        raise UserError(f"optimizer: {name!r} returned {a_or_an(type(result).__name__)}, not (params, state)")
     new, after = result
     if not isinstance(new, dict) or new.keys() != shapes.keys():
         missing = sorted(shapes.keys() - new.keys()) if isinstance(new, dict) else []
         what = f"params without {missing[0]}" if missing else f"a {type(new).__name__} that is not like the params"
-        raise UserError(f"--optimizer: {name!r} returned {what}")
+        raise UserError(f"optimizer: {name!r} returned {what}")
     for key, expected in shapes.items():
         leaf = new[key]
         if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != expected:
             found, before = dtype_and_shape(leaf), dtype_and_shape(like[key])
-            raise UserError(f"--optimizer: {name!r} returned {found} for {key}, not {before}")
+            raise UserError(f"optimizer: {name!r} returned {found} for {key}, not {before}")
     return new, after

@@ -123,12 +123,12 @@ def select_prunable(
     """
     names = list(params) if prune_only else [name for name in params if name in set(default_prunable)]
     if prune_only:
-        wanted = set().union(*(matching_names("--prune-only", pattern, names) for pattern in prune_only))
+        wanted = set().union(*(matching_names("prune_only", pattern, names) for pattern in prune_only))
         names = [name for name in names if name in wanted]
-    kept = set().union(*(matching_names("--never-prune", pattern, names) for pattern in never_prune))
+    kept = set().union(*(matching_names("never_prune", pattern, names) for pattern in never_prune))
     left = tuple(name for name in names if name not in kept)
     if not left:
-        raise UserError(f"--never-prune: nothing is left to prune of {', '.join(names)}")
+        raise UserError(f"never_prune: nothing is left to prune of {', '.join(names)}")
     return left
 
 
