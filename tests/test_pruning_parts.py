@@ -79,6 +79,7 @@ def test_dealing_by_hand() -> None:
     assert apportion(10, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 3, "b": 3, "c": 4}
     assert apportion(11, weights, {"a": 9, "b": 9, "c": 4}, dict.fromkeys(weights, 0)) == {"a": 4, "b": 3, "c": 4}
     assert apportion(8, weights, {"a": 9, "b": 9, "c": 9}, {"a": 3, "b": 0, "c": 0}) == {"a": 3, "b": 2, "c": 3}
+    assert apportion(5, {"a": 1, "b": 0}, {"a": 2, "b": 9}, {"a": 0, "b": 0}) == {"a": 2, "b": 3}  # a is full
     assert apportion(27, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 0)) == dict.fromkeys(weights, 9)
     assert apportion(6, weights, dict.fromkeys(weights, 9), dict.fromkeys(weights, 2)) == dict.fromkeys(weights, 2)
     assert apportion(0, {}, {}, {}) == {}
