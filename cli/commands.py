@@ -213,7 +213,7 @@ class GroupedCommands(TyperGroup):
         width = max(len(name) for commands in COMMANDS.values() for name in commands)
         tables: list[Any] = []
         for group, commands in COMMANDS.items():
-            table = Table.grid(padding=(0, 2))
+            table = Table.grid(padding=(0, 2, 0, 0))  # at the right alone: versions of Rich differ in what joins
             for least in (*(() if narrow else (max(map(len, COMMANDS)),)), width):
                 table.add_column(min_width=least, no_wrap=True)
             for number, (name, about) in enumerate(commands.items()):

@@ -29,6 +29,8 @@ from lthfunc.trees.module_calls import functional_call
 from lthfunc.trees.outputs import Outputs, outputs_of
 from lthfunc.trees.types import Buffers, Params
 
+_REFUSED = re.compile(r"argument of type: <class '(?:\w+\.)*(\w+)'>")
+
 
 class Captured(NamedTuple):
     """graph: its first placeholders are the parameters and buffers of these names, those after them the inputs.
@@ -134,7 +136,7 @@ def captured_call(
             traced = trace(params, buffers, inputs)
     except Exception as error:
         branches = isinstance(error, GuardOnDataDependentSymNode)
-        why = "Python's control flow depends on numbers of a tensor" if branches else first_line(error)
+        why = "Python's control flow depends on numbers of a tensor" if branches else _why(first_line(error))
         raise CannotTraceError(name, f"{user_location(error)}: {why}") from error
     if training and found["replaced"]:
         why = f": it puts another tensor in the place of the buffer {found['replaced'][0]}, instead of changing it"
@@ -161,6 +163,12 @@ def captured_call(
     if checked and (why := why_unfaithful(graph, call, params, buffers, inputs, training=training)):
         raise CannotTraceError(name, why)
     return graph
+
+
+def _why(line: str) -> str:
+    """What an error of PyTorch says: of an object that 2.11 has no place for in a graph, in later ones' words."""
+    refused = _REFUSED.fullmatch(line)
+    return line if refused is None else f"an operation takes a {refused[1]}, which is no tensor"
 
 
 @contextmanager

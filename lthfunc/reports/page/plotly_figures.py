@@ -75,7 +75,7 @@ def _lines(series: Series, group: str, chart: Chart) -> list[dict[str, Any]]:
     band = _trace(
         series.colour, {"width": 0}, x=[x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
         y=[high for _, _, high in known] + [low for _, low, _ in reversed(known)], mode="lines", fill="toself",
-        fillcolor=series.colour.light + "26", hoverinfo="skip", showlegend=False, legendgroup=group,
+        fillcolor=series.colour.light, opacity=0.15, hoverinfo="skip", showlegend=False, legendgroup=group,
     )  # fmt: skip
     return [band, line]
 
