@@ -156,8 +156,12 @@ KINDS: dict[str, ArgumentKind] = {
     "Sequence[Batch]": _many("a list of batches (inputs, targets)", _is_batch),
     **{
         f"Sequence[{name}]": _many(f"a list of {name}s", partial(is_a, name=name))
-        for name in ("InputSpec", "TrainState", "Fit")
+        for name in ("InputSpec", "TrainState")
     },
+    "Sequence[AnyState]": _many(
+        "a list of TrainStates", lambda value: is_a(value, "TrainState") or is_a(value, "PackedState")
+    ),
+    "Sequence[AnyFit]": _many("a list of Fits", lambda value: is_a(value, "Fit") or is_a(value, "PackedFit")),
     "Mapping[str, Start]": _dict_of("a dict of Starts", lambda value: is_a(value, "Start")),
     **{name: _instance(name) for name in ("Model", "TrainState", "Ticket", "Plan", "Fit")},
     "Split": _instance("Split", "a Split, such as data.test"),

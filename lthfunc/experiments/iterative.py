@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from lthfunc.argument_hints import described
 from lthfunc.arguments import check_fields
 from lthfunc.errors import ArgumentError, UserError, invalid
-from lthfunc.experiments.rewinding_and_controls import RoundContext, Start, end_of, to_anchor
+from lthfunc.experiments.rewinding_and_controls import (
+    Anchor,
+    RoundContext,
+    Start,
+    anchor_at_rest,
+    end_of,
+    made_anchor,
+    to_anchor,
+)
 from lthfunc.experiments.trained_masks import TrainedMasks
 from lthfunc.sparsify.allocation import Allocate, globally
 from lthfunc.sparsify.density_schedules import prune_to_densities
@@ -25,6 +33,7 @@ from lthfunc.training.trainer import Trainer
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.ops import count, density as current_density, full_masks
+from lthfunc.trees.packed_states import AnyState, at_rest
 from lthfunc.trees.rng import key
 from lthfunc.trees.transformations import Transformation, compose
 from lthfunc.trees.types import Ticket, TrainState
@@ -115,13 +124,17 @@ class Plan(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A training that is ready to run. anchor: what pruned networks are rewound to; None: the training finds it."""
+    """A training that is ready to run.
+
+    start: what it is trained from, on survivors where that takes less memory. anchor: what pruned networks are rewound
+    to; None: the training finds it.
+    """
 
     seed: int
     number: int
     variant: str
-    start: TrainState
-    anchor: TrainState | None
+    start: AnyState
+    anchor: Anchor | None
 
     @property
     def key(self) -> tuple[int, int, str]:
@@ -187,28 +200,46 @@ def rounds(
     interruption, with the same bits as without one.
     """
     check(plan)
-    finished = done.finished if done else frozenset()
-    trained, anchor = (done.trained, done.anchor) if done else (None, None)
-    if done is None and not plan.dense:
-        trained = anchor = init(plan.model, seed, device)
-    for number in range(done.number if done else plan.first, plan.rounds + 1):
-        again = done is not None and number == done.number  # its ticket is trained, but perhaps not all controls
-        if trained is None or anchor is None:
-            start = init(plan.model, seed, device)
-        else:
-            start = trained if again else _next_start(plan, seed, number, trained, anchor)
-        tasks = [] if again else [Task(seed, number, TICKET, start, anchor)]
-        if anchor is not None and number:
-            now = RoundContext(plan.model, seed, number, anchor)
-            tasks += [
-                Task(seed, number, name, _made(name, control, start, now), anchor)
-                for name, control in plan.controls.items()
-                if (number, name) not in finished
-            ]
-        results = (yield tasks) if tasks else []
-        for result in results:
-            if result.variant == TICKET:
-                trained, anchor = result.fit.state, result.anchor
+    finished, begun = (done.finished, done.number) if done else (frozenset[tuple[int, str]](), None)
+    trained, anchor = (done.trained, anchor_at_rest(done.anchor, plan.model, seed)) if done else (None, None)
+    del done
+    if begun is None and not plan.dense:
+        anchor = anchor_at_rest(init(plan.model, seed, device), plan.model, seed)
+    # While a round trains, nothing here is as large as the network, except for a later anchor.
+    for number in range(plan.first if begun is None else begun, plan.rounds + 1):
+        again = number == begun  # its ticket is trained, but perhaps not all controls
+        controls = [name for name in plan.controls if number and (number, name) not in finished]
+        tasks = _tasks(plan, seed, device, number, trained, anchor, [] if again else [TICKET], controls)
+        trained = trained if again else None
+        trained, anchor = _after((yield tasks) if tasks else [], trained, anchor, plan.model, seed)
+
+
+def _tasks(
+    plan: Plan, seed: int, device: str, number: int, trained: TrainState | None, anchor: Anchor | None,
+    tickets: list[str], controls: list[str],
+) -> list[Task]:  # fmt: skip
+    """The trainings of a round. trained: what is pruned; None: the anchor, or, of a round without one, nothing."""
+    if anchor is None:
+        return [Task(seed, number, name, init(plan.model, seed, device), None) for name in tickets]
+    if not tickets and not controls:
+        return []
+    whole = made_anchor(anchor, plan.model, device)
+    start = whole if trained is None else trained
+    start = _next_start(plan, seed, number, start, whole) if tickets else start
+    now, made = RoundContext(plan.model, seed, number, whole), [(name, start) for name in tickets]
+    made += [(name, _made(name, plan.controls[name], start, now)) for name in controls]
+    return [Task(seed, number, name, at_rest(state), anchor) for name, state in made]
+
+
+def _after(
+    results: Sequence[Round], trained: TrainState | None, anchor: Anchor | None, model: Model, seed: int
+) -> tuple[TrainState | None, Anchor | None]:
+    """(what the next round prunes, what it is rewound to)."""
+    for result in results:
+        if result.variant == TICKET:
+            trained = result.fit.state
+            anchor = anchor_at_rest(result.anchor, model, seed) if anchor is None else anchor
+    return trained, anchor
 
 
 def _to_density(state: TrainState, density: float, prunings: int, how: dict[str, Any]) -> TrainState:

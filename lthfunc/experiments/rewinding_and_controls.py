@@ -24,8 +24,9 @@ from lthfunc.sparsify.rewinding import (
 from lthfunc.sparsify.scores import random_scores
 from lthfunc.sparsify.structures import unstructured
 from lthfunc.sparsify.transforms import prune
-from lthfunc.trees.model import Model
-from lthfunc.trees.ops import apply_masks, clone, density, full_masks, leaf_difference, masked_like
+from lthfunc.trees.model import Model, init
+from lthfunc.trees.ops import apply_masks, clone, density, full_masks, leaf_difference, masked_like, same_bits
+from lthfunc.trees.packed_states import AnyState
 from lthfunc.trees.rng import key
 from lthfunc.trees.types import TrainState
 
@@ -39,7 +40,30 @@ class RoundContext(NamedTuple):
     anchor: TrainState
 
 
-def end_of(start: TrainState, steps: int) -> int:
+class Drawn(NamedTuple):
+    """An anchor that a seed draws. It takes no memory, as it is made again whenever it is asked for."""
+
+    seed: int
+
+
+#: What pruned networks are rewound to, as it is kept while others train.
+Anchor = TrainState | Drawn
+
+
+def anchor_at_rest(anchor: TrainState, model: Model, seed: int) -> Anchor:
+    """The anchor in the form that takes less memory, to the same bits."""
+    if int(anchor.step):
+        return anchor
+    drawn = made_anchor(Drawn(seed), model, anchor.step.device)
+    return Drawn(seed) if same_bits(drawn[:2], anchor[:2]) else anchor  # params and buffers
+
+
+def made_anchor(anchor: Anchor, model: Model, device: torch.device | str) -> TrainState:
+    """The anchor itself. device: where one that is drawn comes to be."""
+    return init(model, anchor.seed, device) if isinstance(anchor, Drawn) else anchor
+
+
+def end_of(start: AnyState, steps: int) -> int:
     """The step at which a training of `steps` ends; if it starts at that step, it takes as many more."""
     begun = int(start.step)
     return steps if begun < steps else begun + steps

@@ -6,21 +6,25 @@ from collections.abc import Iterator, Sequence
 
 from lthfunc.arguments import public
 from lthfunc.experiments.iterative import Announce, Done, Plan, Progress, Round, Task, rounds
+from lthfunc.experiments.rewinding_and_controls import made_anchor
 from lthfunc.experiments.task_schedules import in_turn
 from lthfunc.sparsify.rewinding import learning_rate_rewound
 from lthfunc.sparsify.transforms import ticket
 from lthfunc.training.averaging import result_of
 from lthfunc.training.loop import fit_together, untrained_fits
-from lthfunc.training.packed_fits import AnyFit, dense_fit
+from lthfunc.training.packed_fits import AnyFit
 from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, as_observers
 from lthfunc.training.trainer import Trainer, measure
+from lthfunc.trees.packed_states import AnyState, dense_state
 from lthfunc.trees.types import TrainState
 
 
-def beginning(plan: Plan, task: Task) -> tuple[TrainState, Trainer]:
+def beginning(plan: Plan, task: Task) -> tuple[AnyState, Trainer]:
     """(the state that a task's training starts from, its trainer)."""
     through = plan.masks_through(task.number)
-    return (task.start, plan.trainer) if through is None else (through.begin(task.start, task.seed), through.trainer)
+    if through is None:
+        return task.start, plan.trainer
+    return through.begin(dense_state(task.start), task.seed), through.trainer
 
 
 def train_together(
@@ -42,41 +46,49 @@ def train_together(
     number, seeds = tasks[0].number, [task.seed for task in tasks]
     starts, (trainer, *_) = zip(*(beginning(plan, task) for task in tasks), strict=True)
     through = plan.masks_through(number)
-    fits = None if so_far is None else [dense_fit(each.fit) for each in so_far]
+    before: list[AnyFit] | None = None if so_far is None else [each.fit for each in so_far]
 
-    def fitted(until: int, anchors: Sequence[TrainState | None]) -> list[Fit]:
+    def fitted(until: int, anchors: Sequence[TrainState | None], before: list[AnyFit] | None) -> list[Fit]:
         def under_way(fits: Sequence[AnyFit]) -> list[Progress]:
             return [Progress(*each) for each in zip(fits, anchors, strict=True)]
 
         kept = None if checkpointer is None else checkpointer.of(under_way)
-        states = starts if fits is None else [fit.state for fit in fits]
+        states = starts if before is None else [fit.state for fit in before]
         return fit_together(
-            trainer, states, seeds=seeds, until=until, eval_every=plan.eval_every, observe=observe, so_far=fits,
+            trainer, states, seeds=seeds, until=until, eval_every=plan.eval_every, observe=observe, so_far=before,
             checkpointer=kept, updates=plan.updates_of(number),
         )  # fmt: skip
 
     nothing = [None] * len(tasks)
     end = plan.end_of(tasks[0])
     if plan.from_trained and not number:
-        fits = untrained_fits(plan.trainer, starts, checkpointer)
-        anchors = [learning_rate_rewound(start, plan.anchor_step) for start in starts]
+        dense = [dense_state(each) for each in starts]
+        fits = untrained_fits(plan.trainer, dense, checkpointer)
+        anchors = [learning_rate_rewound(start, plan.anchor_step) for start in dense]
     elif tasks[0].anchor is None and plan.anchor_step:  # the dense training passes the anchor
         anchors = [each.anchor for each in so_far or () if each.anchor is not None]
         if not anchors:
-            fits = fitted(plan.anchor_step, nothing)
-            anchors = [fit.state for fit in fits]
-        fits = fitted(end, anchors)
+            fits = fitted(plan.anchor_step, nothing, before)
+            anchors, before = [fit.state._replace(opt=()) for fit in fits], [*fits]
+        fits = fitted(end, anchors, before)
     else:
-        anchors = [task.start if task.anchor is None else task.anchor for task in tasks]
-        fits = fitted(end, nothing)
+        fits = fitted(end, nothing, before)
+        anchors = [_anchor_of(plan, task) for task in tasks]
     fits = [fit._replace(state=result_of(fit.state)) for fit in fits]
     if through is not None:
-        fits = [through.finished(fit, task.start) for fit, task in zip(fits, tasks, strict=True)]
+        fits = [through.finished(fit, dense_state(task.start)) for fit, task in zip(fits, tasks, strict=True)]
     tests = measure(plan.trainer, [fit.best for fit in fits], plan.trainer.data.test)
     return [
-        Round(task.number, task.variant, ticket(task.start), fit, test, anchor)
+        Round(task.number, task.variant, ticket(dense_state(task.start)), fit, test, anchor)
         for task, fit, test, anchor in zip(tasks, fits, tests, anchors, strict=True)
     ]
+
+
+def _anchor_of(plan: Plan, task: Task) -> TrainState:
+    """What networks are rewound to, once a training that needn't look for it has ended."""
+    if task.anchor is None:
+        return dense_state(task.start)
+    return made_anchor(task.anchor, plan.model, task.start.step.device)
 
 
 @public

@@ -24,10 +24,11 @@ from lthfunc.runs.folder import make_training_folder, run_of
 from lthfunc.runs.manifests import sum_of
 from lthfunc.training.optimizer_states import fresh_state
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.packed_fits import PackedFit
+from lthfunc.training.packed_fits import PackedFit, fit_at_rest
 from lthfunc.training.results import BestNetwork, Fit, Point, SinceLastPoint
 from lthfunc.trees.files import tree_bytes, tree_of
 from lthfunc.trees.ops import flattened, leaf_difference, map_leaves_like, to_device
+from lthfunc.trees.packed_states import AnyState, dense_state
 from lthfunc.trees.packed_trees import OnPlaces, mask_on
 from lthfunc.trees.types import Params, TrainState
 
@@ -171,14 +172,14 @@ def _content(path: Path) -> bytes | None:
     return payload if found is not None and sum_of(payload).sha256 == found[2] else None
 
 
-def load_checkpoint(place: Path, start: TrainState, optimizer: Optimizer) -> Checkpoint | None:
+def load_checkpoint(place: Path, start: AnyState, optimizer: Optimizer) -> Checkpoint | None:
     """The latest intact checkpoint; None if there is none, or it doesn't fit the training."""
     found = latest_checkpoint(place)
     if found is None:
         return None
     name, payload = found
     try:
-        return _checkpoint(*tree_of(payload, place / name), start, optimizer)
+        return _checkpoint(*tree_of(payload, place / name), dense_state(start), optimizer)
     except _OTHER:
         return None
 
@@ -209,4 +210,5 @@ def _checkpoint(tree: dict[str, Any], about: dict[str, Any], start: TrainState, 
     changes = tuple(map(change_from, about.get("changes", ())))
     fit = Fit(to_device(state, device), chosen, curve, since, changes, memory)
     energy = about.get("energy")
-    return Checkpoint(Progress(fit, anchor), float(about["seconds"]), None if energy is None else from_values(energy))
+    progress = Progress(fit_at_rest(fit), anchor)
+    return Checkpoint(progress, float(about["seconds"]), None if energy is None else from_values(energy))

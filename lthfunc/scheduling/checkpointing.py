@@ -20,6 +20,7 @@ from lthfunc.scheduling.ranks import broadcast_training, check_same_networks, na
 from lthfunc.training.batches import steps_per_epoch
 from lthfunc.training.packed_fits import dense_fit
 from lthfunc.training.results import Checkpointer, Observers
+from lthfunc.trees.packed_states import dense_state
 
 #: Checkpoints at an interval in seconds are written less often if they would take more than this share of the time.
 _SHARE = 0.01
@@ -57,7 +58,8 @@ def train_with_checkpoints(
     if run.config.compact and saved:
         now = dense_fit(saved[0].progress.fit).state
         # A unit may have died since the start; with other units removed, sums would be in another order.
-        saved = saved if same_cuts(trainer.work.model, beginnings[0].start, now, trainer.data.shape) else []
+        start = dense_state(beginnings[0].start)
+        saved = saved if same_cuts(trainer.work.model, start, now, trainer.data.shape) else []
     before = sum(each.seconds for each in saved) / count
 
     def seconds() -> float:

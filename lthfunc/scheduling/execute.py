@@ -80,6 +80,7 @@ def run_all(run: Execution, queue: Queue, jobs: int, save: Callable[[Any, Any, T
             if (place := run.place(task)) is not None:
                 drop_checkpoints(place)
             run.watcher.end(task, records[-1])
+            del task, value  # as large as the network, while the next one trains
     return records
 
 

@@ -125,9 +125,8 @@ def run_on(executor: Executor, run: Execution, queue: Queue) -> Generator[Result
                 elif kind == "failed" or (kind == "lost" and not stopped):  # also ends one that is still starting
                     raise content
                 elif kind == "done":
-                    value, cost = content
-                    queue.finished(task, value)
-                    yield Result(task, value, cost)
+                    queue.finished(task, content[0])
+                    yield Result(task, *content)
         if stopped:
             raise Stopped
     finally:

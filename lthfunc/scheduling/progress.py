@@ -30,7 +30,8 @@ from lthfunc.scheduling.forecast import Pace, Seen, pace_of, seconds_left
 from lthfunc.scheduling.queue import Watcher
 from lthfunc.sparse.cost_model import cost_of_teachers, relative_time
 from lthfunc.training.results import Point
-from lthfunc.trees.ops import density
+from lthfunc.trees.ops import whole
+from lthfunc.trees.packed_states import counts_of
 
 if TYPE_CHECKING:
     from lthfunc.runs.mirror import Mirror
@@ -162,10 +163,11 @@ class Tracker(Watcher):
 
     def begin(self, task: Task, stop: int) -> None:
         start, now = int(task.start.step), self._clock()
-        kept = {name: float(mask.float().mean()) for name, mask in task.start.masks.items()}
+        layers = counts_of(task.start)
+        kept = {name: layer.density for name, layer in layers.items()}
         self._ahead.pop(task.key, None)
         self._kept = max(self._kept, (task.number, kept), key=lambda each: each[0])
-        cost, share = self._outlook.cost(kept), density(task.start.masks)
+        cost, share = self._outlook.cost(kept), whole(layers.values()).density
         self._under[task.key] = _UnderWay(task, share, start, stop, start, now, cost)
 
     def step(self, task: Task, number: int, point: Point | None) -> None:

@@ -17,7 +17,7 @@ from lthfunc.experiments.trainings import beginning, train_together
 from lthfunc.runs.folder import training_folder
 from lthfunc.training.results import Point
 from lthfunc.training.trainer import Trainer
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.packed_states import AnyState
 
 #: Whether to stop; called after every step.
 Stopping = Callable[[], bool]
@@ -42,7 +42,7 @@ class Watcher:
 class Beginning(NamedTuple):
     """What a training starts from: its state, and the trainer of all its steps."""
 
-    start: TrainState
+    start: AnyState
     trainer: Trainer
 
 

@@ -19,7 +19,7 @@ from lthfunc.runs.ticket_files import write_ticket_files
 from lthfunc.scheduling.execute import PROCESSES_FROM_STEPS, keep_training, run_all, steps_ahead, trainings_ahead
 from lthfunc.scheduling.pruning_costs import PruningCosts, rounds_noting_costs, with_pruning
 from lthfunc.scheduling.queue import Beginning, Execution, Queue, TrainingCost, Workload
-from lthfunc.trees.types import TrainState
+from lthfunc.trees.packed_states import AnyState
 
 
 class StudyTask(NamedTuple):
@@ -45,7 +45,7 @@ class StudyTask(NamedTuple):
         return self.task.variant
 
     @property
-    def start(self) -> TrainState:
+    def start(self) -> AnyState:
         """What it is trained from."""
         return self.task.start
 

@@ -15,13 +15,13 @@ from lthfunc.training.engines.interface import Work
 from lthfunc.training.engines.table import Making
 from lthfunc.training.evaluation import averaged, evaluate, from_means
 from lthfunc.training.losses import Loss, Metric, accuracy, cross_entropy
+from lthfunc.training.malloc import return_freed_memory
 from lthfunc.training.mask_updates import MaskUpdates, following
 from lthfunc.training.nonfinite import recover_from_nonfinite
 from lthfunc.training.optimizer_states import with_rates_of
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.packed_fits import (
     AnyFit,
-    AnyState,
     best_network,
     dense_fit,
     evaluated,
@@ -37,6 +37,7 @@ from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_rando
 from lthfunc.training.user_functions import checked_loss
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.model import Model
+from lthfunc.trees.packed_states import AnyState, dense_state
 from lthfunc.trees.side_effects import side_effects_of
 from lthfunc.trees.transformations import Transformation
 from lthfunc.trees.types import Dataset, Split, TrainState
@@ -102,21 +103,22 @@ def fit(
 @public
 def fit_together(
     trainer: Trainer,
-    states: Sequence[TrainState],
+    states: Sequence[AnyState],
     *,
     seeds: Sequence[int],
     until: int,
     eval_every: int,
     observe: Observers | None = None,
-    so_far: Sequence[Fit] | None = None,
+    so_far: Sequence[AnyFit] | None = None,
     checkpointer: Checkpointer[Any] | None = None,
     updates: MaskUpdates | None = None,
 ) -> list[Fit]:
     """Run `fit` for several states at the same step, vmapped into one program.
 
-    trainer, until, eval_every, updates: as `fit` takes them. seeds: one for each of the states. observe: called with
-    the new points of all. so_far: fits to continue, to the same bits on a CPU. checkpointer: the callbacks that save
-    unfinished fits. Returns a fit for each state. Raises Stopped where the checkpointer asked for it.
+    trainer, until, eval_every, updates: as `fit` takes them. states: dense, or on survivors (`pack_state`), to the same
+    bits. seeds: one for each of the states. observe: called with the new points of all. so_far: fits to continue, to
+    the same bits on a CPU. checkpointer: the callbacks that save unfinished fits. Returns a fit for each state. Raises
+    Stopped where the checkpointer asked for it.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> model = lf.from_module(nn.Linear(4, 2))
@@ -127,18 +129,20 @@ def fit_together(
     if len(seeds) != len(states):
         raise UserError(f"fit_together: seeds must be one for each of {len(states)} states, not {len(seeds)}")
     phase = (checkpointer or Checkpointer(lambda fits: None)).on_phase
+    ready = [dense_state(each) for each in states]
     if so_far is None:
-        _check_steps_left(int(states[0].step), until)
-        so_far = untrained_fits(trainer, states, checkpointer)
-    fits: list[AnyFit] = list(so_far)
+        _check_steps_left(int(ready[0].step), until)
+    fits: list[AnyFit] = [*(untrained_fits(trainer, ready, checkpointer) if so_far is None else so_far)]
     step = fits[0].curve[-1].step
     _check_steps_left(step, until)
     since = [each.since for each in fits]
     phase("preparation", step)
     with TrainingSession(
-        trainer, states, seeds, until, since=since, observe=observe, checkpointer=checkpointer
+        trainer, ready, seeds, until, since=since, observe=observe, checkpointer=checkpointer
     ) as training:
+        del ready  # as large as the network, which the session may keep on survivors
         fits = _held(training, fits, until)
+        return_freed_memory(sum(shape.numel() for each in training.on_survivors for shape in each.shapes.values()))
         while fits[0].curve[-1].step < until:
             last = fits[0].curve[-1].step
             look = min(until, last - last % eval_every + eval_every)

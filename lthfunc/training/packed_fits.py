@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lthfunc.training.averaging import result_of
 from lthfunc.training.results import BestNetwork, Fit, MaskChange, Point, SinceLastPoint
-from lthfunc.trees.ops import raw_bytes
-from lthfunc.trees.packed_states import PackedState, pack_state, unpack_state
+from lthfunc.trees.ops import raw_bytes, same_bits
+from lthfunc.trees.packed_states import AnyState, PackedState, at_rest, pack_state, unpack_state
 from lthfunc.trees.packing import packed_like
 from lthfunc.trees.types import Masks, TrainState
 
@@ -36,7 +36,6 @@ class PackedFit(NamedTuple):
 
 #: A fit in progress, in one form or the other.
 AnyFit = Fit | PackedFit
-AnyState = TrainState | PackedState
 
 
 def dense_fit(fit: AnyFit, state: TrainState | None = None) -> Fit:
@@ -48,6 +47,15 @@ def dense_fit(fit: AnyFit, state: TrainState | None = None) -> Fit:
         unpack_state(fit.state) if state is None else state, BestNetwork(fit.best.point, best.params, best.buffers),
         fit.curve, fit.since, fit.changes, fit.memory,
     )  # fmt: skip
+
+
+def fit_at_rest(fit: Fit) -> AnyFit:
+    """The fit in the form that takes less memory while nothing computes with it, to the same bits."""
+    if not isinstance(at_rest(fit.state._replace(opt=())), PackedState):
+        return fit
+    packed = packed_fit(fit)
+    again = dense_fit(packed)  # an optimiser of one's own may keep numbers where weights were pruned
+    return packed if same_bits((again.state, again.best[1:]), (fit.state, fit.best[1:])) else fit
 
 
 def packed_fit(fit: AnyFit, state: PackedState | None = None) -> PackedFit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import optree
@@ -234,7 +234,11 @@ def count(masks: Masks) -> Count:
     >>> lf.count({"a": torch.tensor([True, False]), "b": torch.tensor([True])})
     Count(kept=2, total=3)
     """
-    layers = layer_counts(masks).values()
+    return whole(layer_counts(masks).values())
+
+
+def whole(layers: Collection[Count]) -> Count:
+    """The counts of layers as one."""
     return Count(sum(layer.kept for layer in layers), sum(layer.total for layer in layers))
 
 

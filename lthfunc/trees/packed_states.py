@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.trees.ops import map_leaves_like
+from lthfunc.trees.ops import Count, count, layer_counts, map_leaves_like
 from lthfunc.trees.packing import masks_of, packed_like, unpacked_like
 from lthfunc.trees.types import Buffers, Params, TrainState
 
@@ -36,6 +36,12 @@ class PackedState(NamedTuple):
     def sizes(self) -> dict[str, int]:
         """Of the masked leaves, pruned weights counted."""
         return {name: size_of(shape) for name, shape in self.shapes.items()}
+
+
+#: A state, in one form or the other.
+AnyState = TrainState | PackedState
+#: One weight in so many remains where survivors and their places take less memory than dense leaves and masks.
+_SPARSE = 3
 
 
 def size_of(shape: Tensor) -> int:
@@ -83,3 +89,21 @@ def unpack_state(state: PackedState) -> TrainState:
     opt = map_leaves_like(state.params, state.opt, unpack)
     masks = masks_of(state.positions, shapes)
     return TrainState(unpack(state.params), state.buffers, masks, opt, state.step)
+
+
+def at_rest(state: TrainState) -> AnyState:
+    """The state in the form that takes less memory while nothing computes with it; its pruned weights are zero."""
+    kept, total = count(state.masks)
+    return pack_state(state) if _SPARSE * kept < total else state
+
+
+def dense_state(state: AnyState) -> TrainState:
+    """The state with dense leaves."""
+    return unpack_state(state) if isinstance(state, PackedState) else state
+
+
+def counts_of(state: AnyState) -> dict[str, Count]:
+    """`layer_counts` of a state in either form."""
+    if isinstance(state, PackedState):
+        return {name: Count(len(state.positions[name]), size) for name, size in state.sizes.items()}
+    return layer_counts(state.masks)

@@ -77,7 +77,8 @@ def columns(leaves: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]])
 
 def masks_of(positions: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Masks:
     """Dense masks of survivors at these positions."""
-    return {
-        name: torch.zeros(shape, dtype=torch.bool).view(-1).index_fill_(0, positions[name], True).view(shape)
-        for name, shape in shapes.items()
-    }
+
+    def mask(places: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=torch.bool, device=places.device).view(-1).index_fill_(0, places, True)
+
+    return {name: mask(positions[name], shape).view(shape) for name, shape in shapes.items()}
