@@ -63,7 +63,8 @@ KEEPING = (
     "torch.cat([{0}[..., :1], {0}[..., 1:]], -1)", "{0} * {0}[:, :, :1].expand(-1, -1, {0}.shape[2])",
     "torch.stack([{0}, -{0}], 1).mean(1)", "{0}.pow(2) - {0}",
     "{0} / 1.7", "({0} @ {0}.mT).tanh() @ {0}", "torch.einsum('nlw,nmw->nlm', {0}, {0}).softmax(-1) @ {0}",
-    "{0} + {0}.flatten(1).sum(1).view(-1, 1, 1) / 9", "{0}.reshape({0}.shape[0], -1).view_as({0})", "{0}.float() * 1.0",
+    "{0} + {0}.flatten(1).sum(1).view(-1, 1, 1) / 9", "{0}.reshape({0}.shape[0], -1).view_as({0})",
+    "{0}.to({0}.dtype) * 1.0",
     "{0} * torch.linspace(0, 1, {0}.shape[1])[:, None].to({0}.dtype)", "{0}.unbind(1)[0].unsqueeze(1) + {0}",
     "{0}.clamp(-1, 1)", "{0}.abs()", "torch.maximum({0}, 0.5 * {0})", "{0} + {0}.amax(1, True)", "F.softplus({0})",
     "{0} - {0}.max(-1, True).values", "F.mish({0})", "{0} * {0}.amin((1, 2))[:, None, None]",
@@ -154,8 +155,8 @@ def pooled(pen: Pen, x: str) -> str:
              "F.adaptive_avg_pool1d({0}.transpose(1, 2), 1).flatten(1)",
              "({0}.softmax(1) * {0}).sum(1)", "{0}[:, :2].mean(1)", "{0}.select(1, 0)"]  # fmt: skip
     if padded(pen, length):
-        forms += ["({0} * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)",
-                  "({0} * seen.unsqueeze(-1)).sum(1) / seen.to({0}.dtype).sum(1, True)"]  # fmt: skip
+        forms += ["({0} * seen[..., None]).sum(1) / seen.sum(1, keepdim=True).clamp(min=1)",
+                  "({0} * seen.unsqueeze(-1)).sum(1) / seen.to({0}.dtype).sum(1, True).clamp(min=1)"]  # fmt: skip
     if length * width <= 150 and pen.maybe(0.3):
         return pen.value(f"{x}.flatten(1)", (length * width,))
     return pen.value(pen.rng.choice(forms).format(x), (width,))

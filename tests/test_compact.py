@@ -124,6 +124,28 @@ def test_networks_of_torchvision(name: str) -> None:
     assert sum(map(torch.numel, small.params.values())) < 0.6 * sum(map(torch.numel, ticket.params.values()))
 
 
+class Turned(nn.Module):
+    """Channels in another order, of which one part is empty where there is one channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, channels, 3), nn.Linear(channels * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        out: Tensor = self.last(torch.cat([y[:, 1:], y[:, :1]], 1).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_a_slice_may_be_empty(channels: int) -> None:
+    model = lf.from_module(Turned(channels), name="turned")
+    state, x = lf.init(model, 0), torch.randn(2, 3, 6, 6)
+    wanted = functional_call(model.evaluating, (state.params, state.buffers), (x,))
+    small = compacted(model, lf.ticket(state), (3, 6, 6))
+    torch.testing.assert_close(small.model.evaluating(x), wanted)
+
+
 def test_what_is_dead_is_gone() -> None:
     """A chain of layers, by hand: unit 1 is dead, unit 2 unread, input 0 read by unit 2 alone."""
     model = lf.from_module(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))

@@ -70,9 +70,9 @@ class Liveness:
         return self.live(node) & self.needed[node]
 
     def wanted(self, node: Node) -> Tensor:
-        """int64: the units to compute, at least one, so that no value is empty."""
+        """int64: the units to compute, at least one if there are any, so that no other value is empty."""
         found = self.wanted_units(node).nonzero().flatten()
-        return found if len(found) else torch.zeros(1, dtype=torch.int64)
+        return found if len(found) else torch.zeros(min(1, self.units(node)), dtype=torch.int64)
 
     def is_constant(self, node: Node, test: Callable[[Tensor], Tensor]) -> Tensor:
         """bool (units,): where all positions pass a test, in each mode."""
