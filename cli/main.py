@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -115,7 +116,8 @@ def _read_or_not(arguments: list[str] | None) -> int:
             try:
                 stream.flush()  # type: ignore[union-attr]
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+                with Path(os.devnull).open("w") as nowhere:
+                    os.dup2(nowhere.fileno(), stream.fileno())  # type: ignore[union-attr]
     return _UNREAD
 
 

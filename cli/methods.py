@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from lthfunc.catalog.methods import METHODS, method_entry
 from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.records import scale_of_records
 from lthfunc.experiments.resolve import listed, resolved
 from lthfunc.printable import counted
 
@@ -201,5 +200,7 @@ def _begun(stack: ExitStack, folder: Path, prepared: PreparedPlan) -> RunUnderWa
 
 
 def _line(task: Any, item: dict[str, Any]) -> str:
+    from lthfunc.experiments.records import scale_of_records
+
     figures = f"test {scale_of_records([item]).text(item['test_accuracy'])}, {item['seconds']:.1f} s"
     return f"{task.description}: density {100 * item['density']:.3g} %, {figures}"

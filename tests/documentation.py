@@ -46,6 +46,8 @@ def shortened(command: str) -> list[str]:
     if name in ("prune", "train", "branch", "transfer", "sweep", "methods", "connectivity") and "--list" not in words:
         least = 104 if name == "connectivity" else 100 if "epoch:1" in words else 4
         words = _with(words, **{"--steps": str(least)})
+        if "--recipe" in words:  # whose warm-up is as long as its trainings
+            words = _with(words, **{"--warmup": "0"})
     if name == "prune" or (name == "sweep" and "--rounds" not in words):
         words = _with(words, **{"--rounds": "1"})
     if name in ("prune", "sweep", "methods", "connectivity") and "--replicates" in words:

@@ -191,7 +191,7 @@ def test_a_batch_divides_among_ranks_or_is_refused_with_what_would() -> None:
             sizes = [each for each in range(size - ranks + 1, size + ranks) if each > 0 and each % ranks == 0]
             fewer = [count for count in range(1, ranks) if size % count == 0][-1]
             would = f"{' or '.join(map(str, sizes))}, or {fewer} rank{'' if fewer == 1 else 's'}"
-            words = f"--batch-size: {size} examples don't divide among {ranks} ranks; take {would}$"
+            words = f"^batch_size: {size} examples don't divide among {ranks} ranks; take {would}$"
             with pytest.raises(UserError, match=words):
                 rank_batch_size(size, collectives)
 

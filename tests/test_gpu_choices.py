@@ -63,7 +63,7 @@ def test_precisions_are_those_of_the_card(gpus: Machine, monkeypatch: pytest.Mon
     for precision in ("fp32", "tf32", "bf16"):
         check_precision(precision, "cuda:1")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    with pytest.raises(UserError, match=r"^--precision: invalid value 'bf16' \(expected one of fp32 on cuda:1\)$"):
+    with pytest.raises(UserError, match=r"^precision: invalid value 'bf16' \(expected one of fp32 on cuda:1\)$"):
         check_precision("bf16", "cuda:1")
 
 

@@ -29,7 +29,7 @@ from lthfunc.training.optimizers import adam
         ({"engine": "sparse"}, "--engine: invalid value 'sparse' .*auto, eager or compile on several"),
         ({"engine": "sparse/eager"}, "--engine: invalid value 'sparse/eager'"),
         ({"device": "cuda:1"}, "--device: invalid value 'cuda:1' .*each of which takes its own GPU"),
-        ({"batch_size": 7}, "--batch-size: 7 examples don't divide among 2 ranks"),
+        ({"batch_size": 7}, "batch_size: 7 examples don't divide among 2 ranks"),
     ],
 )
 def test_what_one_training_on_several_ranks_cannot_be(change: dict[str, Any], words: str) -> None:

@@ -145,6 +145,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     with pytest.raises(UserError, match=r"expected Shard\(0\)"):
         lf.prune_sharded(lf.collectives(), fraction=0.4)(mine._replace(params=replicated))
     Path(folder, f"done{rank}").touch()
+    distributed.barrier()  # Gloo may abort in a rank whose peer is gone
     distributed.destroy_process_group()
 
 

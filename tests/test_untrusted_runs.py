@@ -228,6 +228,7 @@ OTHERS = [
     ("lthfunc/reports/page/document.py", "read_text"),  # the page's own parts
     ("cli/checkpoint_import.py", "save_tree"),
     ("cli/info.py", "load_tree"),  # a file that was typed
+    ("cli/main.py", "os.devnull"),
     ("cli/running.py", "folder.mkdir(parents=True"),  # a folder that was typed
     ("cli/deployment.py", "path.iterdir()"),  # sizes of what was just written
     ("cli/deployment.py", "each.stat()"),
