@@ -119,6 +119,16 @@ def test_densities_rounds_and_mistakes() -> None:
     assert budgets.tolist() == [3]
 
 
+def _check_parts(found: TrainState, expected: TrainState) -> None:
+    """DTensors, which together are what was expected."""
+    from torch.distributed.tensor import DTensor
+
+    for tree, wanted in ((found.params, expected.params), (found.masks, expected.masks)):
+        for name, leaf in tree.items():
+            assert isinstance(leaf, DTensor)
+            assert torch.equal(leaf.full_tensor(), wanted[name]), name
+
+
 def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
@@ -137,10 +147,7 @@ def _on_gloo(rank: int, ranks: int, folder: str) -> None:
     for _ in range(2):
         mine = lf.prune_sharded(lf.collectives(), fraction=0.4)(mine)
         state = lf.prune(fraction=0.4)(state)
-    for tree, expected in ((mine.params, state.params), (mine.masks, state.masks)):
-        for name, leaf in tree.items():
-            assert isinstance(leaf, DTensor)
-            assert torch.equal(leaf.full_tensor(), expected[name]), name
+    _check_parts(mine, state)
     replicated = {name: DTensor.from_local(leaf, mesh) for name, leaf in state.params.items()}
     with pytest.raises(UserError, match=r"expected Shard\(0\)"):
         lf.prune_sharded(lf.collectives(), fraction=0.4)(mine._replace(params=replicated))
@@ -158,7 +165,7 @@ def test_dtensors_over_gloo_are_pruned_as_in_one_place(ranks: int, tmp_path: Pat
 def test_dtensors_of_one_rank_stay_dtensors(tmp_path: Path) -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+    from torch.distributed.tensor import Shard, distribute_tensor
 
     state = lf.init(lf.from_module(torch.nn.Linear(6, 5)))
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -171,10 +178,7 @@ def test_dtensors_of_one_rank_stay_dtensors(tmp_path: Path) -> None:
         cut = state._replace(params=parts[0], masks=parts[1])
         found = lf.prune_sharded(lf.collectives(), fraction=0.4)(cut)
         expected = lf.prune(fraction=0.4)(state)
-        for tree, wanted in ((found.params, expected.params), (found.masks, expected.masks)):
-            for name, leaf in tree.items():
-                assert isinstance(leaf, DTensor)
-                assert torch.equal(leaf.full_tensor(), wanted[name]), name
+        _check_parts(found, expected)
     finally:
         distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sparse_programs import kernels  # noqa: F401
 from test_token_lanes_masks import causal, read
 from test_token_lanes_training import text
-from token_lanes import batch_of, network, program_for, ticket
+from token_lanes import batch_of, gradients_on, network, program_for, ticket
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -21,7 +21,6 @@ from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import OPCODES, column_of
 from lthfunc.sparse.program import Epilogue, Lowered, Program
 from lthfunc.sparse.token_lanes import lanes_program, training_on_lanes
-from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.loop import take_steps
 from lthfunc.training.trainer import make_trainer
 from lthfunc.trees.types import TrainState
@@ -132,20 +131,13 @@ def test_parts_of_a_batch_drop_other_numbers() -> None:
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     model = network(NETWORKS["of masked weights"]())
-    state, (x, y), before = ticket(model, 0.3), batch_of(7, 70, 13), torch.get_num_threads()
-    program, found = program_for(model, state, 7, 70), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            workspace = Workspace(program, state.params, state.buffers)
-            workspace.run(x[None], y[None], seed=5)
-            found.append(workspace.gradients)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*found)
-    workspace = Workspace(program, state.params, state.buffers)
-    workspace.run(x[None], y[None], seed=6)
-    assert not torch.equal(workspace.gradients, found[0])
+    state, batch = ticket(model, 0.3), batch_of(7, 70, 13)
+    program = program_for(model, state, 7, 70)
+    one, two, other = (gradients_on(*each) for each in (
+        (1, state, program, batch, 5), (2, state, program, batch, 5), (2, state, program, batch, 6),
+    ))  # fmt: skip
+    assert torch.equal(one, two)
+    assert not torch.equal(other, one)
 
 
 class Tabled(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from sparse_programs import TOLERANCE, kernels  # noqa: F401
 from test_decoding import Gated
-from token_lanes import batch_of, network, program_for, ticket
+from token_lanes import batch_of, gradients_on, network, program_for, ticket
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -106,17 +106,9 @@ def test_inference_of_attention_in_both_directions() -> None:
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     model = lf.models.char_transformer((40,), 13, layers=2, width=24)
-    state, (x, y), before = ticket(model, 0.3), batch_of(6, 40, 13), torch.get_num_threads()
-    program, found = program_for(model, state, 6, 40), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            workspace = Workspace(program, state.params, state.buffers)
-            workspace.run(x[None], y[None])
-            found.append(workspace.gradients)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*found)
+    state, batch = ticket(model, 0.3), batch_of(6, 40, 13)
+    program = program_for(model, state, 6, 40)
+    assert torch.equal(*(gradients_on(threads, state, program, batch) for threads in (1, 2)))
 
 
 @pytest.mark.parametrize("name", ["load_place_values", "place_gradients"])

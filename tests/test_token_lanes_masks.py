@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from sparse_programs import TOLERANCE, kernels  # noqa: F401
 from test_token_lanes_gradients import check
-from token_lanes import batch_of, network, program_for, ticket
+from token_lanes import batch_of, gradients_on, network, program_for, ticket
 from torch import Tensor, nn
 
 import lthfunc as lf
@@ -151,17 +151,9 @@ def test_gradients_of_any_sizes(
 @pytest.mark.parametrize("kind", ["truths, causal", "of queries, too", "numbers of heads"])
 def test_any_number_of_threads_gives_the_same_bits(kind: str) -> None:
     model = network(Padded(FORMS[kind], 4, 20))
-    state, (x, y), before = ticket(model, 0.3), batch_of(7, 70, WORDS), torch.get_num_threads()
-    program, found = program_for(model, state, 7, 70), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            workspace = Workspace(program, state.params, state.buffers)
-            workspace.run(x[None], y[None])
-            found.append(workspace.gradients)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*found)
+    state, batch = ticket(model, 0.3), batch_of(7, 70, WORDS)
+    program = program_for(model, state, 7, 70)
+    assert torch.equal(*(gradients_on(threads, state, program, batch) for threads in (1, 2)))
 
 
 def test_what_reads_no_key_gives_nothing_and_has_no_gradient() -> None:

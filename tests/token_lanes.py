@@ -9,6 +9,8 @@ from torch import Tensor, nn
 import lthfunc as lf
 from lthfunc.sparse.program import Epilogue, Program
 from lthfunc.sparse.token_lanes import training_on_lanes
+from lthfunc.sparse.workspace import Workspace
+from lthfunc.training.cpu_threads import using_threads
 from lthfunc.trees.types import TrainState
 
 
@@ -36,3 +38,14 @@ def program_for(model: lf.Model, state: TrainState, n: int, length: int) -> Prog
     found = training_on_lanes(model, state, n, length, Epilogue())
     assert found is not None
     return found.program
+
+
+def gradients_on(
+    threads: int, state: TrainState, program: Program, batch: tuple[Tensor, Tensor], seed: int = 0
+) -> Tensor:
+    """Of all survivors, from the first step of a program."""
+    x, y = batch
+    workspace = Workspace(program, state.params, state.buffers)
+    with using_threads(threads):
+        workspace.run(x[None], y[None], seed=seed)
+    return workspace.gradients
