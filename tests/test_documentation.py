@@ -116,7 +116,7 @@ def test_models_and_data_run_as_printed(tmp_path: Path, monkeypatch: pytest.Monk
 def test_methods_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the digits, and shorter."""
     monkeypatch.chdir(tmp_path)
-    composed, updating, method, own = blocks("docs/how-to/methods.md", "python")
+    composed, updating, method, own, growing = blocks("docs/how-to/methods.md", "python")
     for long, short in (
         ("(1, 28, 28)", "(1, 8, 8)"), ('"mnist"', '"digits"'), ("steps=3000", "steps=20"), ("steps=150", "steps=5"),
         ("rounds=100", "rounds=5"),
@@ -140,8 +140,10 @@ def test_methods_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     functions: dict[str, Any] = {}
     exec(compile(own, "methods.md", "exec"), functions)
     functions["test_the_farthest_stay"]()
-    (tmp_path / "my_scores.py").write_text(own)
+    (tmp_path / "my_scores.py").write_text(f"{own}\n\n{growing}")
     assert main(["prune", "--rounds", "1", "--steps", "4", "--score", "my_scores:centred", "--out", "run"]) == 0
+    grown = ["--method", "rigl", "--growth", "my_scores:after_a_step", "--density", "0.1"]
+    assert main(["prune", *grown, "--steps", "8", "--out", "grown"]) == 0
 
 
 def test_programs_run_as_printed() -> None:

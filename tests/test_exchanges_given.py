@@ -13,6 +13,7 @@ from torch import Tensor
 
 import lthfunc as lf
 from lthfunc.errors import UserError
+from lthfunc.experiments.trials import check_growth
 from lthfunc.sparse.kernels import build
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.training.session import TrainingSession
@@ -27,6 +28,15 @@ def waves(step):
     return lambda params, masks: {
         name: torch.sin(step + torch.arange(float(mask.numel()))).view(mask.shape) for name, mask in masks.items()
     }
+
+
+def told(lr, step):
+    print(lr, step)
+    return waves(step)
+
+
+def rewound(anchor):
+    return lambda params, masks: anchor
 
 
 def short(step):
@@ -55,8 +65,31 @@ def test_growth_of_ones_own_has_the_bits_of_dense_trees(tmp_path: Path) -> None:
     for mine, other in zip(fits(waves.trainer, updates, starts=starts), theirs, strict=True):
         assert same(mine, other)
         assert mine.changes[0].exchanged
-    with pytest.raises(UserError, match=r"^score: .* \(expected a leaf of shape \(5, 2, 3, 3\)"):
+    with pytest.raises(UserError, match=r"^growth: .* \(expected a leaf of shape \(5, 2, 3, 3\)"):
         fits(waves.trainer, plan("short").updates[0], starts=starts)
+
+
+@pytest.mark.parametrize("method", ["set", "granet", "mest", "srigl", "cht"])
+def test_growth_of_ones_own_is_given_the_learning_rate_of_its_step(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    given: dict[str, Any] = {"steps": 8, "eval_every": 8, "batch_size": 8, "density": 0.4, "update_every": 2}
+    rates: dict[str, Any] = {"lr": 0.5, "schedule": "cosine", "update_until": 0.9}
+    plan = plan_for(method, MODEL, images(), **given, **rates, growth=f"{tmp_path}/own.py:told")
+    start = ticket(0, MODEL) if method != "granet" else lf.init(MODEL, 0)
+    plan.updates[0].change(start, UpdateContext(0, 4, last=False))
+    assert capsys.readouterr().out == f"{float(lf.cosine(0.5, 8)[4])} 4\n"
+
+
+def test_growth_of_ones_own_has_no_anchor_and_is_tried_before_a_training(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    plan = plan_for("set", MODEL, images(), steps=8, eval_every=8, batch_size=8, density=0.4)
+    check_growth(f"{tmp_path}/own.py:waves", plan)
+    made = r"\(expected a function of \(params, masks\), or one that makes it of .* lr and .* step\)"
+    for name, words in {"short": "^growth: ", "rewound": f"^--growth: .*rewound.*{made}"}.items():
+        with pytest.raises(UserError, match=words):
+            check_growth(f"{tmp_path}/own.py:{name}", plan)
 
 
 def test_places_of_ones_own_have_the_bits_of_dense_trees() -> None:

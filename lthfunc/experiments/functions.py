@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from lthfunc.catalog.methods import METHODS
 from lthfunc.catalog.pruning import ALLOCATIONS, GROWTHS, REWINDINGS, SCORES, STRUCTURES
 from lthfunc.deployment.compaction.dependency_groups import dependency_groups
@@ -35,6 +37,7 @@ from lthfunc.training.batches import sample_batches
 from lthfunc.training.engines.interface import Work
 from lthfunc.training.loss_of_params import forward_of, loss_of
 from lthfunc.training.losses import Loss, cross_entropy
+from lthfunc.training.schedules import Schedule, rate_at
 from lthfunc.trees.model import Model
 from lthfunc.trees.ops import to_device
 from lthfunc.trees.rng import key
@@ -131,24 +134,35 @@ def topological_growth_score(seed: int, step: int) -> Score:
 class Growing:
     """Makes a growth score by its name, of what a score may use, one batch, and the step (`number`).
 
-    random, by_gradient: whether it is that of SET, which goes without a number for each weight, or of RigL.
+    random, by_gradient: whether it is that of SET, which goes without a number for each weight, or of RigL. rates:
+    the learning rates of a training's steps, if they are known.
     """
 
     name: str
     random: bool
     by_gradient: bool
+    rates: Schedule | None = None
 
     def __call__(self, now: ScoreContext) -> Score:
         """The score of an update."""
-        offered = Offered({**now._replace(batch_count=1, purpose="growth").offered.data, "step": lambda: now.number})
+        of_score = now._replace(batch_count=1, purpose="growth").offered.data
+        del of_score["anchor"]  # an update knows none
+        if self.rates is None:
+            del of_score["lr"]
+        offered = Offered({**of_score, "step": lambda: now.number})
         score: Score = GROWTHS.make(self.name, offered, dict, "Score")
         return score
 
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step; 0 where it is unknown."""
+        return 0.0 if self.rates is None else float(rate_at(self.rates, torch.tensor(step)))
 
-def growth_of(name: str) -> Growing:
-    """What grows, by its name. Raises UserError for an unknown one."""
+
+def growth_of(name: str, rates: Schedule | None = None) -> Growing:
+    """What grows, by its name. rates: the learning rates of a training's steps, for scores of the user's own that
+    take `lr`. Raises UserError for an unknown one."""
     function = GROWTHS.load(name)
-    return Growing(name, function is random_growth_score, function is gradient_growth_score)
+    return Growing(name, function is random_growth_score, function is gradient_growth_score, rates)
 
 
 def allocation_of(config: Config) -> Allocate:

@@ -35,10 +35,11 @@ from lthfunc.experiments.objective import (
     loss_of_name,
     make_optimizer,
     metric_of_name,
+    schedule_of,
 )
 from lthfunc.experiments.rewinding_and_controls import start_of
 from lthfunc.experiments.teaching import check_teacher, decide_teacher, read_teacher, taught
-from lthfunc.experiments.trials import check_orientation, check_pruning, check_score, check_start
+from lthfunc.experiments.trials import check_growth, check_orientation, check_pruning, check_score, check_start
 from lthfunc.experiments.trust import code_in
 from lthfunc.models.factory import build_for
 from lthfunc.models.pretrained import check_weights
@@ -220,6 +221,7 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
         from_trained=config.from_trained,
         dense=first_round(config) == 0,
         at_init=METHODS[config.method].at_init if config.method in METHODS else first_round(config) == 1,
+        rates=schedule_of(config, length.steps),
     )
     return method_of(config, plan)
 
@@ -237,6 +239,8 @@ def _check_plan(config: Config, plan: Plan) -> None:
         lr, loss = filled(config.lr), trainer.work.loss
         now = ScoreContext(plan.model, trainer.data, trainer.batch_size, lr, 0, 1, start, start, loss)
         check_score(score, score_of(score), now)
+    if config.growth is not None and is_own(config.growth):
+        check_growth(config.growth, plan)
     if config.rounds and is_own(filled(config.rewind)):
         check_start(plan)
 

@@ -6,12 +6,14 @@ import fnmatch
 from collections.abc import Callable, Sequence
 
 from lthfunc.errors import failing_as, invalid
-from lthfunc.experiments.functions import ScoreContext
+from lthfunc.experiments.functions import ScoreContext, growth_of
 from lthfunc.experiments.iterative import Plan
+from lthfunc.experiments.methods.during_training import growth_scores
 from lthfunc.experiments.rewinding_and_controls import RoundContext
 from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.tracebacks import first_line, user_location
+from lthfunc.training.mask_updates import UpdateContext
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.prunable import weights_by_inputs
@@ -34,6 +36,14 @@ def check_score(name: str, scoring: Callable[[ScoreContext], Score], now: ScoreC
 
     with failing_as(message), seeded_generators(0, now.trained.step.device):
         checked_score(scoring(now))(now.trained.params, now.trained.masks)
+
+
+def check_growth(name: str, plan: Plan) -> None:
+    """Score the half-pruned network once with what a user's method grows by. Raises UserError if that fails."""
+    device = plan.trainer.data.train.y.device
+    trainer, state = plan.trainer._replace(batch_size=min(plan.trainer.batch_size, 2)), init(plan.model, 0, device)
+    with seeded_generators(0, device):
+        growth_scores(trainer, growth_of(name, plan.rates), prune(density=0.5)(state), UpdateContext(0, 1, last=False))
 
 
 def check_start(plan: Plan) -> None:

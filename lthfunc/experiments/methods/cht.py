@@ -23,7 +23,7 @@ def cht(
     one side, and stops a layer's updates once its links hardly change.
     """
     end, every = period(plan, update_every, update_until)
-    growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
+    growing, falling = growth_of(growth, plan.rates), DROP_SCHEDULES.load(drop_schedule)
 
     def exchange(network: DenseNetwork, now: UpdateContext) -> tuple[Scores, float]:
         state, share = network(), falling(drop_fraction, now.step, end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lthfunc.catalog.pruning import DROP_SCHEDULES
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError, failing_as_options, invalid
 from lthfunc.experiments.functions import Growing, ScoreContext, growth_of
 from lthfunc.experiments.iterative import Plan
 from lthfunc.sparsify.allocation import looks_at_survivors_alone
@@ -74,7 +74,7 @@ def exchanging(
     """Drop small weights and grow as many others, again and again (SET, RigL); ERK masks at first."""
     end, every = period(plan, update_every, update_until)
     falling = DROP_SCHEDULES.load(drop_schedule)
-    growing = growth_of(growth)
+    growing = growth_of(growth, plan.rates)
     updates = exchanges(
         plan.trainer, steps_of(end, every), growing, lambda step: falling(drop_fraction, step, end),
         draws=not is_library_function(falling),
@@ -111,8 +111,10 @@ def exchanges(
 def growth_scores(trainer: Trainer, growing: Growing, state: TrainState, now: UpdateContext) -> Scores:
     """The scores of the weights to grow after a step."""
     work = trainer.work
-    about = (work.model, trainer.data, trainer.batch_size, 0.0, now.seed, now.step, state, state, work.loss)
-    return checked_score(growing(ScoreContext(*about)))(state.params, state.masks)
+    lr = growing.rate_at(now.step)
+    about = (work.model, trainer.data, trainer.batch_size, lr, now.seed, now.step, state, state, work.loss)
+    with failing_as_options({"score": "growth"}):
+        return checked_score(growing(ScoreContext(*about)))(state.params, state.masks)
 
 
 def steps_of(end: int, every: int) -> tuple[int, ...]:

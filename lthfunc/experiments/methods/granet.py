@@ -30,7 +30,7 @@ def granet(
     at once keeps its value. Unlike theirs, regeneration ends with the pruning.
     """
     end, every = period(plan, update_every, update_until)
-    growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
+    growing, falling = growth_of(growth, plan.rates), DROP_SCHEDULES.load(drop_schedule)
 
     def updates(target: float) -> MaskUpdates:
         densities = dict(cubic(target, 0, end, every)[1:])

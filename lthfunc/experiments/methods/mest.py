@@ -21,7 +21,7 @@ def mest(
     Theirs exchanges in three stairs; ours by --drop-schedule.
     """
     end, every = period(plan, update_every, update_until)
-    growing, slopes, falling = growth_of(growth), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
+    growing, slopes, falling = growth_of(growth, plan.rates), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
 
     def masks(state: TrainState, now: UpdateContext) -> NewMasks:
         hopes = growth_scores(plan.trainer, growing, state, now)

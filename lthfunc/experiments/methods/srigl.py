@@ -27,7 +27,7 @@ def srigl(
     out (their sec. 3.1), but for outputs. Numbers of neurons differ by one where the layer's count demands it.
     """
     end, every = period(plan, update_every, update_until)
-    growing, falling = growth_of(growth), DROP_SCHEDULES.load(drop_schedule)
+    growing, falling = growth_of(growth, plan.rates), DROP_SCHEDULES.load(drop_schedule)
 
     def masks(state: TrainState, now: UpdateContext) -> NewMasks:
         hopes = growth_scores(plan.trainer, growing, state, now)
