@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lthfunc.catalog.deployment import EXPORTS, FORMATS
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError, failing_as_options, invalid
 
 from . import options as o
 from .console import busy, put, put_json, put_parts, put_words
@@ -78,10 +78,11 @@ def specialize(
     keep_freed_memory()
     with using_threads(threads), busy(_work(found, batch_size, format)):
         sample = scaled(data.test.x[:batch_size], data.scale)
-        program = lf_specialize(
-            found.ticket, found.model, sample, device, format=format, tunings=tunings_file(), fresh=fresh,
-            beside=["onnxruntime"] if find_spec("onnxruntime") is not None else [],
-        )  # fmt: skip
+        with failing_as_options({"format": FORMATS.option}):
+            program = lf_specialize(
+                found.ticket, found.model, sample, device, format=format, tunings=tunings_file(), fresh=fresh,
+                beside=["onnxruntime"] if find_spec("onnxruntime") is not None else [],
+            )  # fmt: skip
         whole = masked_module(found.model, found.ticket, device)
         metric = metric_of_name(found.config, data)
         reached, masked = (accuracy_of(each, data, batch_size, device, metric) for each in (program, whole))

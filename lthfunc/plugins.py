@@ -83,19 +83,20 @@ def called(
     parameters = parameters_of(option, name, function).values()
     named = {each.name: each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
     anything = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    options = f"{option}-option" if option.startswith("--") else f"{option}_option"
     for key in given:
         if key not in named and not anything:
             mine = [each for each in named if each not in offered]
             if not mine:
-                raise invalid(f"{option}-option", key, f"nothing with {name}")
-            raise unknown(f"{option}-option", key, mine)
+                raise invalid(options, key, f"nothing with {name}")
+            raise unknown(options, key, mine)
     arguments = {key: offered[key] for key in named if key in offered}
     arguments |= {key: _literal(text) for key, text in given.items()}
     missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
     if missing:
         raise UserError(
             f"{option}: {name!r} needs {', '.join(missing)}; it is offered {', '.join(offered)}, and what "
-            f"{option}-option {missing[0]}=VALUE gives"
+            f"{options} {missing[0]}=VALUE gives"
         )
     try:
         return function(**arguments)

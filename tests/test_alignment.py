@@ -250,5 +250,5 @@ def test_parameters_that_may_belong_to_units_are_refused(units: int) -> None:
 
 def test_transposed_convolutions_are_refused() -> None:
     model = lf.from_module(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 3, 2)))
-    with pytest.raises(UserError, match=r"^--structure: units takes no transposed convolutions, such as .* 1.weight"):
+    with pytest.raises(UserError, match=r"^structure: units takes no transposed convolutions, such as .* 1.weight"):
         lf.dependencies(model, (2, 5, 5))

@@ -121,10 +121,10 @@ def test_options_change_the_network() -> None:
 @pytest.mark.parametrize(
     ("arch", "shape", "options", "words"),
     [
-        ("vit-tiny", (3, 30, 30), {}, r"patches of 4×4 tile \(--arch-option patch=N\), these are 30×30"),
+        ("vit-tiny", (3, 30, 30), {}, r"patches of 4×4 tile \(option patch=N\), these are 30×30"),
         ("vit-tiny", (3, 32, 32), {"width": "100"}, r"invalid value 'width=100' \(expected a multiple of the 3 heads"),
-        ("resnet20", (3, 32, 32), {"wide": "2"}, r"--arch-option: unknown name 'wide'; did you mean 'width'"),
-        ("unet", (3, 36, 32), {}, r"'unet' halves images 3 times \(--arch-option depth=N\), and these are 36×32"),
+        ("resnet20", (3, 32, 32), {"wide": "2"}, r"^arch_option: unknown name 'wide'; did you mean 'width'"),
+        ("unet", (3, 36, 32), {}, r"'unet' halves images 3 times \(option depth=N\), and these are 36×32"),
         ("unet", (3, 32, 32), {"depth": "0"}, r"invalid value 'depth=0' \(expected 1 or more"),
         ("char-transformer", (3, 32, 32), {}, r"works on text, numbers of characters .* not on numbers of shape"),
     ],

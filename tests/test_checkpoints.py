@@ -235,6 +235,7 @@ def test_skipping_leaves_such_steps_out_wherever_it_was_interrupted(few_digits: 
     assert all(bool(leaf.isfinite().all()) for leaf in whole.fit.state.params.values())
     assert int(whole.fit.state.step) == 37
     # By hand: the same batches, without those that the two examples are in.
+    assert isinstance(task.start, lf.TrainState)
     state = lf.with_optimizer(task.start, trainer.work.optimizer)
     step = lf.make_train_step(model, lf.cross_entropy, trainer.work.optimizer)
     skipped = 0

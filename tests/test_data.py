@@ -84,7 +84,7 @@ def test_a_broken_file_is_named_in_one_line(mnist_copy: Path, harm: str) -> None
         path.unlink()
     else:
         path.write_bytes({"cut": raw[:-9], "empty": b"", "noise": b"\xff" * 99, "labels": raw[:-1] + b"\x63"}[harm])
-    with pytest.raises(UserError, match="--data-dir: 'mnist' cannot be read from") as caught:
+    with pytest.raises(UserError, match=r"^data_dir: 'mnist' cannot be read from") as caught:
         lf.data.load("mnist", mnist_copy)
     assert "\n" not in str(caught.value)
     if harm != "labels":
@@ -147,7 +147,7 @@ def test_without_network_and_files_one_line_names_both_ways_out(
     Offline.__name__ = "FashionMNIST"
     monkeypatch.setitem(vision._CLASSES, "fashionmnist", Offline)
     for folder in (tmp_path / "new" / "data", tmp_path):
-        with pytest.raises(UserError, match=r"--data-dir or LTHFUNC_DATA, or use --dataset digits") as caught:
+        with pytest.raises(UserError, match=r"by data_dir or LTHFUNC_DATA, or use digits") as caught:
             lf.data.load("fashionmnist", folder)
         assert ("a folder that does not exist" in str(caught.value)) == (folder != tmp_path)
         assert "\n" not in str(caught.value)

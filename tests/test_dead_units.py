@@ -129,7 +129,7 @@ def test_half_precision_has_the_dependencies_of_float32() -> None:
 )
 def test_layers_without_units_are_refused_by_name(net: nn.Module, words: str) -> None:
     model = lf.from_module(net, prunable=[name for name, leaf in net.named_parameters() if leaf.ndim > 1], warn=False)
-    with pytest.raises(UserError, match=rf"^--structure: .*({words})"):
+    with pytest.raises(UserError, match=rf"^structure: .*({words})"):
         lf.dependencies(model, (3,))
 
 
@@ -148,6 +148,6 @@ def test_inputs_and_layers_that_cannot_be_followed_are_refused() -> None:
         lf.dependencies(traced()[0], (4, 6, 6))
     turned = lf.from_module(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ConvTranspose2d(4, 3, 2)))
     with pytest.raises(
-        UserError, match=r"^--structure: units takes no transposed convolutions, such as that of 1.weight"
+        UserError, match=r"^structure: units takes no transposed convolutions, such as that of 1.weight"
     ):
         lf.dependencies(turned, (2, 5, 5))

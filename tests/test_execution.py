@@ -142,7 +142,7 @@ def test_rounded_formats_say_by_how_much(format: str) -> None:
     [
         ("2:4", "2:4 needs a CUDA device: not for fc1"),
         ("block", "block finds no block size .* divides 300×64 .*: not for fc1"),
-        ("spars", "--format: unknown name 'spars'; did you mean 'sparse'"),
+        ("spars", "^format: unknown name 'spars'; did you mean 'sparse'"),
     ],
 )
 def test_a_format_that_cannot_be_had_says_why(format: str, words: str) -> None:

@@ -87,7 +87,7 @@ def model_with(between: Any, last: float | None = None) -> lf.Model:
 def test_another_gradient_than_the_operations_have_is_refused(between: Any, last: float | None) -> None:
     model = model_with(between, last)
     words = r"the gradient of first\.(weight|bias) is not that of the operations in it"
-    with pytest.raises(UserError, match=f"^--engine: sparse cannot trace Net: {words}"):
+    with pytest.raises(UserError, match=f"^engine: sparse cannot trace Net: {words}"):
         captured(model, (1, 8, 8), training=True)
     with pytest.raises(UserError, match=f"^compact: Net cannot be compacted: {words}"):
         compact_training(model, lf.init(model), (1, 8, 8))
@@ -115,7 +115,7 @@ def test_a_generator_of_ones_own_is_refused_with_its_line() -> None:
     model = model_with(lambda h: h * torch.rand(h.shape, generator=torch.Generator().manual_seed(0)))
     line, words = r"\(line \d+ of .*test_faithful_graphs.py", "takes a Generator, which is no tensor"
     told = rf"Net: rand {words} {line}|Net {line}: .*: an operation {words}$"  # the latter by PyTorch 2.11
-    with pytest.raises(UserError, match=f"^--engine: sparse cannot trace (?:{told})"):
+    with pytest.raises(UserError, match=f"^engine: sparse cannot trace (?:{told})"):
         captured(model, (1, 8, 8), training=True)
 
 

@@ -51,7 +51,7 @@ def test_two_of_four_says_what_it_needs(gpus: Machine, monkeypatch: pytest.Monke
     assert why_not(half(32, 64, device="cpu")) == "needs a CUDA device"
     assert why_not(half(32, 64, dtype=torch.float32)) == "takes float16 or bfloat16, not float32"
     assert why_not(half(16, 64)) == "needs multiples of 32 outputs and 64 inputs, not 16×64"
-    assert why_not(half(32, 64, every=1)) == "needs a mask with at most 2 of every 4 weights (--structure 2:4)"
+    assert why_not(half(32, 64, every=1)) == "needs a mask with at most 2 of every 4 weights (structure 2:4)"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     assert why_not(half(32, 64)) == "needs compute capability 8.0"
     assert BLOCK.why_not(half(32, 64, dtype=torch.float64)) == (

@@ -115,14 +115,14 @@ def test_what_is_not_a_text_or_a_tokenizer_is_one_line(saved: Path, tmp_path: Pa
         return str(error.value)
 
     (tmp_path / "broken.json").write_text("{}")
-    assert "--tokenizer: there is no folder or file 'nowhere'" in refused(tokenizer="nowhere")
+    assert "tokenizer: there is no folder or file 'nowhere'" in refused(tokenizer="nowhere")
     assert "broken.json' cannot be read (" in refused(tokenizer=tmp_path / "broken.json")
-    assert "--tokenizer: invalid value 'words' (expected nothing with digits)" in refused(
+    assert "tokenizer: invalid value 'words' (expected nothing with digits)" in refused(
         None, "digits", tokenizer="words"
     )
     assert "expected nothing with npz:x" in refused(None, "npz:x", tokenizer="words")
     assert "invalid value 'size=32' (expected nothing with the texts of 'hf:" in refused({"size": "32"})
-    assert "too few for three splits of windows of 5000 (--dataset-option length=N)" in refused({"length": "5000"})
+    assert "too few for three splits of windows of 5000 (dataset option length=N)" in refused({"length": "5000"})
     assert "invalid value 'config=en' (expected nothing with the saved data set" in refused({"config": "en"})
     assert "unknown name 'txt'" in refused({"text": "txt"})
     assert "has 0 in its column 'id' (example 0 of train), no text" in refused({"text": "id"})

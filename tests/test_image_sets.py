@@ -52,7 +52,7 @@ def test_one_grey_image_does_not_make_all_others_grey(tmp_path: Path) -> None:
     files["train/a/0.png"] = png(colours(0)[..., 0], 8, 0)
     name = write(tmp_path / "d", files)
     for skip in (False, True):
-        with pytest.raises(UserError, match=r"\.png: is in colour, the first image grey; --dataset-option channels=3"):
+        with pytest.raises(UserError, match=r"\.png: is in colour, the first image grey; dataset option channels=3"):
             lf.data.load(name, skip_broken=skip)
     data = lf.data.load(name, options={"channels": "3"})
     np.testing.assert_array_equal(data.train.x[0].numpy(), np.repeat(colours(0)[None, ..., 0], 3, axis=0))
@@ -130,7 +130,7 @@ def test_images_of_the_hub_are_read_as_a_folders_are(hub: Callable[..., lf.Datas
 
 def test_rows_of_the_hub_without_an_image_or_a_label(hub: Callable[..., lf.Dataset]) -> None:
     whole = [Image.fromarray(colours(i)) for i in range(12)]
-    with pytest.raises(UserError, match="example 0 of mine: is a NoneType, not an image; --skip-broken leaves"):
+    with pytest.raises(UserError, match="example 0 of mine: is a NoneType, not an image; skip_broken leaves"):
         hub([None, *whole[1:]], [i % 2 for i in range(12)])
     with pytest.raises(UserError, match=r"'hf:mine' has 'cat' in its column 'label' \(expected class numbers from 0"):
         hub(whole, ["cat", "dog"] * 6, Column(), label="label")

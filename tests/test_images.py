@@ -95,7 +95,7 @@ def test_floating_point_and_lab_pixels_are_refused() -> None:
         (lambda: Image.fromarray(np.random.default_rng(0).random((H, W), dtype=np.float32)), "floating-point numbers"),
         (lambda: Image.frombytes("LAB", (W, H), colours().tobytes()), "in the LAB colour space"),
     ):
-        with pytest.raises(UserError, match=rf"--dataset: it: has pixels {words}.*; save it as 8-bit RGB or grey"):
+        with pytest.raises(UserError, match=rf"^dataset: it: has pixels {words}.*; save it as 8-bit RGB or grey"):
             read(content)
 
 
@@ -224,6 +224,6 @@ def test_what_is_broken_is_one_line_with_the_reason() -> None:
     ):
         with pytest.raises(UserError, match=words) as caught:
             read(content)
-        assert str(caught.value).startswith("--dataset: it: cannot be read as an image (")
-        assert str(caught.value).endswith("; --skip-broken leaves such images out")
+        assert str(caught.value).startswith("dataset: it: cannot be read as an image (")
+        assert str(caught.value).endswith("; skip_broken leaves such images out")
         assert "\n" not in str(caught.value)

@@ -119,7 +119,10 @@ def test_pickled_weights_are_read_as_tensors_alone(capsys: Any) -> None:
     torch.save({**state, "fc1.weight": torch.zeros(300, 63), "more": W}, "other.pt")
     for weights, words in (
         ("whole.pt", "--weights: whole.pt: cannot be read as tensors alone (it holds a lthfunc.models"),
-        ("other.pt", "does not fit --arch lenet300 (unexpected: more; of another shape: fc1.weight (300, 63) instead"),
+        (
+            "other.pt",
+            "does not fit the network lenet300 (unexpected: more; of another shape: fc1.weight (300, 63) instead",
+        ),
         ("absent.pth", "expected a file that is there"),
         ("absent", "expected a file (.safetensors, .pth, .pt, "),
     ):

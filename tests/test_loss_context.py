@@ -174,9 +174,9 @@ def test_the_sparse_engine_gives_what_it_has_and_says_what_it_has_not() -> None:
     )
     assert set(range(STEPS)) <= set(seen)
     assert set(kept) == {1.0, lf.density(start().masks)}  # of a dense network in the trial step
-    with pytest.raises(UserError, match=r"^--engine: sparse gives a loss no features of layers \(0\)"):
+    with pytest.raises(UserError, match=r"^engine: sparse gives a loss no features of layers \(0\)"):
         trained(lf.with_context(everything, features=["0"], teacher=master), lf.sparse_engine)
-    with pytest.raises(UserError, match=r"^--engine: sparse gives a loss no context.params, by which .*use eager or c"):
+    with pytest.raises(UserError, match=r"^engine: sparse gives a loss no context.params, by which .*use eager or c"):
         trained(lf.with_context(everything, teacher=master), lf.sparse_engine)
 
 

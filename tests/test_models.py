@@ -187,11 +187,11 @@ def test_ones_own_network_is_given_what_its_signature_accepts(own: Path, form: s
         ),
         ("few", {}, r"gives outputs of shape \(9,\), not \(10,\)"),
         ("nothing", {}, "returned a NoneType, not an nn.Module"),
-        ("pair", {}, r"--arch: .*returns a dict of scores, inputs, without an entry called logits"),
+        ("pair", {}, r"^arch: .*returns a dict of scores, inputs, without an entry called logits"),
         ("absent", {}, "cannot import .* has no 'absent'"),
         ("raising", {}, r"called with classes=10 fails \(line \d+ of .*py: raise KeyError\(.no such table.\)\)"),
         ("Wide", {"width": "'x'"}, r"fails .*self.a"),
-        ("Wide", {"widht": "3"}, r"--arch-option: unknown name 'widht'; did you mean 'width'"),
+        ("Wide", {"widht": "3"}, r"^arch_option: unknown name 'widht'; did you mean 'width'"),
     ],
 )
 def test_ones_own_mistakes_are_told_with_ones_own_line(

@@ -198,8 +198,8 @@ def test_a_diverging_training_stops_alike_on_every_engine(digits: Dataset, engin
     with pytest.raises(DivergedError) as caught:
         fitted(digits._replace(train=digits.val), engine, "stop", 1e25)
     assert str(caught.value) == (
-        "training diverged: the loss (nan) of step 2 is not finite, learning rate 1e+25; a smaller --lr may help, or "
-        "--on-nonfinite skip, which leaves such steps out"
+        "training diverged: the loss (nan) of step 2 is not finite, learning rate 1e+25; a smaller lr may help, or "
+        "on_nonfinite 'skip', which leaves such steps out"
     )
 
 

@@ -76,7 +76,7 @@ def test_all_arrays_of_an_archive_are_checked_together(tmp_path: Path, arrays: d
     with pytest.raises(UserError, match=words) as caught:
         lf.data.load(f"npz:{tmp_path / 'a.npz'}")
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"--dataset: {tmp_path / 'a.npz'}: ")
+    assert str(caught.value).startswith(f"dataset: {tmp_path / 'a.npz'}: ")
 
 
 @pytest.mark.parametrize(

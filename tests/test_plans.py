@@ -53,7 +53,7 @@ def test_a_plans_steps_and_prunings() -> None:
     expected = lf.prune(fraction=0.2, score=lf.random_scores(3), allocate=lf.uniform(), select=lf.per_output())(dense)
     assert lf.same_bits(found, expected.masks)
     with pytest.raises(
-        UserError, match=r"^--rewind: invalid value 'step 10' .*a point before the end of training .step 10.\)$"
+        UserError, match=r"^rewind: invalid value 'step 10' .*a point before the end of training .step 10.\)$"
     ):
         next(rounds(plan._replace(anchor_step=10), 0))
     with pytest.raises(UserError, match=r"^Plan: steps must be"):

@@ -129,7 +129,7 @@ def test_starting_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             build_for("torchvision:squeezenet1_1", data, weights=weights)
     with pytest.raises(UserError, match=r"a file \(.safetensors, .*\), or the name of torchvision's or timm's weights"):
         build_for("lenet300", data, weights="DEFAULT")
-    with pytest.raises(UserError, match=r"does not fit --arch lenet300 \(missing: fc1\.weight"):
+    with pytest.raises(UserError, match=r"does not fit the network lenet300 \(missing: fc1\.weight"):
         build_for("lenet300", data, weights=str(tmp_path / "net.safetensors"))
 
 
@@ -155,7 +155,7 @@ def test_networks_of_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(params["conv_stem.weight"], whole.conv_stem.weight)
     assert params["classifier.weight"].shape[0] == 5
     for option in ("checkpoint_path", "pretrained"):  # what they load would be drawn anew
-        with pytest.raises(UserError, match=f"--arch-option: {option} loads weights, .*; --weights FILE.safetensors"):
+        with pytest.raises(UserError, match=rf"^arch_option: {option} loads weights, .*; weights FILE.safetensors"):
             build_for(name, data, {option: "net.pth"})
     with pytest.raises(UserError, match="DEFAULT, or a tag of mobilenetv3_small_050"):
         build_for(name, data, weights="none")

@@ -114,10 +114,10 @@ def test_images_of_several_sizes_and_broken_ones(tmp_path: Path) -> None:
     write_folder(root)
     Image.fromarray(pixels(5, (12, 20, 3))).save(root / "class1" / "wide.png")
     (root / "class2" / "half.png").write_bytes((root / "class2" / "0.png").read_bytes()[:80])
-    with pytest.raises(UserError, match=r"wide\.png: is 12×20, the first image 8×8; --dataset-option size=8 resizes"):
+    with pytest.raises(UserError, match=r"wide\.png: is 12×20, the first image 8×8; dataset option size=8 resizes"):
         lf.data.load(f"folder:{root}")
     with pytest.raises(
-        UserError, match=r"half\.png: cannot be read as an image \(image file is truncated\); --skip-broken leaves"
+        UserError, match=r"half\.png: cannot be read as an image \(image file is truncated\); skip_broken leaves"
     ):
         lf.data.load(f"folder:{root}", options={"size": "6"})
     data = lf.data.load(f"folder:{root}", options={"size": "6x4"}, skip_broken=True)

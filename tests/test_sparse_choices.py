@@ -88,7 +88,7 @@ def test_what_cannot_be_sparse_is_named(few_digits: Dataset) -> None:
     assert reason is not None
     assert "no rule for cumsum in Odd" in reason
     assert f"of {__file__}: found: Tensor = self.out(x.flatten(1).cumsum(1))" in reason
-    with pytest.raises(UserError, match=r"--precision: invalid value 'tf32' \(expected fp32 or bf16 with --engine"):
+    with pytest.raises(UserError, match=r"^precision: invalid value 'tf32' \(expected fp32 or bf16 with the engine"):
         make_trainer(model, few_digits, optimizer=lf.adam(1e-3), engine=lf.sparse_engine, precision="tf32")
     with pytest.raises(UserError, match="no rule for cumsum"):
         prepare(resolved(Config(arch="test_sparse_choices:Odd", engine="sparse", steps=5)))

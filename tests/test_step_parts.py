@@ -52,7 +52,7 @@ def test_a_forward_pass_is_as_wide_as_its_inputs() -> None:
     wide = {name: leaf.double() for name, leaf in params.items()}
     out = forward_of(model, buffers)(wide, torch.ones(2, 6, dtype=torch.float64))
     assert out.dtype == torch.float64
-    with pytest.raises(UserError, match=r"^--score: synflow requires a network with real inputs, but net reads to"):
+    with pytest.raises(UserError, match=r"^score: synflow requires a network with real inputs, but net reads to"):
         forward_of(model._replace(tokens=5, name="net"), buffers)  # type: ignore[arg-type]
 
 

@@ -107,7 +107,7 @@ def test_where_a_training_diverged() -> None:
     error = _error(state, before, after._replace(loss=math.inf), [7, 9], 1)
     assert str(error).startswith("seed 9: training diverged: the loss (inf) of step 5 is not finite")
     error = _error(state._replace(opt=()), before, after._replace(loss=math.nan), [7], 0)
-    assert str(error).startswith("training diverged: the loss (nan) of step 5 is not finite; a smaller --lr may help")
+    assert str(error).startswith("training diverged: the loss (nan) of step 5 is not finite; a smaller lr may help")
 
 
 def test_a_metric_of_ones_own_is_a_number() -> None:

@@ -146,7 +146,7 @@ def test_pixels_without_a_class_are_no_wrong_targets() -> None:
 def test_a_loader_that_needs_processes_where_there_can_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     this: Any = multiprocessing.current_process()
     monkeypatch.setitem(this._config, "daemon", True)
-    words = "its DataLoader has num_workers=1, but worker processes cannot start others; use --jobs 1, or num_workers=0"
+    words = "its DataLoader has num_workers=1, but worker processes cannot start others; use jobs 1, or num_workers=0"
     for part, made in {"train": {"train": loader(Lines(), 1)}, "val": {"val": loader(Lines(), 1)}}.items():
         with pytest.raises(UserError) as caught:
             streamed(**made)

@@ -84,7 +84,7 @@ def test_blocks_by_hand() -> None:
     for structure, words in (
         (lf.blocks(3, 2), r"3x2 doesn't divide the 4 outputs"), (lf.blocks(2, 3), r"2x3 doesn't divide the 4 inputs"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=rf"^structure: {words} of a \(4, 4\); exempt the layer: --exempt a$"):
+        with pytest.raises(UserError, match=rf"^structure: {words} of a \(4, 4\); exempt the layer \('a'\)$"):
             select(structure, scores)
     for rows, columns in ((0, 1), (1, 0)):
         with pytest.raises(UserError, match=f"^structure: invalid value '{rows}x{columns}' .*a block of at least 1x1"):

@@ -120,7 +120,7 @@ def test_what_cannot_teach_is_refused_before_anything_is_written(here: Path, cap
         ("--teacher big/seed0", "--teacher: invalid value 'big/seed0' (expected a run's folder"),
         ("--teacher sparse", "--teacher: sparse: has no trained dense network; name a file of weights"),
         ("--teacher big --teacher-arch lenet5", "--teacher-arch: 'lenet5' needs images of at least 12×12"),
-        ("--teacher seven.pth --teacher-arch own.py:Net", "--teacher: does not fit --teacher-arch own.py:Net"),
+        ("--teacher seven.pth --teacher-arch own.py:Net", "--teacher: does not fit the network own.py:Net"),
         ("--teacher foreign", "foreign: the settings import code: arch = 'stranger.py:Net'; check it, then allow it"),
         ("--teacher big --teacher-arch lenet300 --dataset npz:numbers.npz", "--teacher: does not fit"),
         ("--teacher big --distill-weight 2", "--distill-weight: invalid value 2"),

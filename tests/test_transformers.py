@@ -104,7 +104,7 @@ def test_networks_of_hugging_face(name: str, tmp_path: Path) -> None:
         )
         torch.testing.assert_close(sparse.params, dense.params, rtol=1e-4, atol=1e-5)
     else:
-        with pytest.raises(UserError, match="--engine: sparse "):
+        with pytest.raises(UserError, match=r"^engine: sparse "):
             lf.train(model, data, optimizer=lf.sgd(0.1), steps=1, batch_size=8, engine=lf.sparse_engine)(pruned)
 
     subject = exportable_of(model, ticket, shape)

@@ -293,5 +293,5 @@ def test_random_numbers_of_python_and_numpy_depend_on_the_seed_alone(source: str
     if source != "torch":  # whose generator's state is kept with the fit
         again = lf.fit(trainer, half, seed=0, until=6, eval_every=3, so_far=None)
         assert same_bits(again.state.params, one.state.params)
-        with pytest.raises(UserError, match=r"--engine: Net draws from \w+'s \w+ in forward, which only"):
+        with pytest.raises(UserError, match=r"^engine: Net draws from \w+'s \w+ in forward, which only"):
             lf.make_trainer(model, data, optimizer=lf.sgd(0.1), batch_size=20, engine="compile")

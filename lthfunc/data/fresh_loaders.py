@@ -23,7 +23,7 @@ def fresh(source: Any, part: str, seed: int | None = None) -> Any:
     if source.num_workers and multiprocessing.current_process().daemon:
         raise UserError(
             f"{part}: its DataLoader has num_workers={source.num_workers}, but worker processes cannot start others; "
-            "use --jobs 1, or num_workers=0"
+            "use jobs 1, or num_workers=0"
         )
     found = copy.copy(source)
     found._iterator = None  # the one iterator of a loader with persistent workers

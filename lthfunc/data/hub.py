@@ -62,13 +62,13 @@ def read_hub(
     texts = [column for column, feature in features.items() if getattr(feature, "dtype", "") in _TEXTS]
     if text is not None or (texts and image is None and not _of_type(features, "Image")):
         if text is not None and text not in features:
-            raise unknown("--dataset-option text", text, texts or list(features))
+            raise unknown("dataset_option: text", text, texts or list(features))
         of_images = {"image": image, "label": label, "size": size, "channels": channels, "depth": depth,
                      "background": background}  # fmt: skip
         _check_unused(f"the texts of 'hf:{name}'", of_images)
         return read_texts(name, splits, text or texts[0], tokenizer, windows, observe)
     if tokenizer is not None:
-        raise invalid("--tokenizer", tokenizer, f"nothing with the images of 'hf:{name}'")
+        raise invalid("tokenizer", tokenizer, f"nothing with the images of 'hf:{name}'")
     _check_unused(f"the images of 'hf:{name}'", {"length": length})
     columns = _column(name, "image", image, features, "Image"), _column(name, "label", label, features, "ClassLabel")
     x = _images(name, splits, columns[0], asked, skip_broken=skip_broken, observe=observe)
@@ -88,11 +88,11 @@ def _splits(name: str, config: str | None) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("--dataset: hf: needs the package datasets (pip install 'lthfunc[hf]')") from error
+        raise UserError("dataset: hf: needs the package datasets (pip install 'lthfunc[hf]')") from error
     place = Path(name).expanduser()
     saved = any((place / each).is_file() for each in _SAVED)
     if saved and config is not None:
-        raise invalid("--dataset-option", f"config={config}", f"nothing with the saved data set 'hf:{name}'")
+        raise invalid("dataset_option", f"config={config}", f"nothing with the saved data set 'hf:{name}'")
     try:
         if saved:
             found = datasets.load_from_disk(str(place))
@@ -102,9 +102,9 @@ def _splits(name: str, config: str | None) -> dict[str, Any]:
                 found = datasets.load_dataset(str(place) if place.exists() else name, config)
         splits = dict(found.items())
     except Exception as error:  # a library's whole world: no network, no such name, other formats
-        raise UserError(f"--dataset: 'hf:{name}' cannot be loaded ({first_line(error)})") from error
+        raise UserError(f"dataset: 'hf:{name}' cannot be loaded ({first_line(error)})") from error
     if "train" not in splits:
-        raise UserError(f"--dataset: 'hf:{name}' has no train split, only {', '.join(splits)}")
+        raise UserError(f"dataset: 'hf:{name}' has no train split, only {', '.join(splits)}")
     held = next((splits[each] for each in ("validation", "valid", "val") if each in splits), None)
     chosen = {part: splits[part] for part in ("train", "test") if part in splits}
     return chosen | ({} if held is None else {"val" if "test" in chosen else "test": held})
@@ -114,7 +114,7 @@ def _check_unused(what: str, options: Mapping[str, Any]) -> None:
     """Raise UserError for an option that was given and means nothing."""
     for key, value in options.items():
         if value is not None:
-            raise invalid("--dataset-option", f"{key}={value}", f"nothing with {what}")
+            raise invalid("dataset_option", f"{key}={value}", f"nothing with {what}")
 
 
 def _images(
@@ -154,7 +154,7 @@ def _targets(name: str, column: str, values: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:  # None, texts, lists of several lengths
         odd = next((value for value in values if not isinstance(value, (int, float))), values[0])
         raise UserError(
-            f"--dataset: 'hf:{name}' has {odd!r} in its column {column!r} (expected class numbers from 0; "
+            f"dataset: 'hf:{name}' has {odd!r} in its column {column!r} (expected class numbers from 0; "
             "class_encode_column of the package datasets makes them)"
         ) from error
 
@@ -163,13 +163,13 @@ def _column(name: str, option: str, given: str | None, features: Any, kind: str)
     """The column by its name, or the first of a type."""
     if given is not None:
         if given not in features:
-            raise unknown(f"--dataset-option {option}", given, list(features))
+            raise unknown(f"dataset_option: {option}", given, list(features))
         return given
     found = _of_type(features, kind)
     if not found:
         columns = ", ".join(f"{column} ({type(feature).__name__})" for column, feature in features.items())
         raise UserError(
-            f"--dataset: 'hf:{name}' has no column of kind {kind}: {columns}; name one with --dataset-option "
+            f"dataset: 'hf:{name}' has no column of kind {kind}: {columns}; name one with the dataset option "
             f"{option}=COLUMN"
         )
     return str(found[0])

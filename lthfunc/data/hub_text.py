@@ -45,7 +45,7 @@ def _texts(
         for place, text in enumerate(texts, start):
             if not isinstance(text, str):
                 raise UserError(
-                    f"--dataset: 'hf:{name}' has {text!r} in its column {column!r} (example {place} of {part}), no text"
+                    f"dataset: 'hf:{name}' has {text!r} in its column {column!r} (example {place} of {part}), no text"
                 )
         yield texts
         if observe is not None:

@@ -64,7 +64,7 @@ def read_folder(
     root, asked = Path(path).expanduser(), image_options(size, channels, depth, background)
     check_shares(val=val, test=test)
     if not root.is_dir():
-        raise invalid("--dataset", f"folder:{path}", "an existing folder of images")
+        raise invalid("dataset", f"folder:{path}", "an existing folder of images")
     if each is not None:
         check_whole(each=each)
     found = _splits(root, val, test, each)
@@ -82,7 +82,7 @@ def load_tiny_imagenet(
     place = folder / entry.home
     if not place.is_dir():
         raise UserError(
-            f"--dataset: {name!r} is not in {folder}: unpack tiny-imagenet-200.zip there (Stanford's CS231n has it)"
+            f"dataset: {name!r} is not in {folder}: unpack tiny-imagenet-200.zip there (Stanford's CS231n has it)"
         )
     data = read_folder(str(place), channels=3, skip_broken=skip_broken, observe=observe)  # a few of them are grey
     return data._replace(scale=Scale(255, entry.mean, entry.std))
@@ -115,7 +115,7 @@ def _splits(root: Path, val: float, test: float, each: int | None) -> _Found:
 def _labels(root: Path) -> tuple[str, ...]:
     labels = tuple(sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith(".")))
     if len(labels) < 2:
-        raise UserError(f"--dataset: {root} holds {len(labels)} folders; expected one for each of at least two classes")
+        raise UserError(f"dataset: {root} holds {len(labels)} folders; expected one for each of at least two classes")
     return labels
 
 
@@ -124,11 +124,11 @@ def _files(root: Path, labels: Sequence[str], each: int | None) -> list[tuple[Pa
     found: list[tuple[Path, int]] = []
     others = [path.name for path in root.iterdir() if path.is_dir() and path.name not in labels]
     if others:
-        raise UserError(f"--dataset: {root / sorted(others)[0]} is not a class of the training images")
+        raise UserError(f"dataset: {root / sorted(others)[0]} is not a class of the training images")
     for label, name in enumerate(labels):
         mine = sorted(path for path in (root / name).rglob("*") if _is_image(path, root / name))
         if not mine:
-            raise UserError(f"--dataset: class {name!r} has no image in {root / name}")
+            raise UserError(f"dataset: class {name!r} has no image in {root / name}")
         found += [(path, label) for path in mine[:each]]
     return found
 
@@ -146,10 +146,10 @@ def _annotated(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
         name, _, label = line.partition("\t")
         label = label.split("\t")[0]
         if label not in labels:
-            raise UserError(f"--dataset: line {number} of {folder / _LIST} names a class without training images")
+            raise UserError(f"dataset: line {number} of {folder / _LIST} names a class without training images")
         image = folder / "images" / name
         if image.exists() and not image.is_file():
-            raise UserError(f"--dataset: {image} is not a regular file")
+            raise UserError(f"dataset: {image} is not a regular file")
         found.append((image, labels.index(label)))
     return found
 
@@ -189,7 +189,7 @@ def _decode(
             y.copy_(torch.tensor([label for _, label in files]))
             counts[name] = _closed_up(x, y, broken[name])
             if not counts[name]:
-                raise UserError(f"--dataset: no image of {root}'s {name} split can be read")
+                raise UserError(f"dataset: no image of {root}'s {name} split can be read")
         scale = scale_of(file.views["train/x"][: counts["train"]])
         file.finish(root.name, len(found.labels), scale, found.labels, counts)
 

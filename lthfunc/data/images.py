@@ -54,14 +54,14 @@ def image_options(
 ) -> ImageOptions:
     """The readers' options, checked. size: ``32`` or ``32x48`` (height x width). Raises UserError."""
     if channels not in (None, 1, 3):
-        raise invalid("--dataset-option", f"channels={channels}", "1 (grey) or 3 (RGB)")
+        raise invalid("dataset_option", f"channels={channels}", "1 (grey) or 3 (RGB)")
     if depth is not None:
         check_whole(depth=depth)
         if depth > 32:
-            raise invalid("--dataset-option", f"depth={depth}", "a number of bits up to 32")
+            raise invalid("dataset_option", f"depth={depth}", "a number of bits up to 32")
     ground = _GROUNDS.get(background, background) if isinstance(background, str) else background
     if not isinstance(ground, int) or not 0 <= ground <= 255:
-        raise invalid("--dataset-option", f"background={background}", "white, black, or a grey level from 0 to 255")
+        raise invalid("dataset_option", f"background={background}", "white, black, or a grey level from 0 to 255")
     return ImageOptions(_size(size), channels, depth, ground)
 
 
@@ -74,7 +74,7 @@ def _size(size: int | str | None) -> tuple[int, int] | None:
     except ValueError:
         found = (0, 0)
     if min(found) < 1:
-        raise invalid("--dataset-option", f"size={size}", "a number of pixels, or HEIGHTxWIDTH")
+        raise invalid("dataset_option", f"size={size}", "a number of pixels, or HEIGHTxWIDTH")
     return found
 
 
@@ -92,7 +92,7 @@ def image_format(sources: Sequence[ImageSource], asked: ImageOptions, place: str
             continue
         gray = asked.channels == 1 or (asked.channels is None and found.pixels.ndim == 2)
         return ImageFormat(asked.size or found.pixels.shape[:2], gray, asked)
-    raise UserError(f"--dataset: no image of {place} can be read")
+    raise UserError(f"dataset: no image of {place} can be read")
 
 
 def decode_splits(
@@ -144,7 +144,7 @@ def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
 
     if wanted.gray and wanted.asked.channels is None and not is_gray(pixels):
         raise UserError(
-            f"--dataset: {name}: is in colour, the first image grey; --dataset-option channels=3 makes all RGB, "
+            f"dataset: {name}: is in colour, the first image grey; dataset option channels=3 makes all RGB, "
             "channels=1 all grey"
         )
     pixels = as_gray(pixels) if wanted.gray else as_rgb(pixels)
@@ -152,8 +152,8 @@ def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
         height, width = wanted.size
         if wanted.asked.size is None:
             raise UserError(
-                f"--dataset: {name}: is {pixels.shape[0]}×{pixels.shape[1]}, the first image {height}×{width}; "
-                f"--dataset-option size={height if height == width else f'{height}x{width}'} resizes all"
+                f"dataset: {name}: is {pixels.shape[0]}×{pixels.shape[1]}, the first image {height}×{width}; "
+                f"dataset option size={height if height == width else f'{height}x{width}'} resizes all"
             )
         # Scaled to cover the size, and cropped to its centre.
         pixels = np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height)))
@@ -163,8 +163,8 @@ def _fitted(name: str, pixels: Any, wanted: ImageFormat) -> Any:
 def _check_depth(peak: int, place: str) -> None:
     if 0 < peak < 1 << (16 - _UNUSED_BITS):
         raise UserError(
-            f"--dataset: no 16-bit image of {place} has a pixel above {peak:,}; set the number of bits in use: "
-            f"--dataset-option depth={max(8, peak.bit_length())} (or depth=16, if they are dark)"
+            f"dataset: no 16-bit image of {place} has a pixel above {peak:,}; set the number of bits in use: "
+            f"dataset option depth={max(8, peak.bit_length())} (or depth=16, if they are dark)"
         )
 
 
@@ -183,7 +183,7 @@ def _levels(source: ImageSource, asked: ImageOptions) -> Levels | str:
 
 
 def _broken(told: str) -> UserError:
-    return UserError(f"--dataset: {told}; --skip-broken leaves such images out")
+    return UserError(f"dataset: {told}; skip_broken leaves such images out")
 
 
 @contextmanager

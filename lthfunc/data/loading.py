@@ -19,7 +19,7 @@ from lthfunc.data.loaders import from_loader
 from lthfunc.data.mapped import SPLITS, open_mapped
 from lthfunc.data.sources import has_examples
 from lthfunc.data.torch_sets import from_dataset
-from lthfunc.errors import UserError, invalid, prefixed
+from lthfunc.errors import UserError, failing_as_options, invalid, prefixed
 from lthfunc.plugins import called, parameters_of
 from lthfunc.printable import dtype_name
 from lthfunc.remote import fetch_to_cache, is_remote
@@ -57,10 +57,10 @@ def load(
     """
     name, options = canonical(name, "name"), options or {}
     if is_remote(name):
-        name = str(fetch_to_cache("--dataset", name))
+        name = str(fetch_to_cache("dataset", name))
     if name in DATASETS or name.endswith(SUFFIX):
         if options:
-            raise invalid("--dataset-option", next(iter(options)), f"nothing with {name}")
+            raise invalid("dataset_option", next(iter(options)), f"nothing with {name}")
         _check_tokenizer(tokenizer, name)
         if name in DATASETS:
             offered: dict[str, Any] = {
@@ -71,30 +71,31 @@ def load(
             return found
         return with_warnings(_taken(open_mapped(name), name))
     if tokenizer is not None and is_remote(str(tokenizer)):
-        tokenizer = fetch_to_cache("--tokenizer", str(tokenizer))
+        tokenizer = fetch_to_cache("tokenizer", str(tokenizer))
     kind = FILE_KINDS.find(name)
-    function = (DATASETS if kind is None else FILE_KINDS).load(name)
+    with failing_as_options({DATASETS.option: "dataset"}):
+        function = (DATASETS if kind is None else FILE_KINDS).load(name)
     _check_tokenizer(tokenizer, name, function)
     given_tokenizer = {} if tokenizer is None else {"tokenizer": str(tokenizer)}
     if kind is None:
         offered = {"data_dir": str(data_dir or default_data_dir()), "observe": observe, **given_tokenizer}
-        given = called("--dataset", name, function, offered, options)
-        with prefixed(f"--dataset: {name!r}"):
+        given = called("dataset", name, function, offered, options)
+        with prefixed(f"dataset: {name!r}"):
             made = as_dataset(name.rpartition(":")[2], given, observe)
         return with_warnings(_taken(made, name)) if made is given else _taken(made, name)
     place = name.partition(":")[2]
     if is_remote(place) and "path" in kind[1]:
-        place = str(fetch_to_cache("--dataset", place))
+        place = str(fetch_to_cache("dataset", place))
     offered = {"path": place, "name": place, "skip_broken": skip_broken, "observe": observe, **given_tokenizer}
-    return with_warnings(_taken(called("--dataset", name, function, offered, options), name))
+    return with_warnings(_taken(called("dataset", name, function, offered, options), name))
 
 
 def _check_tokenizer(tokenizer: object, name: str, function: Callable[..., Any] | None = None) -> None:
     """Raise UserError for a tokenizer that the function of a data set does not take."""
     if tokenizer is None:
         return
-    if function is None or "tokenizer" not in parameters_of("--dataset", name, function):
-        raise invalid("--tokenizer", tokenizer, f"nothing with {name}")
+    if function is None or "tokenizer" not in parameters_of("dataset", name, function):
+        raise invalid("tokenizer", tokenizer, f"nothing with {name}")
 
 
 def as_dataset(name: str, found: Any, observe: Observe | None = None) -> Any:
@@ -116,12 +117,10 @@ def as_dataset(name: str, found: Any, observe: Observe | None = None) -> Any:
 
 def _taken(data: Any, name: str) -> Dataset:
     """What a reader or a user's function gave, checked. Raises UserError."""
-    found = checked_dataset(data, f"--dataset: {name!r}")
+    found = checked_dataset(data, f"dataset: {name!r}")
     dtype = found.train.x.dtype  # and of the other splits
     if found.scale is None and dtype.is_floating_point and dtype is not torch.float32:
-        raise UserError(
-            f"--dataset: {name!r}: its inputs are {dtype_name(dtype)}, and networks take float32 (x.float())"
-        )
+        raise UserError(f"dataset: {name!r}: its inputs are {dtype_name(dtype)}, and networks take float32 (x.float())")
     return found
 
 
@@ -130,4 +129,4 @@ def _folder_of(name: str, data_dir: str | Path | None) -> Path:
     given, home = str(data_dir or os.environ.get(DATA_DIR_VARIABLE) or default_data_dir()), DATASETS[name].home
     if not home or not is_remote(given):
         return Path(given)
-    return fetch_to_cache("--data-dir", given, lambda found: found.startswith(f"{home}/"))
+    return fetch_to_cache("data_dir", given, lambda found: found.startswith(f"{home}/"))

@@ -70,7 +70,7 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
     """
     about = read_header(path)
     if about.get("format") != _FORMAT:
-        raise UserError(f"--dataset: {str(path)!r} is not a data set's file (lthfunc.data.save_mapped writes them)")
+        raise UserError(f"dataset: {str(path)!r} is not a data set's file (lthfunc.data.save_mapped writes them)")
     try:
         tensors = _mapped_tensors(Path(path))
         scale, counts = about["scale"], about.get("counts", {})
@@ -92,7 +92,7 @@ def open_mapped(path: str | os.PathLike[str]) -> Dataset:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # a header of somebody else's making
         raise UserError(
-            f"--dataset: {str(path)!r} is not a complete data set file ({type(error).__name__}: {first_line(error)})"
+            f"dataset: {str(path)!r} is not a complete data set file ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

@@ -42,7 +42,7 @@ def read_npz(path: str, *, val: float = 0.1, test: float = 0.1, classes: int | N
     try:
         data = _assembled(Path(path).stem, arrays, val, test, classes)
     except UserError as error:
-        raise UserError(f"--dataset: {path}: {error}") from error
+        raise UserError(f"dataset: {path}: {error}") from error
     return data._replace(scale=scale_of(data.train.x)) if data.train.x.dtype == torch.uint8 else data
 
 
@@ -58,7 +58,7 @@ def _read(path: str) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         if "allow_pickle" in reason:  # NumPy's words for objects advise to unpickle them
             reason = "it holds Python objects, or is no archive of np.savez; only arrays of numbers are read"
-        raise UserError(f"--dataset: {path} cannot be read as a .npz file ({reason})") from error
+        raise UserError(f"dataset: {path} cannot be read as a .npz file ({reason})") from error
 
 
 def _check_sizes(archive: np.lib.npyio.NpzFile) -> None:

@@ -96,7 +96,7 @@ def _shallow(image: Any, depth: int | None, background: int) -> tuple[Array, int
         bits = 16
     if bits is None:
         raise UserError(
-            "has grey pixels of 32 bits or with a sign, whose white level is unknown; --dataset-option depth=16 sets "
+            "has grey pixels of 32 bits or with a sign, whose white level is unknown; dataset option depth=16 sets "
             "it to 65,535"
         )
     white, least, peak = 2**bits - 1, int(stored.min()), int(stored.max())

@@ -25,7 +25,7 @@ def planted_teacher(
     {'0.weight': Count(kept=80, total=800), '2.weight': Count(kept=8, total=80)}
     """
     if not 0 < density <= 1:
-        raise invalid("--dataset-option", f"density={density}", "a number above 0, up to 1")
+        raise invalid("dataset_option", f"density={density}", "a number above 0, up to 1")
     check_whole(inputs=inputs, hidden=hidden, classes=classes)
     draw = generator(seed, "planted", "teacher")
     params: dict[str, Tensor] = {}

@@ -13,10 +13,10 @@ def check_shares(**shares: Any) -> None:
     """Raise UserError for an invalid share of the examples, and for shares that leave nothing to train on."""
     for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-            raise invalid("--dataset-option", f"{name}={share}", "a share between 0 and 1")
+            raise invalid("dataset_option", f"{name}={share}", "a share between 0 and 1")
     if sum(shares.values()) >= 1:
         given = " ".join(f"{name}={share}" for name, share in shares.items())
-        raise invalid("--dataset-option", given, "shares that leave something to train on")
+        raise invalid("dataset_option", given, "shares that leave something to train on")
 
 
 def check_whole(least: int = 1, **numbers: Any) -> None:
@@ -24,7 +24,7 @@ def check_whole(least: int = 1, **numbers: Any) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             accepted = "a whole number above 0" if least == 1 else f"a whole number of at least {least}"
-            raise invalid("--dataset-option", f"{name}={number}", accepted)
+            raise invalid("dataset_option", f"{name}={number}", accepted)
 
 
 def regular(path: str | Path) -> Path:

@@ -97,7 +97,7 @@ def _check_same(
             place = number if places is None else places[number]
             hint = "give val= and test= sets without random transforms"
             if part == "train":
-                hint = "leave random transforms to --augment, or stream training examples with lf.data.from_loader"
+                hint = "leave random transforms to augmentations, or stream training examples with lf.data.from_loader"
             raise UserError(
                 f"{part}: example {place} differs each time it is read, so it cannot be decoded once; {hint}"
             )

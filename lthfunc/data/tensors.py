@@ -131,5 +131,5 @@ def split_indices(size: int, shares: Sequence[float], name: str) -> list[Tensor]
     order = permutation(size, _SPLIT_SEED, "test-split", name)
     counts = [share if isinstance(share, int) else max(1, round(size * share)) for share in shares]
     if sum(counts) >= size:
-        raise UserError(f"--dataset: {name!r} has {size} examples, too few for validation and test splits")
+        raise UserError(f"dataset: {name!r} has {size} examples, too few for validation and test splits")
     return list(torch.split(order, [*counts, size - sum(counts)]))

@@ -33,7 +33,7 @@ def read_text(
         text = regular(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8"
-        raise UserError(f"--dataset: {path} cannot be read as text ({reason})") from error
+        raise UserError(f"dataset: {path} cannot be read as text ({reason})") from error
     if tokenizer is not None:
         tokens, unit = tokenizer_at(tokenizer), "tokens"
         numbers, labels = tokens.numbers([text])[0], tokens.labels
@@ -41,9 +41,7 @@ def read_text(
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         alphabet, numbers = np.unique(points, return_inverse=True)
         if len(alphabet) > _MOST:
-            raise UserError(
-                f"--dataset: {path} has {len(alphabet)} different characters; at most {_MOST} are supported"
-            )
+            raise UserError(f"dataset: {path} has {len(alphabet)} different characters; at most {_MOST} are supported")
         labels, unit = tuple(chr(point) for point in alphabet.tolist()), "characters"
     row = torch.from_numpy(numbers.astype(np.int64))
     return of_rows(Path(path).name, path, {"train": row}, labels, Windows(length, val, test, unit))

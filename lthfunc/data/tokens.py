@@ -98,16 +98,16 @@ def tokenizer_at(path: str | Path) -> Tokens:
     """
     place = Path(path).expanduser()
     if not place.exists():
-        raise UserError(f"--tokenizer: there is no folder or file {str(path)!r}")
+        raise UserError(f"tokenizer: there is no folder or file {str(path)!r}")
     file = place / _FILE if place.is_dir() else place
     try:
         return _of_file(file) if file.exists() else _of_transformers(place)
     except ImportError as error:
         raise UserError(
-            f"--tokenizer: {str(path)!r} needs the package {error.name} (pip install 'lthfunc[transformers]')"
+            f"tokenizer: {str(path)!r} needs the package {error.name} (pip install 'lthfunc[transformers]')"
         ) from error
     except Exception as error:  # whatever the packages raise for a broken file, or for none
-        raise UserError(f"--tokenizer: {str(path)!r} cannot be read ({first_line(error)})") from error
+        raise UserError(f"tokenizer: {str(path)!r} cannot be read ({first_line(error)})") from error
 
 
 def windows(row: Tensor, length: int) -> Split:
@@ -174,7 +174,7 @@ def of_rows(name: str, where: str, rows: Mapping[str, Tensor], labels: Sequence[
     train, held, tested = (windows(found[part], given.length) for part in SPLITS)
     if not all(len(part.x) for part in (train, held, tested)):
         raise UserError(
-            f"--dataset: {where} has {sum(map(len, rows.values()))} {given.unit}, too few for three splits of windows "
-            f"of {given.length} (--dataset-option length=N)"
+            f"dataset: {where} has {sum(map(len, rows.values()))} {given.unit}, too few for three splits of windows "
+            f"of {given.length} (dataset option length=N)"
         )
     return Dataset(name, train, held, tested, classes=len(labels), labels=tuple(labels))

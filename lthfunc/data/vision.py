@@ -192,10 +192,10 @@ def _within() -> Iterator[None]:
 def _absent(name: str, folder: Path, reason: str, *, new: bool) -> UserError:
     where = f"{folder}, a folder that does not exist," if new else folder
     return UserError(
-        f"--dataset: {name!r} is not in {where} and could not be downloaded ({reason}); name a folder that holds "
-        f"it with --data-dir or {DATA_DIR_VARIABLE}, or use --dataset digits, which needs no network"
+        f"dataset: {name!r} is not in {where} and could not be downloaded ({reason}); name a folder that holds "
+        f"it by data_dir or {DATA_DIR_VARIABLE}, or use digits, which needs no network"
     )
 
 
 def _broken(name: str, path: Path, reason: str) -> UserError:
-    return UserError(f"--data-dir: {name!r} cannot be read from {path}: {reason}; delete it to download it again")
+    return UserError(f"data_dir: {name!r} cannot be read from {path}: {reason}; delete it to download it again")

@@ -185,7 +185,7 @@ def _why_not_semi_structured(layer: MaskedLayer) -> str | None:
     if rows % 32 or columns % 64:
         return f"needs multiples of 32 outputs and 64 inputs, not {rows}×{columns}"
     if not has_n_of_m(layer.mask, 2, 4):
-        return "needs a mask with at most 2 of every 4 weights (--structure 2:4)"
+        return "needs a mask with at most 2 of every 4 weights (structure 2:4)"
     return None
 
 

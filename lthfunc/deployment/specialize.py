@@ -17,7 +17,7 @@ from lthfunc.deployment.compiled import Compiled
 from lthfunc.deployment.cost import cost
 from lthfunc.deployment.specialized_module import ProgramReport, SpecializedModule
 from lthfunc.deployment.tuning_cache import TuningCache, program_keys
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError, failing_as_options, invalid
 from lthfunc.trees.flops import flops_of
 from lthfunc.trees.model import Model
 from lthfunc.trees.module_errors import taking_inputs
@@ -63,7 +63,8 @@ def specialize(
     >>> program(x).shape, program.report.formats
     (torch.Size([8, 10]), {'fc1': 'csr', 'fc2': 'csr', 'fc3': 'csr'})
     """
-    FORMATS.check(format)
+    with failing_as_options({FORMATS.option: "format"}):
+        FORMATS.check(format)
     check_device(device)
     m = prepared(model, ticket, sample.to(device))
     with taking_inputs(model.name, m.x.shape[1:], model.evaluating), torch.no_grad():
@@ -86,7 +87,7 @@ def specialize(
         }  # fmt: skip
         chosen, measured = fastest(runs, keys, x, memory, beside)
     elif chosen not in forms:
-        raise invalid("--format", format, f"another for this network, since {why_missing(format, m.left_out)}")
+        raise invalid("format", format, f"another for this network, since {why_missing(format, m.left_out)}")
     form, theory = forms[chosen], cost(model, ticket.params, ticket.masks, shape)
     report = ProgramReport(
         chosen, form.formats, m.left_out, theory,

@@ -25,7 +25,7 @@ def decide_device(config: Config, collectives: Collectives) -> list[Decision]:
     if config.device == "auto":
         decisions.append(Decision("device", device, "PyTorch finds no GPU" if device == "cpu" else "the first GPU"))
     if config.executor == "local" and device == "cpu":  # a GPU's memory is considered later
-        check_threads(config.jobs, "--jobs")
+        check_threads(config.jobs, "jobs")
     if config.energy and device == "cpu":
         decisions.append(Decision("jobs", 1, "energy cannot be measured per process"))
     check_precision(config.precision, device)

@@ -8,8 +8,8 @@ import torch
 
 from lthfunc.deployment.compaction.compact import compact_training
 from lthfunc.deployment.compaction.compact_engine import compact_engine
-from lthfunc.errors import UserError, invalid
-from lthfunc.experiments.config import Config, Decision, filled, trainings_at_once, trainings_of
+from lthfunc.errors import UserError, as_option, invalid
+from lthfunc.experiments.config import OPTIONS, Config, Decision, filled, trainings_at_once, trainings_of
 from lthfunc.hardware import has_bf16_products, usable_cores
 from lthfunc.printable import counted, joined
 from lthfunc.sparse.cost_model import why_not_sparse
@@ -111,7 +111,7 @@ def why_not_sparse_engine(config: Config, work: Work, data: Dataset) -> str | No
     try:
         _check_sparse(replace(config, engine="sparse"), work, data)
     except UserError as error:
-        return f"not sparse: {error}"
+        return f"not sparse: {as_option(str(error), OPTIONS)}"
     return None
 
 

@@ -190,7 +190,7 @@ def check(plan: Plan) -> None:
     check_fields(plan)
     if plan.anchor_step >= plan.steps:
         expected = f"a point before the end of training (step {plan.steps})"
-        raise invalid("--rewind", f"step {plan.anchor_step}", expected)
+        raise invalid("rewind", f"step {plan.anchor_step}", expected)
 
 
 def rounds(
@@ -267,7 +267,7 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
         pruned = plan.tidy(pruned)
     _check_state("tidy", pruned)
     if not count(pruned.masks).kept:
-        raise UserError(f"--rounds: no weight is left in round {number} at this --rate; use fewer rounds")
+        raise UserError(f"rounds: no weight is left in round {number} at this rate; use fewer rounds")
     return _made("rewind", plan.rewind, pruned, now)
 
 

@@ -12,7 +12,7 @@ from lthfunc.data.data_warnings import without_data_warnings
 from lthfunc.data.images import Observe
 from lthfunc.data.loading import load
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives
-from lthfunc.errors import UnfitInputsError, UserError, failing_as_options, invalid
+from lthfunc.errors import UnfitInputsError, UserError, as_option, failing_as_options, invalid
 from lthfunc.experiments.config import OPTIONS, SETTINGS, Config, Decision, applied, filled, first_round, to_mapping
 from lthfunc.experiments.devices import data_room, decide_device
 from lthfunc.experiments.engine_choice import decide_engine, decide_threads, engine_of
@@ -114,7 +114,7 @@ def prepare(
     plan = _plan(config, work, data, length)
     _check_plan(config, plan)
     notes = [each.reason for each in decisions if each.notable]
-    of_model = model.note if config.weights is not None else fixed_line(model)
+    of_model = as_option(model.note, OPTIONS) if config.weights is not None else fixed_line(model)
     return PreparedPlan(config, plan, "; ".join(filter(None, [*notes, of_model])) or None, tuple(decisions))
 
 

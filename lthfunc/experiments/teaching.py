@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError, as_option, invalid
 from lthfunc.experiments.config import SETTINGS, Config, Decision
 from lthfunc.models.factory import build_for
 from lthfunc.models.pretrained import check_weights
@@ -74,11 +74,15 @@ def taught(config: Config, loss: Loss, teacher: nn.Module | None, data: Dataset)
     return distillation(teacher, weight=config.distill_weight, temperature=config.temperature, loss=loss)
 
 
+#: What the network's and its weights' settings are for a teacher.
+_TEACHERS = {"weights": "--teacher", "arch": "--teacher-arch", "arch_option": "--teacher-arch-option"}
+
+
 @contextmanager
 def _about_teacher() -> Iterator[None]:
     """Errors about a network and its weights, as those of the teacher's options."""
     try:
         yield
     except UserError as error:
-        words = str(error).replace("--arch", "--teacher-arch").replace("--weights", "--teacher")
+        words = as_option(str(error), _TEACHERS)
         raise type(error)(words.replace("(expected a file", "(expected a run's folder, a file", 1)) from error

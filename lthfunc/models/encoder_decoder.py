@@ -19,11 +19,9 @@ class UNet(nn.Module):
         super().__init__()
         channels, height, side = shape
         if depth < 1:
-            raise invalid("--arch-option", f"depth={depth}", "1 or more")
+            raise invalid("arch_option", f"depth={depth}", "1 or more")
         if height % 2**depth or side % 2**depth:
-            raise UserError(
-                f"--arch: 'unet' halves images {depth} times (--arch-option depth=N), and these are {height}×{side}"
-            )
+            raise UserError(f"arch: 'unet' halves images {depth} times (option depth=N), and these are {height}×{side}")
         widths = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(_twice(*both) for both in zip([channels, *widths[:-2]], widths[:-1], strict=True))
         self.bottom = _twice(widths[-2], widths[-1])

@@ -10,7 +10,7 @@ from torch import nn
 
 from lthfunc.arguments import public
 from lthfunc.catalog.networks import NETWORKS, ZOOS, canonical
-from lthfunc.errors import UnfitInputsError, UserError, invalid
+from lthfunc.errors import UnfitInputsError, UserError, failing_as_options, invalid
 from lthfunc.models.pretrained import with_weights
 from lthfunc.models.user_module_checks import check_outputs, check_tokens, materialize_lazy
 from lthfunc.plugins import called
@@ -43,7 +43,7 @@ def build_for(
     name, data = canonical(name, "name"), check_data(data)
     places = tuple(data.train.y.shape[1:]) if data.pixels else ()
     if name in NETWORKS and NETWORKS[name].targets == "pixels" and not (places or any_outputs):
-        raise UnfitInputsError(f"--arch: {name!r} tells the class of each pixel, and {data.name} has no such targets")
+        raise UnfitInputsError(f"arch: {name!r} tells the class of each pixel, and {data.name} has no such targets")
     model = build(
         name, data.shape, data.classes, options, data.inputs, parts=data.parts, any_outputs=any_outputs, places=places
     )
@@ -99,16 +99,17 @@ def made(
             function, offered = NETWORKS.load(name), {**offered, **NETWORKS[name].arguments}
         else:
             zoo = ZOOS.find(name)
-            function = NETWORKS.load(name) if zoo is None else ZOOS.load(name)
+            with failing_as_options({NETWORKS.option: "arch"}):
+                function = NETWORKS.load(name) if zoo is None else ZOOS.load(name)
             offered |= {"input_shape": shape, "num_classes": classes, "shapes": tuple(part.shape for part in parts),
                         **({} if zoo is None else zoo[1])}  # fmt: skip
         if isinstance(function, nn.Module):  # one that the user has made
             if options:
-                raise invalid("--arch-option", next(iter(options)), f"nothing with {name}, which is a module already")
+                raise invalid("arch_option", next(iter(options)), f"nothing with {name}, which is a module already")
             return function
-        module = called("--arch", name, function, offered, options)
+        module = called("arch", name, function, offered, options)
     if not isinstance(module, nn.Module):
-        raise UserError(f"--arch: {name!r} returned {a_or_an(type(module).__name__)}, not an nn.Module")
+        raise UserError(f"arch: {name!r} returned {a_or_an(type(module).__name__)}, not an nn.Module")
     return module
 
 
@@ -125,19 +126,19 @@ def check_fit(name: str, shape: Shape, inputs: str) -> None:
             given = f"tokens of shape {shape}; x.float(), or a scale, makes numbers of whole numbers"
         else:
             given = f"{inputs} of shape {shape}"
-        raise UnfitInputsError(f"--arch: {name!r} works on {what}, not on {given}")
+        raise UnfitInputsError(f"arch: {name!r} works on {what}, not on {given}")
     if takes == "numbers":
         return
     if len(shape) != 3:
         raise UnfitInputsError(
-            f"--arch: {name!r} works on images (channels, height, width), not on inputs of shape {shape}"
+            f"arch: {name!r} works on images (channels, height, width), not on inputs of shape {shape}"
         )
     if min(shape[1:]) < least:
         size = f"{shape[1]}×{shape[2]}"
         images = [(each, entry) for each, entry in NETWORKS.items() if entry.inputs != "text"]
         fitting = ", ".join(each for each, entry in images if entry.min_side <= min(shape[1:]))
         raise UnfitInputsError(
-            f"--arch: {name!r} needs images of at least {least}×{least}, these are {size} (fitting: {fitting})"
+            f"arch: {name!r} needs images of at least {least}×{least}, these are {size} (fitting: {fitting})"
         )
 
 

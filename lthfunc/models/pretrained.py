@@ -43,7 +43,7 @@ def with_weights(model: Model, name: str, source: str, *, trained: bool = False)
     values = {**others, **{ours: values[each] for ours, each in theirs.items()}}
     for ours, leaf in leaves.items():
         if ours in values and values[ours].is_complex() and not leaf.is_complex():
-            raise UserError(f"--weights: {ours} is complex in {source}, and real in the network")
+            raise UserError(f"weights: {ours} is complex in {source}, and real in the network")
     return with_initial_values(model, values, trained=trained)
 
 
@@ -51,10 +51,10 @@ def check_weights(name: str, source: str) -> None:
     """Raise UserError where weights are neither a file that is there nor may be a name of torchvision's or timm's."""
     if source.endswith((SUFFIX, *PICKLED)):
         if not Path(source).is_file():
-            raise invalid("--weights", source, "a file that is there")
+            raise invalid("weights", source, "a file that is there")
     elif not name.startswith(("torchvision:", "timm:")):
         kinds = ", ".join((SUFFIX, *PICKLED))
-        raise invalid("--weights", source, f"a file ({kinds}), or the name of torchvision's or timm's weights")
+        raise invalid("weights", source, f"a file ({kinds}), or the name of torchvision's or timm's weights")
 
 
 def _of_file(source: str) -> Mapping[str, Tensor]:
@@ -63,7 +63,7 @@ def _of_file(source: str) -> Mapping[str, Tensor]:
         try:
             return import_checkpoint(Path(source)).tensors
         except UserError as error:
-            raise type(error)(f"--weights: {error}") from error
+            raise type(error)(f"weights: {error}") from error
     tree, _ = load_tree(source)
     if isinstance(tree.get("params"), dict):
         tree = {**tree["params"], **tree.get("buffers", {})}
@@ -76,11 +76,11 @@ def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
     known = torchvision.models.get_model_weights(name)
     members = list(dict.fromkeys([*known.__members__, "DEFAULT"]))
     if weights not in members:
-        raise unknown("--weights", weights, members)
+        raise unknown("weights", weights, members)
     url = (known.DEFAULT if weights == "DEFAULT" else known[weights]).url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
-        raise UserError(f"--weights: {weights!r} of {name} is not on this disk: put {url} into {file.parent}")
+        raise UserError(f"weights: {weights!r} of {name} is not on this disk: put {url} into {file.parent}")
     return import_checkpoint(file).tensors
 
 
@@ -92,14 +92,14 @@ def _of_timm(name: str, weights: str) -> Mapping[str, Tensor]:
     try:
         config = timm.models.get_pretrained_cfg(tagged)
     except RuntimeError as error:  # a tag that it doesn't know
-        raise invalid("--weights", weights, f"DEFAULT, or a tag of {name} ({first_line(error)})") from error
+        raise invalid("weights", weights, f"DEFAULT, or a tag of {name} ({first_line(error)})") from error
     repository = getattr(config, "hf_hub_id", None)
     if not repository:
-        raise invalid("--weights", weights, f"a tag of {name} that the Hub has")
+        raise invalid("weights", weights, f"a tag of {name} that the Hub has")
     file = try_to_load_from_cache(repository, "model.safetensors")
     if not isinstance(file, str):
         raise UserError(
-            f"--weights: {weights!r} of {name} is not on this disk: model.safetensors of {repository} belongs into the "
+            f"weights: {weights!r} of {name} is not on this disk: model.safetensors of {repository} belongs into the "
             "Hugging Face cache"
         )
     return load_tree(file)[0]

@@ -19,7 +19,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         if width % heads:
-            raise invalid("--arch-option", f"width={width}", f"a multiple of the {heads} heads")
+            raise invalid("arch_option", f"width={width}", f"a multiple of the {heads} heads")
         self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -98,7 +98,7 @@ class ViT(nn.Module):
         channels, height, side = shape
         if height % patch or side % patch:
             raise UserError(
-                f"--arch: 'vit-tiny' works on images that patches of {patch}×{patch} tile (--arch-option patch=N), "
+                f"arch: 'vit-tiny' works on images that patches of {patch}×{patch} tile (option patch=N), "
                 f"these are {height}×{side}"
             )
         self.patches = nn.Conv2d(channels, width, patch, patch)

@@ -23,7 +23,7 @@ def materialize_lazy(
         return
     x = torch.zeros(2, *shape, dtype=torch.int64 if inputs == "text" else None)
     args, kwargs = UnpackInputs(tuple(parts))(module, (x,), {}) if parts else ((x,), {})
-    with taking_inputs(f"--arch: {name!r}", shape, module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with taking_inputs(f"arch: {name!r}", shape, module), torch.no_grad(), torch.random.fork_rng(devices=[]):
         module(*args, **kwargs)
 
 
@@ -38,7 +38,7 @@ def check_outputs(
     x = example_input(model, shape, 2)
     mine = torch.random.fork_rng(devices=[])  # dropout draws
     tried = model._replace(training=copy.deepcopy(model.training), evaluating=copy.deepcopy(model.evaluating))
-    with taking_inputs(f"--arch: {name!r}", shape, tried.training, tried.evaluating), torch.no_grad(), mine:
+    with taking_inputs(f"arch: {name!r}", shape, tried.training, tried.evaluating), torch.no_grad(), mine:
         apply_training(tried, params, buffers, x)
         out = apply_evaluating(tried, params, buffers, x)
     if any_outputs or own_loss(out) is not None:
@@ -46,12 +46,12 @@ def check_outputs(
     try:
         logits = prediction(out)
     except UserError as error:
-        raise UserError(f"--arch: {name!r}: {error}") from error
+        raise UserError(f"arch: {name!r}: {error}") from error
     wanted = (*shape, classes) if model.tokens else (classes, *places)
     # Tokens have a class each, or one together.
     fitting = {wanted, (classes,)} if model.tokens else {wanted}
     if tuple(logits.shape[1:]) not in fitting or len(logits) != 2:
-        raise UserError(f"--arch: {name!r} gives outputs of shape {tuple(logits.shape[1:])}, not {wanted}")
+        raise UserError(f"arch: {name!r} gives outputs of shape {tuple(logits.shape[1:])}, not {wanted}")
 
 
 def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
@@ -62,6 +62,6 @@ def check_tokens(name: str, model: Model, *inputs: torch.Tensor) -> None:
     least, most = min(int(x.min()) for x in inputs), max(int(x.max()) for x in inputs)
     params, buffers = model.init(0)
     example = torch.full_like(inputs[0][:1], least), torch.full_like(inputs[0][:1], most)
-    what = f"--arch: {name!r} cannot take tokens from {least} to {most}"
+    what = f"arch: {name!r} cannot take tokens from {least} to {most}"
     with failing(what, model.evaluating), torch.no_grad(), torch.random.fork_rng(devices=[]):
         apply_evaluating(model, params, buffers, torch.cat(example))

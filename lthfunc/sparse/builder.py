@@ -222,7 +222,7 @@ class Builder(Writer):
             write, value.pending_gradient = value.pending_gradient, None
             write()
         if value.grad is None:
-            raise UserError("--engine: sparse takes networks all of whose operations lead to the output")
+            raise UserError("engine: sparse takes networks all of whose operations lead to the output")
         return value.grad
 
     def target(self, value: Value) -> GradientTarget:

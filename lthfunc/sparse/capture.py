@@ -57,7 +57,7 @@ class CannotTraceError(UserError):
     """A module that is no graph. why: without the name of who asked."""
 
     def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"--engine: sparse cannot trace {name}{why}")
+        super().__init__(f"engine: sparse cannot trace {name}{why}")
         self.why = why
 
 

@@ -165,9 +165,7 @@ def _weights_of(node: Node) -> list[Node]:
 def why_not_sparse(work: Work, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why this network cannot run on the sparse engine, in one line; None where it can. Nothing is computed."""
     if work.optimizer.mixes:
-        return (
-            "--engine: sparse updates surviving weights alone, and this optimiser mixes all of a layer's; use compile"
-        )
+        return "engine: sparse updates surviving weights alone, and this optimiser mixes all of a layer's; use compile"
     try:
         for training in (True, False):
             check_mode(work, Stored(shape, dtype, work.scale), training=training)

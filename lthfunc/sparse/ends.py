@@ -48,12 +48,12 @@ def ends_of(b: Builder, graph: Captured, found: list[Any], *, loss: bool) -> End
     compared = _compared(graph) if loss else 0
     if not found or len(views) < len(found) or compared is None:
         raise UserError(
-            f"--engine: sparse takes networks that give numbers of each example (batch, ...); {graph.name} gives others"
+            f"engine: sparse takes networks that give numbers of each example (batch, ...); {graph.name} gives others"
         )
     shapes = [view.shape for view in views]
     if loss and len(shapes[compared]) not in (1, 2):
         raise UserError(
-            f"--engine: sparse computes cross entropy of outputs (batch, classes); those of {graph.name} are others, "
+            f"engine: sparse computes cross entropy of outputs (batch, classes); those of {graph.name} are others, "
             "which only a loss of them takes"
         )
     if len(views) > 1 and not loss:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.catalog.training import ENGINES
+from lthfunc.errors import UserError, as_option, invalid
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.growth_gradients import GrowthGradients
@@ -35,19 +36,19 @@ def sparse_engine(work: Work) -> Engine:
     'sparse'
     """
     if work.precision == "tf32":
-        raise invalid("--precision", work.precision, "fp32 or bf16 with --engine sparse")
+        raise invalid("precision", work.precision, "fp32 or bf16 with the engine sparse")
     if work.collectives.world_size > 1:
-        raise invalid("--engine", "sparse", "eager or compile on several ranks")
+        raise invalid("engine", "sparse", "eager or compile on several ranks")
     check_features(work)
     reason = why_no_kernels()
     if reason is not None:
-        raise UserError(reason)
+        raise UserError(as_option(reason, {ENGINES.option: "engine"}))
     programs, gradients, tuners = Programs(work), GrowthGradients(work), ThreadTuners()
     evaluable: set[Stored] = set()
 
     def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
         if states[0].step.device.type != "cpu":
-            raise invalid("--device", states[0].step.device, "cpu with --engine sparse")
+            raise invalid("device", states[0].step.device, "cpu with the engine sparse")
         x, y = prefetcher.slotted
         loops = []
         for number, (state, seed) in enumerate(zip(states, seeds, strict=True)):

@@ -71,7 +71,7 @@ def add_leaves(
     for name, is_frozen in sorted(params, key=operator.itemgetter(1)):
         if b.training and name in positions and len(b.shapes[name]) < 2:
             raise UserError(
-                f"--engine: sparse prunes matrices and kernels alone, and {name} has a mask and "
+                f"engine: sparse prunes matrices and kernels alone, and {name} has a mask and "
                 f"{counted(len(b.shapes[name]), 'dimension')}; use eager or compile, or have it not be prunable"
             )
         b.add_leaf(name, b.shapes[name], positions.get(name), frozen=is_frozen)
@@ -146,7 +146,7 @@ def described(node: Node, form: str, name: str) -> str:
 
 def no_rule(node: Node, form: str, name: str) -> UserError:
     """The error for an operation without a lowering."""
-    return UserError(f"--engine: sparse has no rule for {described(node, form, name)}; --engine compile runs it")
+    return UserError(f"engine: sparse has no rule for {described(node, form, name)}; the engine compile runs it")
 
 
 def moved_statistics(nodes: Iterable[Node], known: Mapping[Node, Any]) -> tuple[str, ...]:

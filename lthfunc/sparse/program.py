@@ -173,7 +173,7 @@ def lower(
     b = builder(batch, epilogue.gradients, once=True, fixed=fixed, size_free=size_free(pairs_of(graph)))
     for leaf, value in params.items():
         if value.dtype != torch.float32:
-            raise UserError(f"--engine: sparse computes in float32; {leaf} is {value.dtype}")
+            raise UserError(f"engine: sparse computes in float32; {leaf} is {value.dtype}")
     known = positions or {}
     kept = {leaf: mask.flatten().nonzero().flatten() for leaf, mask in masks.items() if leaf not in known}
     leaves = leaves_of(graph)
@@ -205,16 +205,16 @@ def _whole_layers(b: Builder, code: MachineCode) -> WholeLayers:
 def _load(b: Builder, stored: Stored) -> View:
     shape, dtype, scale = stored
     if dtype not in KINDS:
-        raise UserError(f"--engine: sparse reads inputs stored as uint8 or float32, or tokens (int64), not as {dtype}")
+        raise UserError(f"engine: sparse reads inputs stored as uint8 or float32, or tokens (int64), not as {dtype}")
     if dtype == torch.int64 or len(shape) not in (1, 3):
         if dtype == torch.uint8:
-            raise UserError(f"--engine: sparse reads uint8 as (features) or (channels, height, width), not as {shape}")
+            raise UserError(f"engine: sparse reads uint8 as (features) or (channels, height, width), not as {shape}")
         if scale is not None:
-            raise UserError(f"--engine: sparse scales inputs (features) or (channels, height, width), not {shape}")
+            raise UserError(f"engine: sparse scales inputs (features) or (channels, height, width), not {shape}")
         return loaded_sequence(b, shape, dtype)
     channels = 1 if len(shape) == 1 else shape[0]
     if scale is not None and len(scale.mean) not in (1, channels):
-        raise UserError("--engine: sparse scales inputs by channels, not features of their own")
+        raise UserError("engine: sparse scales inputs by channels, not features of their own")
     gains = None
     if scale is not None:
         gains = [(1 / (scale.unit * std), mean / std) for mean, std in zip(scale.mean, scale.std, strict=True)]

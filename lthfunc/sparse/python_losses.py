@@ -44,7 +44,7 @@ _NO_PARAMS: Any = _NoParams()
 
 
 def _refused(what: str) -> UserError:
-    return UserError(f"--engine: sparse gives a loss no {what} but outputs; use eager or compile")
+    return UserError(f"engine: sparse gives a loss no {what} but outputs; use eager or compile")
 
 
 def check_features(work: Work) -> None:

@@ -25,7 +25,7 @@ def emit_operations(b: Builder) -> None:
         mine = [name for name, numbers in shared.items() if number in numbers]
         if mine and len(b.backward) > before + 1:
             raise UserError(
-                f"--engine: sparse cannot add up the gradients of {mine[0]}, which several layers share, as one of "
+                f"engine: sparse cannot add up the gradients of {mine[0]}, which several layers share, as one of "
                 "them takes its gradient in several steps"
             )
         if mine and len(b.backward) == before + 1:

@@ -124,7 +124,7 @@ def _lowered(
     read = {name: buffers[name].clone() for name in graph.read}
     program = lowered.program
     if program.rebuilt is not ONE or program.outputs[0][:1] != (1,):
-        raise UserError(f"--engine: sparse has lanes of tokens for one output a token; {model.name} gives others")
+        raise UserError(f"engine: sparse has lanes of tokens for one output a token; {model.name} gives others")
     lowered.program = program._replace(tokens=length, folded={**program.folded, **read})
     return lowered, graph.params
 

@@ -94,13 +94,12 @@ def _layer_of(module: nn.Module, name: str) -> nn.Module:
     layer = module.get_submodule(owner) if "parametrizations" not in owner else None
     if leaf != "weight" or not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
         raise UserError(
-            f"--structure: units prunes linear and convolution layers, but {name} belongs to neither; exclude it with "
-            "--never-prune"
+            f"structure: units prunes linear and convolution layers, but {name} belongs to neither; exclude it with "
+            "never_prune"
         )
     if isinstance(layer, TRANSPOSED):
         raise UserError(
-            f"--structure: units takes no transposed convolutions, such as that of {name}; exclude it with "
-            "--never-prune"
+            f"structure: units takes no transposed convolutions, such as that of {name}; exclude it with never_prune"
         )
     return layer
 

@@ -238,5 +238,5 @@ def _check_divides(name: str, mask: Tensor, structure: str, size: int, what: str
     if count % size:
         raise UserError(
             f"structure: {structure} doesn't divide the {count} {what} of {name} {tuple(mask.shape)}; "
-            f"exempt the layer: --exempt {name}"
+            f"exempt the layer ({name!r})"
         )

@@ -23,8 +23,8 @@ def most_threads() -> int:
     return max(_ANYWHERE, 4 * (os.cpu_count() or 1))
 
 
-def check_threads(number: int | None, option: str = "--threads") -> None:
-    """Raise UserError for more threads, or parallel trainings (option ``--jobs``), than this machine can have."""
+def check_threads(number: int | None, option: str = "threads") -> None:
+    """Raise UserError for more threads, or parallel trainings (option "jobs"), than this machine can have."""
     if number is not None and not 1 <= number <= most_threads():
         raise invalid(option, number, f"a whole number from 1 to {most_threads()} on this machine")
 

@@ -100,7 +100,7 @@ def forward_of(model: Model, buffers: Buffers) -> Callable[[Params, Tensor], Any
     torch.float64
     """
     if model.tokens:
-        raise UserError(f"--score: synflow requires a network with real inputs, but {model.name} reads tokens")
+        raise UserError(f"score: synflow requires a network with real inputs, but {model.name} reads tokens")
 
     def forward(params: Params, inputs: Tensor) -> Any:
         wide = {name: leaf.to(inputs.dtype) if leaf.is_floating_point() else leaf for name, leaf in buffers.items()}

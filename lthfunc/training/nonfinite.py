@@ -67,6 +67,6 @@ def _error(
     rate = "" if table is None else f", learning rate {float(rate_at(table, state.step)):g}"
     who = f"seed {seeds[number]}: " if len(seeds) > 1 else ""
     return DivergedError(
-        f"{who}training diverged: the {what} of step {step + 1} is not finite{rate}; a smaller --lr may help, or "
-        "--on-nonfinite skip, which leaves such steps out"
+        f"{who}training diverged: the {what} of step {step + 1} is not finite{rate}; a smaller lr may help, or "
+        "on_nonfinite 'skip', which leaves such steps out"
     )

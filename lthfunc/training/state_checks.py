@@ -21,7 +21,7 @@ def check_rates(states: Sequence[TrainState], end: int) -> None:
     if still is not None:
         raise UserError(
             f"learning rate: the schedule ends at about 0, so that steps {still} to {end} would change nothing; "
-            "raise its end (--lr-final, or final=... in Python), train no further, or rewind the step"
+            "raise its end (lr_final of a run, final of a schedule), train no further, or rewind the step"
         )
 
 

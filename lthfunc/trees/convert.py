@@ -130,7 +130,7 @@ def with_initial_values(model: Model, values: Mapping[str, Tensor], *, trained: 
         shapes = [f"{name} {tuple(values[name].shape)} instead of {tuple(leaves[name].shape)}" for name in others]
         found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
         parts = "; ".join(f"{what}: {first_few(names)}" for what, names in found if names)
-        raise UserError(f"--weights: does not fit --arch {model.name} ({parts})")
+        raise UserError(f"weights: does not fit the network {model.name} ({parts})")
     _check_values({name: values[name] for name in fitting}, leaves, set(params))
     said = (
         ("of another shape in the file, so drawn from the seed", others),
@@ -145,7 +145,7 @@ def with_initial_values(model: Model, values: Mapping[str, Tensor], *, trained: 
         return params, buffers
 
     note = "; ".join(f"{what}: {first_few(names)}" for what, names in said if names)
-    return model._replace(init=init, redraw=model.init, note=note and f"--weights: {note}")
+    return model._replace(init=init, redraw=model.init, note=note and f"weights: {note}")
 
 
 def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], params: set[str]) -> None:
@@ -156,13 +156,11 @@ def _check_values(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], pa
             continue
         if not value.is_floating_point():
             raise UserError(
-                f"--weights: {name} is {dtype_name(value.dtype)} in the file, but floating-point in the network; save "
+                f"weights: {name} is {dtype_name(value.dtype)} in the file, but floating-point in the network; save "
                 "quantised values as floats"
             )
         if name in params and not value.to(leaf.dtype).isfinite().all():
-            raise UserError(
-                f"--weights: {name} holds values in the file that are not finite as {dtype_name(leaf.dtype)}"
-            )
+            raise UserError(f"weights: {name} holds values in the file that are not finite as {dtype_name(leaf.dtype)}")
 
 
 def _by_first_names(known: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -80,8 +80,7 @@ def prediction(given: Any) -> Tensor:
     names = list(given) if isinstance(given, Mapping) else getattr(given, "_fields", ())
     what = f"a {type(given).__name__}" + (f" of {', '.join(map(str, names))}" if names else "")
     raise UserError(
-        f"the network returns {what}, without an entry called logits; pass a loss and a metric that accept "
-        "this (loss= and metric=, or --loss and --metric)"
+        f"the network returns {what}, without an entry called logits; pass a loss and a metric that accept this"
     )
 
 

@@ -127,7 +127,7 @@ def _pairs(name: str, inputs: Tensor, key: Tensor, first: int | None) -> tuple[T
     count = len(inputs)
     if first is not None and count % 2:
         raise UserError(
-            f"{name}: pairs examples, so each rank's part of a batch must be even, not {count} (--batch-size)"
+            f"{name}: pairs examples, so each rank's part of a batch must be even, not {count} (batch_size)"
         )
     numbers = torch.arange(count, device=inputs.device)
     other = (numbers ^ 1).clamp(max=count - 1)

@@ -59,7 +59,7 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
 
         def begin(states: Sequence[TrainState], seeds: Sequence[int], prefetcher: Prefetcher) -> Running:
             if len(states) > 1:
-                raise UserError("--compact: networks of different sizes don't run side by side; use --jobs 1")
+                raise UserError("compact: networks of different sizes don't run side by side (jobs: 1)")
             (state,) = states
             shape = tuple(prefetcher.kinds[0][0][2:])
             small = compact_training(work.model, state, shape, selecting=selecting)
@@ -67,8 +67,8 @@ def compact_engine(inner: Making, *, selecting: bool = True) -> Callable[[Work],
                 return _Loop(work, engine_of(small), small, state, seeds, prefetcher)
             except UserError as error:
                 raise UserError(
-                    f"--compact: without its dead units {work.model.name} does not run on the engine {whole.name} "
-                    f"({error}); leave --compact out"
+                    f"compact: without its dead units {work.model.name} does not run on the engine {whole.name} "
+                    f"({error}); leave compact out"
                 ) from error
 
         def forget() -> None:

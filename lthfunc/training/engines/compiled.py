@@ -100,7 +100,7 @@ def _check_torch(device: torch.device) -> None:
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if device.type == "cpu" and release < _RIGHT:
         raise UserError(
-            f"--engine: compile trains networks side by side on a CPU with torch {_RIGHT[0]}.{_RIGHT[1]} or newer, not "
+            f"engine: compile trains networks side by side on a CPU with torch {_RIGHT[0]}.{_RIGHT[1]} or newer, not "
             f"with {torch.__version__}, whose compiler gets their gradients wrong; use eager, or train them one by one"
         )
 

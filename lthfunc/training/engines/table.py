@@ -7,7 +7,7 @@ from typing import Any
 
 from lthfunc.argument_hints import described
 from lthfunc.catalog.training import ENGINES
-from lthfunc.errors import ArgumentError, UserError
+from lthfunc.errors import ArgumentError, UserError, failing_as_options
 from lthfunc.tracebacks import call_user_function, function_name, is_library_function
 from lthfunc.training.engines.interface import Engine, Work
 
@@ -23,18 +23,19 @@ def make_engine(name: Making, work: Work) -> Engine:
     """The engine of that name, or by that function. Raises UserError where there is none, or it cannot run the work."""
     if work.side_effects.global_rngs and name != "eager":
         raise UserError(
-            f"--engine: {work.model.name} draws from {' and '.join(work.side_effects.global_rngs)} in forward, which "
-            "only --engine eager can run; draw with torch instead"
+            f"engine: {work.model.name} draws from {' and '.join(work.side_effects.global_rngs)} in forward, which "
+            "only the engine eager can run; draw with torch instead"
         )
-    making = ENGINES.make(name, {}) if isinstance(name, str) else name
+    with failing_as_options({ENGINES.option: "engine"}):
+        making = ENGINES.make(name, {}) if isinstance(name, str) else name
     shown = name if isinstance(name, str) else function_name(name)
     if is_library_function(making):
         made: Any = making(work)
     else:
-        made = call_user_function("--engine", shown, lambda: making(work))
+        made = call_user_function("engine", shown, lambda: making(work))
     if not isinstance(made, Engine):
         raise ArgumentError(
-            f"--engine: {shown!r} returned {described(made)}, not an Engine; expected a name ({', '.join(ENGINES)}) or "
+            f"engine: {shown!r} returned {described(made)}, not an Engine; expected a name ({', '.join(ENGINES)}) or "
             "what makes one, such as lf.sparse_engine"
         )
     return made

@@ -50,7 +50,7 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
         graph = make_fx(function, _RULES, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
     except Exception as error:
         raise UserError(
-            f"--engine: {name} cannot be compiled{user_location(error)}: {first_line(error)}; --engine eager runs it"
+            f"engine: {name} cannot be compiled{user_location(error)}: {first_line(error)}; the engine eager runs it"
         ) from error
     free_views(graph.graph)  # Inductor prefers channels last, whatever the trace had
     lower_gemms()
@@ -59,4 +59,4 @@ def compiled(function: Callable[..., Any], example: Sequence[Tensor], name: str)
             graph, list(example), dynamic_shapes="from_example_inputs", options={"config_patches": _SETTINGS}
         )
     except Exception as error:
-        raise UserError(f"--engine: {name} cannot be compiled: {first_line(error)}; --engine eager runs it") from error
+        raise UserError(f"engine: {name} cannot be compiled: {first_line(error)}; the engine eager runs it") from error
