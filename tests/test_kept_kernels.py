@@ -151,7 +151,7 @@ def test_a_full_disk_is_told_by_its_folder(folder: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError) as caught:
         build.load_kernels()
     assert str(caught.value) == (
-        f"--engine: the sparse kernels cannot be built: {folder}: No space left on device (LTHFUNC_CACHE names another "
+        f"engine: the sparse kernels cannot be built: {folder}: No space left on device (LTHFUNC_CACHE names another "
         "folder)"
     )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lthfunc.catalog.training import ENGINES
-from lthfunc.errors import UserError, as_option, invalid
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparse.cost_model import check_mode
 from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.growth_gradients import GrowthGradients
@@ -42,7 +41,7 @@ def sparse_engine(work: Work) -> Engine:
     check_features(work)
     reason = why_no_kernels()
     if reason is not None:
-        raise UserError(as_option(reason, {ENGINES.option: "engine"}))
+        raise UserError(reason)
     programs, gradients, tuners = Programs(work), GrowthGradients(work), ThreadTuners()
     evaluable: set[Stored] = set()
 

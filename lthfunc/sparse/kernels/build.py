@@ -79,7 +79,7 @@ def _build(folder: Path) -> None:
         if os.strerror(errno.ENOSPC) in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         lines = [line for line in str(error).splitlines() if "error: " in line] or str(error).splitlines()
-        raise UserError(f"--engine: the sparse kernels cannot be built: {lines[0].strip()}") from error
+        raise UserError(f"engine: the sparse kernels cannot be built: {lines[0].strip()}") from error
 
 
 def prebuilt() -> Path | None:
@@ -125,7 +125,7 @@ def why_no_kernels() -> str | None:
     if prebuilt() is not None:
         return None
     reason = why_no_compiler() or library_cache.why_not_kept(cache_folder())
-    return reason and f"--engine: sparse cannot run on this machine, since {reason}; --engine eager can"
+    return reason and f"engine: sparse cannot run on this machine, since {reason}; the engine eager can"
 
 
 def have_avx512() -> bool:

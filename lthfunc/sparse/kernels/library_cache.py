@@ -65,7 +65,7 @@ def building(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise UserError(
-            f"--engine: the sparse kernels cannot be built: {error.filename or folder}: {error.strerror} ({_ELSEWHERE})"
+            f"engine: the sparse kernels cannot be built: {error.filename or folder}: {error.strerror} ({_ELSEWHERE})"
         ) from error
 
 
@@ -85,4 +85,4 @@ def _check_owner(path: Path) -> None:
     whose = not hasattr(os, "getuid") or about.st_uid in (os.getuid(), 0)
     if not whose or stat.S_ISLNK(about.st_mode):
         what = "is a link" if whose else "belongs to another user"
-        raise UserError(f"--engine: the sparse kernels are not loaded: {path} {what} ({_ELSEWHERE})")
+        raise UserError(f"engine: the sparse kernels are not loaded: {path} {what} ({_ELSEWHERE})")
