@@ -12,6 +12,8 @@ from typer.main import get_command
 
 from lthfunc.errors import invalid
 
+from .narrow_help import fit_narrow
+
 
 class Command(NamedTuple):
     """target: "module:function", or "module:app" of a typer.Typer. line: of `lthfunc --help`; examples: of its own."""
@@ -139,6 +141,7 @@ class LazyCommand(TyperCommand):
             _name_arguments(each)
             _hide_types(each)
             _refuse_empty_paths(each)
+            fit_narrow(each)
         paragraphs = [" ".join(each.split()) for each in (command.help or "").split("\n\n")]
         command.help = "\n\n".join([*paragraphs, "Examples:", "\n".join(f"$ {each}" for each in about.examples)])
         return command

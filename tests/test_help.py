@@ -18,6 +18,7 @@ from lthfunc_cli.commands import COMMANDS
 from lthfunc_cli.console import aside, put_parts
 from lthfunc_cli.main import app, main
 from lthfunc_cli.network_counts import Counted
+from rich.text import Text
 from typer.main import get_command
 
 from lthfunc.catalog.data_sets import DATASETS
@@ -92,6 +93,25 @@ def test_the_help_of_a_command_has_its_options_and_examples_whole(
     assert re.fullmatch(rf" Usage: .* {name} \[OPTIONS\]( \[?[A-Z]+…?\]?)*", usage)
     if name == "prune":
         assert re.findall(r"╭─ (.*?) ─", "\n".join(lines))[:3] == ["Options", "Most used", "Network and data"]
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_help_of_a_command_is_whole_on_a_narrow_screen(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Words too long for a line go on in the next one, so spaces don't count."""
+    command: Any = get_command(app)
+    loaded = command.commands[name].loaded
+    for width in (20, 79):
+        text = "".join("".join(shown(width, name, "--help", monkeypatch=monkeypatch, capsys=capsys)).split())
+        assert "│" not in text
+        for part in (*loaded.help.split("\n\n"), *(f"$ {each}" for each in BY_NAME[name].examples)):
+            assert "".join(Text.from_markup(part).plain.split()) in text
+        for each in loaded.params:
+            default = f"default: {each.show_default}" if isinstance(each.show_default, str) else ""
+            names = [each.metavar] if each.param_type_name == "argument" else [*each.opts, each.metavar or ""]
+            for part in () if each.hidden else (each.help or "", default, *names):
+                assert "".join(Text.from_markup(part).plain.split()) in text
 
 
 @pytest.mark.parametrize("width", WIDTHS)
