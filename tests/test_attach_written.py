@@ -56,7 +56,7 @@ def test_what_is_written_between_steps_is_pruned_again(write: Callable[[nn.Modul
     net, optimizer, attached = pruned()
     steps(net, optimizer, 2)
     write(net)
-    with pytest.warns(UserWarning, match=r"attach: \d+ pruned weights of [02].weight were written to since"):
+    with pytest.warns(UserWarning, match=r"attach: \d+ pruned weights of [02].weight were written to, "):
         steps(net, optimizer, 1)
     for _ in range(2):
         for name, mask in attached.masks.items():
@@ -65,6 +65,19 @@ def test_what_is_written_between_steps_is_pruned_again(write: Callable[[nn.Modul
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             steps(net, optimizer, 2)
+
+
+def test_what_pytorch_does_not_count_is_pruned_again_within_a_hundred_steps() -> None:
+    net, optimizer, attached = pruned()
+    steps(net, optimizer, 2)
+    net.get_parameter("0.weight").data.copy_(torch.ones(8, 6))
+    mask = attached.masks["0.weight"]
+    with pytest.warns(UserWarning, match=rf"attach: {int((~mask).sum())} pruned weights of 0.weight were written to, "):
+        steps(net, optimizer, 100)
+    assert not net.get_parameter("0.weight")[~mask].any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(net, optimizer, 200)
 
 
 def test_moments_of_pruned_weights_that_are_loaded_move_none() -> None:

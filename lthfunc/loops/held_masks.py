@@ -14,6 +14,9 @@ from lthfunc.loops.layer_mask import LayerMask, has_kernels
 from lthfunc.loops.second_moments import SecondMoments
 from lthfunc.trees.types import Masks, Params
 
+#: Steps after which weights are looked at for writes that PyTorch doesn't count, of `weight.data.copy_`.
+_EVERY = 100
+
 
 class HeldMasks:
     """Masks of parameters, and the hooks that hold them.
@@ -37,6 +40,7 @@ class HeldMasks:
         self._optimizers, self._loaded = optimizers, False
         self._leaves: list[nn.Parameter] = []  # the weights of those layers
         self._versions: list[int] = []  # as the last step left them
+        self._unseen = 0  # steps since weights were looked at
         self._gradients = {name: _Gradient(leaf) for name, leaf in self._params.items()}
         self._handles: list[RemovableHandle] = [
             leaf.register_post_accumulate_grad_hook(self._gradients[name].accumulated)
@@ -68,7 +72,8 @@ class HeldMasks:
 
     def mask_gradients(self) -> None:
         """Before a step: mask what reached a gradient by another way than a backward pass, or was changed since."""
-        if self._loaded or self._versions != self._now():
+        self._unseen += 1
+        if self._loaded or self._versions != self._now() or (self._unseen >= _EVERY and self._are_written()):
             self._prune_again()
         self._moments.lift(self._layers)
         for gradient in self._gradients.values():
@@ -84,6 +89,17 @@ class HeldMasks:
     def _now(self) -> list[int]:
         """What changes with writes into the weights of layers with zeros, but those of `weight.data.copy_`."""
         return [leaf._version for leaf in self._leaves] + [leaf.data_ptr() for leaf in self._leaves]
+
+    def _are_written(self) -> bool:
+        """Whether a pruned weight is not zero, which takes passes over the weights, so not in every step."""
+        self._unseen = 0
+        for name, mask in self._layers.items():
+            leaf = self._params[name].detach()
+            pruned = leaf.clone()
+            mask.multiply(pruned)
+            if not torch.equal(pruned, leaf):
+                return True
+        return False
 
     def _after_load(self, optimizer: torch.optim.Optimizer) -> None:
         self._loaded = True
@@ -108,8 +124,8 @@ class HeldMasks:
         name = max(written, key=lambda each: written[each], default="")
         if name and written[name]:
             warnings.warn(
-                f"attach: {written[name]:,} pruned weights of {name} were written to since the last step, perhaps by "
-                "load_state_dict; they are zero again",
+                f"attach: {written[name]:,} pruned weights of {name} were written to, perhaps by load_state_dict; "
+                "they are zero again",
                 stacklevel=5,
             )
 
