@@ -212,6 +212,30 @@ def test_steps_that_are_not_finite_are_left_out_alike(digits: Dataset, engine: A
         torch.testing.assert_close(found.state.params[name], leaf, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_training_as_a_function_stops_or_leaves_out_what_a_fit_does(digits: Dataset, engine: Any) -> None:
+    """`lf.train` gave weights that were no numbers."""
+    model = lf.from_module(Diverging())
+    start = lf.prune(density=0.5, score=lf.random_scores(0))(lf.init(model))
+
+    def trained(data: Dataset, on_nonfinite: Any, rate: float, state: lf.TrainState = start) -> lf.TrainState:
+        return lf.train(
+            model, data, optimizer=lf.sgd(rate), steps=6, batch_size=20, engine=engine, on_nonfinite=on_nonfinite
+        )(state)  # fmt: skip
+
+    with pytest.raises(DivergedError, match=r"the loss \(nan\) of step 2 is not finite"):
+        trained(digits._replace(train=digits.val), "stop", 1e25)
+    found, fit = trained(odd_digits(digits), "skip", 0.05), fitted(odd_digits(digits), engine, "skip", 0.05)
+    assert lf.same_bits(found.params, fit.state.params)
+    lost = start._replace(params={**start.params, "out.bias": torch.full((10,), float("nan"))})
+    for on_nonfinite in ("stop", "skip"):  # where no step is finite, there is nothing to go on with
+        with pytest.raises(DivergedError, match="step"):
+            trained(odd_digits(digits), on_nonfinite, 0.05, lost)
+    trainer = lf.make_trainer(model, odd_digits(digits), optimizer=lf.sgd(0.05), batch_size=20, engine=engine)
+    there = lost._replace(step=torch.tensor(1))
+    assert lf.same_bits(lf.take_steps(trainer, there, seed=0, until=1)[0].params, lost.params)
+
+
 class Causal(nn.Module):
     """Rows of a normalised image, of which each attends to those above it by a mask of minus infinity."""
 

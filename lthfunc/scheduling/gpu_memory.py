@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 
 import torch
 
-from lthfunc.errors import UserError
+from lthfunc.errors import DivergedError, UserError
 from lthfunc.experiments.iterative import Plan
 from lthfunc.training.loop import take_steps
 from lthfunc.trees.model import init
@@ -62,7 +63,8 @@ def too_large(device: str) -> UserError:
 
 
 def _one_step(plan: Plan, device: str) -> None:
-    take_steps(plan.trainer, init(plan.model, 0, device), seed=0, until=1)
+    with suppress(DivergedError):  # the training itself will tell
+        take_steps(plan.trainer, init(plan.model, 0, device), seed=0, until=1)
 
 
 def _gigabytes(size: int) -> str:

@@ -33,7 +33,7 @@ from lthfunc.training.precision import Precision
 from lthfunc.training.results import Checkpointer, Fit, Observer, Observers, Point, as_observers
 from lthfunc.training.session import Snapshot, TrainingSession
 from lthfunc.training.steps import Augment, make_eval_step, on_stored
-from lthfunc.training.trainer import Trainer, examples, measure, seeded_if_random, trainer_of
+from lthfunc.training.trainer import OnNonfinite, Trainer, examples, measure, seeded_if_random, trainer_of
 from lthfunc.training.user_functions import checked_loss
 from lthfunc.trees.dataset_checks import check_data
 from lthfunc.trees.model import Model
@@ -52,7 +52,8 @@ def take_steps(
     seed: decides the order of examples and the draws of random layers. observe: called with the number of each step and
     None. The state's optimiser state continues, with the learning rates that it was begun with;
     ``state._replace(opt=())`` takes the trainer's. Returns the new state and the mean training loss; `state` is not
-    changed, and the result depends on the arguments alone.
+    changed, and the result depends on the arguments alone. Raises UserError where a loss or gradient is not finite
+    (`Trainer.on_nonfinite`).
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> model = lf.from_module(nn.Linear(4, 2))
@@ -62,7 +63,7 @@ def take_steps(
     """
     with TrainingSession(trainer, [state], [seed], until, observe=as_observers(observe)) as training:
         training.to(until)
-        states, since = training.now()
+        states, since = _finite_now(training, [seed], until, ())
         return states[0], training.mark(states, since)[0]
 
 
@@ -230,14 +231,15 @@ def train(
     engine: Making = "eager",
     precision: Precision = "fp32",
     metric: Metric = accuracy,
+    on_nonfinite: OnNonfinite = "stop",
     observe: Observer | None = None,
 ) -> Transformation:
     """Training as a transformation: a state goes in, and comes out trained to step `steps`.
 
-    model, data, optimizer, batch_size, loss, augment, engine, precision, metric: as `make_trainer` takes them. seed:
-    decides the order of examples. observe: called with the number of each step. The moments of a state that was trained
-    before continue, at the rates of this optimiser. Raises UserError, when it is applied, where they are another
-    optimiser's; ``state._replace(opt=())`` begins with fresh ones.
+    model, data, optimizer, batch_size, loss, augment, engine, precision, metric, on_nonfinite: as of `make_trainer`.
+    seed: decides the order of examples. observe: called with the number of each step. The moments of a state that was
+    trained before continue, at the rates of this optimiser. Raises UserError, when it is applied, where they are
+    another optimiser's (``state._replace(opt=())`` begins with fresh ones), and where a loss or gradient is not finite.
 
     >>> data = lf.data.from_tensors("tiny", (torch.randn(9, 4), [0, 1, 1] * 3), (torch.randn(2, 4), [0, 1]), val=3)
     >>> model = lf.from_module(nn.Linear(4, 2))
@@ -249,7 +251,7 @@ def train(
     """
     data = check_data(data)
     work = Work(model, loss, optimizer, data.scale, augment, precision, metric)
-    trainer = trainer_of(work, data, batch_size, engine)
+    trainer = trainer_of(work, data, batch_size, engine, on_nonfinite)
 
     def transformation(state: TrainState) -> TrainState:
         check_state_fits("train", model, state)

@@ -52,9 +52,9 @@ def recover_from_nonfinite(
             states, since = after, sums
             if bad:
                 training.restart(states, since, drawing=True)
-    for number, each in enumerate(since):
-        if not each.steps:
-            raise errors[number]
+    for number, error in errors.items():
+        if not since[number].steps:
+            raise error
     return states, since
 
 
