@@ -15,6 +15,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.printable import first_few
 from lthfunc.tracebacks import call_user_function, function_name, is_library_function
+from lthfunc.trees.attention_paths import one_path_of_attention
 from lthfunc.trees.initialisers import Initialiser, dependent_buffers, drawn_matrices, fixed_matrices, glorot_normal
 from lthfunc.trees.module_attributes import copy_module
 from lthfunc.trees.module_calls import functional_call
@@ -55,7 +56,8 @@ def apply_training(model: Model, params: Params, buffers: Buffers, x: Tensor) ->
 def apply_evaluating(model: Model, params: Params, buffers: Buffers, x: Tensor) -> Any:
     """Outputs in evaluation mode (running statistics, no dropout). Changes no argument."""
     params, buffers, x = _private(model, (params, buffers, x))
-    return functional_call(model.evaluating, {**params, **buffers}, (x,))
+    with one_path_of_attention:
+        return functional_call(model.evaluating, {**params, **buffers}, (x,))
 
 
 def run_training(model: Model, params: Params, buffers: Buffers, x: Tensor) -> tuple[Any, Buffers]:
