@@ -15,7 +15,7 @@ from lthfunc.data.data_warnings import find_warnings
 from lthfunc.distributed.collectives import current_collectives
 from lthfunc.energy.meter import Meter, check_meter, metering
 from lthfunc.errors import DivergedError, LostRankError, failing_as_options
-from lthfunc.experiments.config import OPTIONS, Config, filled, to_mapping, trainings_of
+from lthfunc.experiments.config import OPTIONS, Config, filled, first_round, to_mapping, trainings_of
 from lthfunc.experiments.iterative import Task
 from lthfunc.experiments.plan import PreparedPlan, prepare
 from lthfunc.experiments.records import Record
@@ -161,6 +161,9 @@ def _rounds(config: Config, command: str) -> str:
     if command == TRAIN or not rounds:
         return dense
     controls = f", and controls: {', '.join(config.control)}" if config.control else ""
+    if config.method not in METHODS:  # a user's, which may prune in any way
+        before = f"{dense}, then " if first_round(config) == 0 else ""
+        return f"{before}{counted(rounds, 'round')} by {config.method}{_until(config, rounds)}{controls}"
     entry = method_entry(config.method)
     about = f"{config.method} ({METHODS.about(config.method)}){_until(config, rounds)}"
     if entry.at_init:

@@ -15,7 +15,7 @@ _MAKERS = {
     "Sequence[Batch]": "lf.sample_batches(data, batch_size, count) draws some",
 }
 #: The names of function types in annotations.
-_FUNCTIONS = ("Score", "Allocate", "Select", "Loss", "Metric", "Transformation", "LossOfParams", "Rewind")
+_FUNCTIONS = ("Score", "Allocate", "Select", "Growth", "Loss", "Metric", "Transformation", "LossOfParams", "Rewind")
 
 
 def is_a(value: Any, name: str, package: str = "lthfunc") -> bool:

@@ -209,6 +209,7 @@ KINDS: dict[str, ArgumentKind] = {
     "Mapping[str, float]": _dict_of("a dict of rates by pattern", is_number),
     "Score": _function("Score", "params", "masks"),
     "Allocate": _function("Allocate", "scores", "masks", "fraction"),
+    "Growth": _function("Growth", "name", "taken", "size", "count"),
     "Select": _function("Select", "scores", "masks", "keep"),
     "Loss": _any_of(_function("Loss", "outputs", "targets"), _function("Loss", "outputs", "targets", "context")),
     "Metric": _function("Metric", "outputs", "targets"),

@@ -113,7 +113,7 @@ def test_models_and_data_run_as_printed(tmp_path: Path, monkeypatch: pytest.Monk
     assert share > 1.4 * chance
 
 
-def test_methods_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """On the digits, and shorter."""
     monkeypatch.chdir(tmp_path)
     composed, updating, method, own, growing = blocks("docs/how-to/methods.md", "python")
@@ -135,6 +135,9 @@ def test_methods_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "my_method.py").write_text(method)
     mine = ["--method", "my_method.py:in_two_steps", "--no-dense", "--rounds", "1", "--density", "0.1"]
     assert main(["prune", *mine, "--steps", "8", "--out", "mine"]) == 0
+    assert (
+        "1 training of 8 steps: 1 round by my_method.py:in_two_steps, to a density of 10.0 %" in capsys.readouterr().err
+    )
     assert [each["step"] for each in read_run(Path("mine"))[2][0]["updates"]] == [1, 6]
     assert len([line for line in own.splitlines() if line.strip()]) < 20
     functions: dict[str, Any] = {}

@@ -85,11 +85,11 @@ def test_growth_of_ones_own_is_given_the_learning_rate_of_its_step(
 def test_growth_of_ones_own_has_no_anchor_and_is_tried_before_a_training(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     plan = plan_for("set", MODEL, images(), steps=8, eval_every=8, batch_size=8, density=0.4)
-    check_growth(f"{tmp_path}/own.py:waves", plan)
+    check_growth(f"{tmp_path}/own.py:waves", plan, lf.constant(0.1))
     made = r"\(expected a function of \(params, masks\), or one that makes it of .* lr, .* step\)"
     for name, words in {"short": "^growth: ", "rewound": f"^--growth: .*rewound.*{made}"}.items():
         with pytest.raises(UserError, match=words):
-            check_growth(f"{tmp_path}/own.py:{name}", plan)
+            check_growth(f"{tmp_path}/own.py:{name}", plan, lf.constant(0.1))
 
 
 def test_places_of_ones_own_have_the_bits_of_dense_trees() -> None:

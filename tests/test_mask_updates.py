@@ -211,7 +211,7 @@ def test_functions_of_ones_own_draw_the_numbers_of_their_update_and_are_checked(
     (updates,) = plan_for("set", MODEL, data(), **given, growth=f"{tmp_path}/package_of_updates.py:growth").updates
     state = start()
     zeros = {name: torch.zeros_like(leaf) for name, leaf in state.params.items()}
-    with pytest.raises(UserError, match=r"^score: .*scores of 0.weight are NaN"):
+    with pytest.raises(UserError, match=r"^growth: .*scores of 0.weight are NaN"):
         updates.change(state._replace(params=zeros), UpdateContext(SEED, 3, False))
 
 

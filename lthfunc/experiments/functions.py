@@ -195,9 +195,12 @@ def densities_of(config: Config) -> tuple[float, ...] | None:
     return tuple(listed(",".join(map(repr, values))))
 
 
-def method_of(config: Config, plan: Plan) -> Plan:
-    """What a method makes of a plan; a user's is ``plan -> plan``. Raises UserError."""
-    offered = {name: getattr(config, name) for name in METHODS.settings} | {"plan": plan}
+def method_of(config: Config, plan: Plan, rates: Schedule) -> Plan:
+    """What a method makes of a plan; a user's is ``plan -> plan``. rates: the learning rates of a training's steps.
+
+    Raises UserError.
+    """
+    offered = {name: getattr(config, name) for name in METHODS.settings} | {"plan": plan, "rates": rates}
     made = METHODS.make(config.method, offered)
     if callable(made):  # a user's, with parameters that are not settings
         made = call_user_function("--method", config.method, lambda: made(plan))

@@ -29,7 +29,6 @@ from lthfunc.training.evaluation import Evaluation
 from lthfunc.training.mask_updates import MaskUpdates
 from lthfunc.training.packed_fits import AnyFit
 from lthfunc.training.results import Fit
-from lthfunc.training.schedules import Schedule
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
@@ -58,8 +57,7 @@ class Plan(NamedTuple):
     the anchor, instead of the last round's trained one. prunings: of a round, with scores computed before each.
     updates: how masks change in the trainings of each pruned round (round 1 first); none where empty. through:
     networks of which masks are computed, trained in place of the plan's, likewise. pruner: how the trained network is
-    pruned, where not by score, allocate and select; pruning_steps: of the dense trainings that this takes. rates: the
-    learning rates of a training's steps, for what grows weights by them; None: unknown.
+    pruned, where not by score, allocate and select; pruning_steps: of the dense trainings that this takes.
     """
 
     model: Model
@@ -84,7 +82,6 @@ class Plan(NamedTuple):
     through: tuple[TrainedMasks, ...] = ()
     pruner: Pruner | None = None
     pruning_steps: int = 0
-    rates: Schedule | None = None
 
     @property
     def first(self) -> int:

@@ -221,9 +221,8 @@ def _plan(config: Config, work: Work, data: Dataset, length: Length) -> Plan:
         from_trained=config.from_trained,
         dense=first_round(config) == 0,
         at_init=METHODS[config.method].at_init if config.method in METHODS else first_round(config) == 1,
-        rates=schedule_of(config, length.steps),
     )
-    return method_of(config, plan)
+    return method_of(config, plan, schedule_of(config, length.steps))
 
 
 def _check_plan(config: Config, plan: Plan) -> None:
@@ -240,7 +239,7 @@ def _check_plan(config: Config, plan: Plan) -> None:
         now = ScoreContext(plan.model, trainer.data, trainer.batch_size, lr, 0, 1, start, start, loss)
         check_score(score, score_of(score), now)
     if config.growth is not None and is_own(config.growth):
-        check_growth(config.growth, plan)
+        check_growth(config.growth, plan, schedule_of(config, plan.steps))
     if config.rounds and is_own(filled(config.rewind)):
         check_start(plan)
 

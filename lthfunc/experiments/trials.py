@@ -14,6 +14,7 @@ from lthfunc.sparsify.scores import Score, checked_score, magnitude
 from lthfunc.sparsify.transforms import prune
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.training.mask_updates import UpdateContext
+from lthfunc.training.schedules import Schedule
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.model import Model, init
 from lthfunc.trees.prunable import weights_by_inputs
@@ -38,12 +39,15 @@ def check_score(name: str, scoring: Callable[[ScoreContext], Score], now: ScoreC
         checked_score(scoring(now))(now.trained.params, now.trained.masks)
 
 
-def check_growth(name: str, plan: Plan) -> None:
-    """Score the half-pruned network once with what a user's method grows by. Raises UserError if that fails."""
+def check_growth(name: str, plan: Plan, rates: Schedule) -> None:
+    """Score the half-pruned network once with what a user's method grows by. rates: of a training's steps.
+
+    Raises UserError if that fails.
+    """
     device = plan.trainer.data.train.y.device
     trainer, state = plan.trainer._replace(batch_size=min(plan.trainer.batch_size, 2)), init(plan.model, 0, device)
     with seeded_generators(0, device):
-        growth_scores(trainer, growth_of(name, plan.rates), prune(density=0.5)(state), UpdateContext(0, 1, last=False))
+        growth_scores(trainer, growth_of(name, rates), prune(density=0.5)(state), UpdateContext(0, 1, last=False))
 
 
 def check_start(plan: Plan) -> None:

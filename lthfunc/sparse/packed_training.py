@@ -21,7 +21,7 @@ from lthfunc.sparse.program import IN_PARTS, Epilogue, Lowered, Program, Stored,
 from lthfunc.sparse.updates import Numbers, machine_numbers
 from lthfunc.sparse.workspace import Workspace
 from lthfunc.training.accumulation import parts_of_batch
-from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, checked_exchange, seeded_update
+from lthfunc.training.mask_updates import MaskUpdates, UpdateContext, check_increasing, checked_exchange, seeded_update
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.training.prefetch import Prefetcher
 from lthfunc.training.results import GradientGrowth
@@ -89,6 +89,7 @@ def train_packed(
         feed = Prefetcher(data.train, batch_size * parts, [seed], _CPU, mapped=data.mapped, stream=data.stream)
         x, y = feed.slotted
         draw = key(seed, "dropout") % 2**32
+        check_increasing(() if updates is None else updates.steps)
         changes = [] if updates is None else [each for each in updates.steps if step <= each < steps]
         try:
             for stop in [*changes, steps]:

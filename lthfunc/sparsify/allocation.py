@@ -112,7 +112,7 @@ def fixed_counts(keep: Mapping[str, int]) -> Allocate:
     """Allocate exactly these counts, whatever the scores: those of another ticket, for example.
 
     keep: the number of weights to keep in each layer. Returns an allocation. Raises UserError, when it is applied, for
-    a layer without a count.
+    a layer without a count, or with another number than it can have.
 
     >>> lf.fixed_counts({"fc": 3})({}, {"fc": torch.ones(10, dtype=torch.bool)}, 0.0)
     {'fc': tensor(3)}
@@ -121,7 +121,12 @@ def fixed_counts(keep: Mapping[str, int]) -> Allocate:
     def allocate(scores: Scores, masks: Masks, fraction: float) -> KeepCounts:
         missing = [name for name in masks if name not in keep]
         if missing:
-            raise UserError(f"as_given: no count for {', '.join(missing)}")
+            raise UserError(f"fixed_counts: no count for {', '.join(missing)}")
+        for name, mask in masks.items():
+            if not 0 <= keep[name] <= mask.numel():
+                raise invalid(
+                    f"fixed_counts: {name}", keep[name], f"a whole number from 0 to {mask.numel()}, its weights"
+                )
         return {name: torch.tensor(operator.index(keep[name])) for name in masks}
 
     return allocate
@@ -140,6 +145,8 @@ def fraction_from(now: Count, density: float) -> float:
 
     A density that rounds to the current count is reached already: a schedule's steps may be smaller than a weight.
     """
+    if not now.kept:
+        raise UserError("density: no weight is left to prune")
     wanted = density * now.total
     if not (density > 0 and wanted <= now.kept + 0.5):
         raise invalid("density", density, f"a number in (0, {now.density:.6g}], the density now")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lthfunc.arguments import public
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.ranking import best
 from lthfunc.sparsify.scores import Scores, magnitude
@@ -19,7 +20,8 @@ from lthfunc.trees.types import Growth, Masks, NewMasks, Params, TrainState
 def drop(scores: Scores, masks: Masks, drop_fraction: float) -> Masks:
     """Drop round(drop_fraction · remaining) of each layer's weights, those with the lowest scores.
 
-    drop_fraction: in [0, 1]. Returns the new masks. Raises UserError for a fraction out of range.
+    drop_fraction: in [0, 1]. Returns the new masks. Raises UserError for a fraction out of range, and for scores
+    of other weights.
 
     >>> lf.drop({"w": torch.tensor([3.0, 1.0, 2.0, 4.0])}, {"w": torch.tensor([True] * 4)}, 0.5)
     {'w': tensor([ True, False, False,  True])}
@@ -43,6 +45,7 @@ def grow(growth: Scores | Growth, masks: Masks, counts: Mapping[str, Tensor | in
     {'w': tensor([ True, False,  True,  True])}
     """
     if isinstance(growth, dict):
+        _check_growth(growth, masks)
         return {name: mask | best(growth[name], ~mask, counts[name]) for name, mask in masks.items()}
 
     def more(name: str, mask: Tensor) -> Tensor:
@@ -51,6 +54,16 @@ def grow(growth: Scores | Growth, masks: Masks, counts: Mapping[str, Tensor | in
         return mask.flatten().index_fill(0, places, True).view(mask.shape)
 
     return {name: more(name, mask) for name, mask in masks.items()}
+
+
+def _check_growth(scores: Scores, masks: Masks) -> None:
+    """Raise UserError for scores of other weights than the masks'."""
+    for name, mask in masks.items():
+        if name not in scores:
+            raise UserError(f"growth: has no scores of {name}")
+        if scores[name].shape != mask.shape:
+            expected = f"a score for each weight, in the shape {tuple(mask.shape)}"
+            raise invalid(f"growth: {name}", tuple(scores[name].shape), expected)
 
 
 @public
@@ -69,7 +82,7 @@ def drop_and_grow(
     `cosine_drop_fraction` decays it. drop_score: by which the lowest are dropped, instead of the magnitude. A weight
     that was just dropped may grow again, from zero, or as it was with keep_values. Returns the new state: optimiser
     moments of surviving weights continue, those of grown weights start at zero. Raises UserError for a fraction out of
-    range.
+    range, and for scores of other weights.
 
     >>> state = lf.prune(density=0.5)(lf.init(lf.from_module(nn.Linear(4, 2))))
     >>> lf.count(lf.drop_and_grow(state, lf.random_growth(0), 0.5).masks)

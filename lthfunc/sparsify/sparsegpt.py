@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.arguments import public
-from lthfunc.errors import UserError
+from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.activations import check_moments, stored_transposed
 from lthfunc.sparsify.allocation import fixed_counts, fraction_to
 from lthfunc.sparsify.budgets import apportion, uniform
@@ -61,6 +61,8 @@ def sparsegpt(
             raise UserError("moments: are diagonals alone; lf.input_moments(model, state, inputs) gives whole ones")
         params, masks = dict(state.params), dict(state.masks)
         layers = {name: mask for name, mask in state.masks.items() if name in moments}
+        if state.masks and not layers:
+            raise invalid("moments", list(moments), f"those of some of {', '.join(state.masks)}")
         if isinstance(density, Mapping):
             budgets = fixed_counts(density)({}, layers, 0.0)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -74,7 +75,9 @@ class MaskUpdates(NamedTuple):
     draws_after_network: bool = False
 
     def following(self, fit: AnyFit, until: int) -> int | None:
-        """The step of a fit's next update before step `until`; None if there is none."""
+        """The step of a fit's next update before step `until`; None if there is none. Raises UserError where the steps
+        don't increase."""
+        check_increasing(self.steps)
         first = fit.changes[-1].step + 1 if fit.changes else fit.curve[0].step
         return next((step for step in self.steps if first <= step < until), None)
 
@@ -135,6 +138,12 @@ def checked_exchange(found: Any) -> Decided:
     if not pair or not (isinstance(found[0], dict) or callable(found[0]) or isinstance(found[0], GradientGrowth)):
         raise invalid("updates: exchange", described(found), "(growth, fraction), NewMasks or prune_survivors(…)")
     return found[0], found[1]
+
+
+def check_increasing(steps: Sequence[int]) -> None:
+    """Raise UserError for steps of updates that don't increase."""
+    if any(second <= first for first, second in pairwise(steps)):
+        raise invalid("updates: steps", tuple(steps), "steps that increase")
 
 
 class Exchanging(Protocol):

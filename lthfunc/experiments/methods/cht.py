@@ -10,12 +10,19 @@ from lthfunc.sparsify.drop_and_grow import drop, drop_and_grow
 from lthfunc.sparsify.scores import Scores, magnitude
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.training.results import DenseNetwork
+from lthfunc.training.schedules import Schedule
 from lthfunc.trees.ops import apply_masks
 from lthfunc.trees.types import TrainState
 
 
 def cht(
-    plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str
+    plan: Plan,
+    update_every: int | None,
+    update_until: float,
+    drop_fraction: float,
+    drop_schedule: str,
+    growth: str,
+    rates: Schedule,
 ) -> Plan:
     """Drop the smallest weights of each layer, then grow as many by a score of what is left (their sec. 3.2).
 
@@ -23,7 +30,7 @@ def cht(
     one side, and stops a layer's updates once its links hardly change.
     """
     end, every = period(plan, update_every, update_until)
-    growing, falling = growth_of(growth, plan.rates), DROP_SCHEDULES.load(drop_schedule)
+    growing, falling = growth_of(growth, rates), DROP_SCHEDULES.load(drop_schedule)
 
     def exchange(network: DenseNetwork, now: UpdateContext) -> tuple[Scores, float]:
         state, share = network(), falling(drop_fraction, now.step, end)

@@ -21,6 +21,7 @@ from lthfunc.tracebacks import is_library_function
 from lthfunc.training.gradient_growth import growth_by
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.training.results import DenseNetwork, DropAndGrow, GradientGrowth
+from lthfunc.training.schedules import Schedule
 from lthfunc.training.trainer import Trainer
 from lthfunc.trees.ops import density
 from lthfunc.trees.types import Masks, NewMasks, TrainState
@@ -69,12 +70,18 @@ def by_masks(steps: tuple[int, ...], masks: Callable[[TrainState, UpdateContext]
 
 
 def exchanging(
-    plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str
+    plan: Plan,
+    update_every: int | None,
+    update_until: float,
+    drop_fraction: float,
+    drop_schedule: str,
+    growth: str,
+    rates: Schedule,
 ) -> Plan:
     """Drop small weights and grow as many others, again and again (SET, RigL); ERK masks at first."""
     end, every = period(plan, update_every, update_until)
     falling = DROP_SCHEDULES.load(drop_schedule)
-    growing = growth_of(growth, plan.rates)
+    growing = growth_of(growth, rates)
     updates = exchanges(
         plan.trainer, steps_of(end, every), growing, lambda step: falling(drop_fraction, step, end),
         draws=not is_library_function(falling),

@@ -18,11 +18,18 @@ from lthfunc.sparsify.drop_and_grow import exchanged_masks
 from lthfunc.sparsify.survivor_pruning import prune_survivors
 from lthfunc.training.mask_updates import MaskUpdates, UpdateContext
 from lthfunc.training.results import DenseNetwork
+from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import NewMasks, SurvivorPruning, TrainState
 
 
 def granet(
-    plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str
+    plan: Plan,
+    update_every: int | None,
+    update_until: float,
+    drop_fraction: float,
+    drop_schedule: str,
+    growth: str,
+    rates: Schedule,
 ) -> Plan:
     """Prune by magnitude along a cubic from the first step on; after each pruning drop small weights and grow others.
 
@@ -30,7 +37,7 @@ def granet(
     at once keeps its value. Unlike theirs, regeneration ends with the pruning.
     """
     end, every = period(plan, update_every, update_until)
-    growing, falling = growth_of(growth, plan.rates), DROP_SCHEDULES.load(drop_schedule)
+    growing, falling = growth_of(growth, rates), DROP_SCHEDULES.load(drop_schedule)
 
     def updates(target: float) -> MaskUpdates:
         densities = dict(cubic(target, 0, end, every)[1:])

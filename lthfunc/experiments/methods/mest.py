@@ -9,19 +9,20 @@ from lthfunc.experiments.methods.during_training import by_masks, growth_scores,
 from lthfunc.sparsify.drop_and_grow import exchanged_masks
 from lthfunc.sparsify.scores import magnitude
 from lthfunc.training.mask_updates import UpdateContext
+from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import NewMasks, TrainState
 
 
 def mest(
     plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str,
-    gradient_weight: float,
+    rates: Schedule, gradient_weight: float,
 ) -> Plan:  # fmt: skip
     """Drop weights where |w| + λ |gradient| is smallest (eq. 1), λ being `gradient_weight`, the gradient of a batch.
 
     Theirs exchanges in three stairs; ours by --drop-schedule.
     """
     end, every = period(plan, update_every, update_until)
-    growing, slopes, falling = growth_of(growth, plan.rates), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
+    growing, slopes, falling = growth_of(growth, rates), growth_of("gradient"), DROP_SCHEDULES.load(drop_schedule)
 
     def masks(state: TrainState, now: UpdateContext) -> NewMasks:
         hopes = growth_scores(plan.trainer, growing, state, now)

@@ -14,12 +14,13 @@ from lthfunc.experiments.methods.during_training import by_masks, growth_scores,
 from lthfunc.sparsify.allocation import number_pruned
 from lthfunc.sparsify.ranking import best, ranks_in_rows
 from lthfunc.training.mask_updates import UpdateContext
+from lthfunc.training.schedules import Schedule
 from lthfunc.trees.types import NewMasks, TrainState
 
 
 def srigl(
     plan: Plan, update_every: int | None, update_until: float, drop_fraction: float, drop_schedule: str, growth: str,
-    min_salient: float,
+    rates: Schedule, min_salient: float,
 ) -> Plan:  # fmt: skip
     """Drop the smallest weights of a layer, and grow each neuron to the same number where the gradient is large.
 
@@ -27,7 +28,7 @@ def srigl(
     out (their sec. 3.1), but for outputs. Numbers of neurons differ by one where the layer's count demands it.
     """
     end, every = period(plan, update_every, update_until)
-    growing, falling = growth_of(growth, plan.rates), DROP_SCHEDULES.load(drop_schedule)
+    growing, falling = growth_of(growth, rates), DROP_SCHEDULES.load(drop_schedule)
 
     def masks(state: TrainState, now: UpdateContext) -> NewMasks:
         hopes = growth_scores(plan.trainer, growing, state, now)
