@@ -145,6 +145,9 @@ FORMS: dict[str, Forms] = {
     "rnn_tanh rnn_relu": lambda it, n: recurrent(it, n, "weight", n["zeros"]),
     "gru": lambda it, n: recurrent(it, n, "three", n["zeros"]),
     "lstm": lambda it, n: recurrent(it, n, "four", [n["zeros"]] * 2),
-    "empty zeros": lambda it, n: [([TRACED_BATCH, 1],), ([2, TRACED_BATCH, 3],), ([3],)],
+    "empty zeros ones": lambda it, n: [([TRACED_BATCH, 1],), ([2, TRACED_BATCH, 3],), ([3],)],
+    "full": lambda it, n: [([TRACED_BATCH, 1], 0.5), ([TRACED_BATCH, 2, 3], True), ([TRACED_BATCH], 2), ([3], 0.5)],
+    "new_zeros new_ones": lambda it, n: [(it, [TRACED_BATCH, 1]), (it, [2, TRACED_BATCH, 3]), (it, [])],
+    "new_full": lambda it, n: [(it, [TRACED_BATCH, 1], 0.5), (it, [TRACED_BATCH], 2)],
 }  # fmt: skip
 ARGUMENTS: dict[str, Forms] = {name: forms for names, forms in FORMS.items() for name in names.split()}

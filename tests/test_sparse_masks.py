@@ -204,6 +204,29 @@ DYNAMIC: dict[str, Callable[[Padded, Tensor, Tensor], Tensor]] = {
 }  # fmt: skip
 
 
+#: What forward makes, of as many numbers as tokens, and writes a mask into.
+MADE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "zeros": lambda x, t: torch.zeros(t.shape).masked_fill(t == 0, -math.inf),
+    "ones": lambda x, t: (1.0 - torch.ones(t.shape[0], t.shape[1]).masked_fill(t == 0, 0.0)) * -1e4,
+    "full": lambda x, t: torch.full(t.shape, -math.inf).masked_fill(t != 0, 0.0),
+    "new_zeros": lambda x, t: x.new_zeros(t.shape).masked_fill_(t == 0, -math.inf),
+    "new_ones": lambda x, t: torch.where(t == 0, -1e4, x.new_ones(t.shape)),
+    "new_full": lambda x, t: torch.where(t == 0, x.new_full(t.shape, -1e4), 0.0),
+}
+
+
+@pytest.mark.parametrize("length", [LENGTH, TRACED_BATCH])
+@pytest.mark.parametrize("kind", MADE)
+def test_a_mask_is_written_into_what_forward_makes(kind: str, length: int) -> None:
+    """Such tensors, which follow the batch, had no rule; a length is no number of examples."""
+
+    def form(net: Padded, x: Tensor, t: Tensor) -> Tensor:
+        return joined(attended(net.tokens.split(x), attn_mask=MADE[kind](x, t)[:, None, None, :].to(x.dtype)))
+
+    check(Padded(form), (length,), 20, 0.5, tokens=9)
+    check_inference(Padded(form), (length,), tokens=9)
+
+
 @pytest.mark.parametrize("kind", DYNAMIC)
 def test_a_mask_from_the_data(kind: str) -> None:
     for density in (0.3, 0.5):  # by lists, and on some processors also densely

@@ -103,6 +103,12 @@ def first_steps(x: Tensor) -> Tensor:
 
 
 COMPUTED: dict[str, Body] = {
+    "zeros before the tokens": lambda net, x: torch.cat([x.new_zeros(len(x), 1, WIDTH), x[:, 1:]], 1),
+    "ones as factors": lambda net, x: x * x.new_ones(len(x), LENGTH, WIDTH) * x.new_ones(len(x), 1, 1),
+    "ones that sum over tokens": lambda net, x: x + x.new_ones(len(x), LENGTH, LENGTH) @ x,
+    "numbers, turned and activated": lambda net, x: x - torch.tanh(x.new_full((len(x), WIDTH, LENGTH), 0.5)).mT,
+    "numbers through a layer": lambda net, x: x + net.inner(x.new_full((len(x), LENGTH, WIDTH), 0.5)),
+    "numbers as keys": lambda net, x: F.scaled_dot_product_attention(x, x.new_full((len(x), 3, WIDTH), 0.5), x[:, :3]),
     "zeros before the first step": lambda net, x: torch.cat(
         [torch.zeros(1, len(x), WIDTH, dtype=x.dtype), first_steps(x)]
     ).transpose(0, 1),
@@ -149,9 +155,9 @@ REFUSED: dict[str, tuple[Body, str]] = {
         lambda net, x: F.group_norm(x[:, 1], 2, net.vector.view(-1)),
         "group_norm with weights that are no parameters of their own",
     ),
-    "zeros of batch first": (
-        lambda net, x: torch.cat([torch.zeros(len(x), 1, WIDTH), x], 1),
-        r"zeros of other dimensions than \(layers, batch, features\)",
+    "zeros of batch last": (
+        lambda net, x: x.mT + torch.zeros(WIDTH, len(x)).mT[..., None],
+        "zeros of sizes in which the batch is not the first",
     ),
 }  # fmt: skip
 
