@@ -104,6 +104,14 @@ def test_a_plan_of_steps_goes_on_where_its_checkpoint_was(tmp_path: Path) -> Non
     assert (whole.round, whole.step) == (3, 36 - 10 - 20)
 
 
+def test_a_fast_run_needs_no_plan_of_its_own(tmp_path: Path) -> None:
+    """Lightning's `fast_dev_run` takes a few batches, fewer than the rounds that are planned."""
+    steps = lf.lightning_callback([(0, PRUNED), (30, PRUNED)])
+    for pruning, begun in ((lf.lightning_callback(PRUNED, epochs=ROUND), 0), (steps, 1)):
+        attached = fit(tmp_path, Net(), pruning, fast_dev_run=2)
+        assert (attached.step, attached.round) == (2, begun)
+
+
 def test_fitting_once_more_goes_on(tmp_path: Path) -> None:
     pruning = lf.lightning_callback(PRUNED, epochs=ROUND, rewind=lf.rewound)
     trainer, net = L.Trainer(max_epochs=6, callbacks=[pruning], enable_checkpointing=False, **QUIET), Net()
@@ -165,6 +173,8 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "its last round begins after 38 steps of 36" in refused(make([(1, PRUNED), (38, PRUNED)]))
     again = make([(20, PRUNED)] * 2, rewind=lf.rewound, anchor_step=3)
     assert "its last round begins after 37 steps of 36" in refused(again)
+    with pytest.raises(UserError, match=r"^lightning_callback: plan must be a transformation, such as .*, not 0\.5"):
+        make(0.5, epochs=2)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="give epochs or steps"):
         make(PRUNED, epochs=2, steps=3)
     with pytest.raises(UserError, match="a whole number of at least 1"):

@@ -107,6 +107,28 @@ def test_a_plan_of_steps_goes_on_where_its_checkpoint_was(tmp_path: Path) -> Non
     assert (whole.round, whole.step) == (3, 36 - 10 - 20)
 
 
+def test_weights_that_the_trainer_has_not_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5 saves a ViT under names that its Trainer doesn't find, and only logs; nothing is pruned yet."""
+    whole = fit(tmp_path, rounds())
+    first = str(tmp_path / "checkpoint-4")
+    with monkeypatch.context() as patched:
+        patched.setattr(T.Trainer, "_load_from_checkpoint", lambda *_: None)
+        with pytest.raises(
+            UserError, match=r"the Trainer has not read net\.0\.weight from the checkpoint.* from_pretrained"
+        ):
+            fit(tmp_path, rounds(), first)
+    assert lf.same_bits(fit(tmp_path, rounds(), first).ticket(), whole.ticket())
+
+
+def test_a_training_that_resumes_at_its_end_prunes_no_more(tmp_path: Path) -> None:
+    def train(resume: bool = False) -> Any:
+        return fit(tmp_path, lf.transformers_callback(PRUNED, steps=6), resume, max_steps=18)
+
+    whole, again = train(), train(resume=True)
+    assert again.round == 2
+    assert lf.same_bits(again.masks, whole.masks)
+
+
 def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(pruning: Any, resume: Any = False, optimizers: Any = None, **more: Any) -> str:
         with pytest.raises(UserError) as error:
@@ -120,6 +142,10 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path: Path, monkeypatch: py
     make = lf.transformers_callback
     assert "epochs: invalid value 9 (expected fewer than the trainer's 9)" in refused(make(PRUNED, epochs=9))
     assert "its last round begins after 37 steps of 36" in refused(make([(1, PRUNED), (37, PRUNED)]))
+    not_called: Any = (0.5, lf.prune)
+    for wrong in not_called:
+        with pytest.raises(UserError, match=r"^transformers_callback: plan must be a transformation, such as .*, not"):
+            make(wrong, epochs=2)
     best = {"load_best_model_at_end": True, "eval_strategy": "epoch"}
     assert "load_best_model_at_end would bring back weights" in refused(make(PRUNED, epochs=2), **best)
     assert "optimizer does not own net.0.weight" in refused(make(PRUNED, epochs=2), optimizers=strange)

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lthfunc.argument_hints import described, hint, uncalled
-from lthfunc.argument_kinds import is_whole
+from lthfunc.argument_hints import described
 from lthfunc.arguments import public
 from lthfunc.distributed.collectives import SINGLE_RANK, Collectives, collectives
-from lthfunc.errors import ArgumentError, UserError, invalid
+from lthfunc.errors import ArgumentError, UserError
 from lthfunc.loops.attached import Attached
 from lthfunc.loops.loop import Loop
 from lthfunc.loops.optimizer_checkpoints import keep_in_optimizer, taken_from_optimizer
-from lthfunc.loops.plans import Change, LoopPlan, Rewind, takes_gradient
+from lthfunc.loops.plans import LoopPlan, Rewind, checked_plan
 from lthfunc.loops.torch_optimizers import owned, within
 from lthfunc.tracebacks import is_library_function
 from lthfunc.trees.prunable import default_prunable, select_prunable
@@ -97,7 +96,7 @@ def attach(
     loop = Loop(module, params, prunable, optimizers, schedulers, ranks or SINGLE_RANK)
     if save_with_optimizer:
         state_dict = taken_from_optimizer(optimizers[0]) or state_dict
-    attached = Attached(loop, _checked(plan), rewind, anchor_step, state_dict)
+    attached = Attached(loop, checked_plan("attach", plan), rewind, anchor_step, state_dict)
     if save_with_optimizer:
         attached.handles += keep_in_optimizer(optimizers[0], attached)
     return attached
@@ -113,26 +112,3 @@ def _unwrapped(module: nn.Module, ranks: Collectives | None) -> tuple[nn.Module,
         return _unwrapped(module.module, ranks or collectives(module.process_group))
     inner = module.module if isinstance(module, nn.DataParallel) else getattr(module, "_orig_mod", None)
     return _unwrapped(inner, ranks) if isinstance(inner, nn.Module) else (module, ranks)
-
-
-def _checked(plan: Any) -> LoopPlan:
-    """The plan, whose list is copied. Raises UserError where it is neither a change nor a list of (step, change)."""
-    if callable(plan) and not uncalled(plan, "Transformation"):
-        if takes_gradient(plan):
-            raise UserError("attach: plan takes the gradient, so it needs steps: a list of (step, transformation)")
-        own: Change = plan
-        return own
-    pairs = list(plan) if isinstance(plan, Sequence) and not isinstance(plan, str) else [plan]
-    for pair in pairs:
-        fits = isinstance(pair, tuple) and len(pair) == 2 and is_whole(pair[0]) and callable(pair[1])
-        change = pair[1] if fits else pair
-        if not fits or uncalled(change, "Transformation"):
-            wanted = "a transformation, such as lf.prune(fraction=0.2), or a list of (step, transformation)"
-            helps = hint(change, "Transformation")
-            raise ArgumentError(
-                f"attach: plan must be {wanted}, not {described(change)}" + (f"; {helps}" if helps else "")
-            )
-    steps = [int(step) for step, _ in pairs]
-    if any(step < 0 for step in steps):
-        raise invalid("attach: plan", min(steps), "steps of at least 0")
-    return pairs

@@ -44,6 +44,8 @@ class LightningPruning(Callback):  # type: ignore[misc, unused-ignore]
         if trainer.max_epochs != -1 and math.isfinite(batches):  # since it knows no GradientAccumulationScheduler
             whole = sum(math.ceil(batches / each) for each in accumulated)
             steps = whole if trainer.max_steps == -1 else min(whole, trainer.max_steps)
+        if trainer.fast_dev_run:  # a few batches, of whatever the plan is for
+            steps = -1
         self._rounds.begin(
             Trained(
                 trainer.model, trainer.optimizers, schedulers, steps if steps >= 0 else math.inf, batches,

@@ -13,7 +13,7 @@ from lthfunc.distributed.collectives import Collectives
 from lthfunc.errors import UserError, invalid
 from lthfunc.loops.attach import attach
 from lthfunc.loops.attached import Attached
-from lthfunc.loops.plans import LoopPlan, Rewind
+from lthfunc.loops.plans import LoopPlan, Rewind, checked_plan
 from lthfunc.trees.global_rng import seeded_generators
 from lthfunc.trees.rng import key
 
@@ -58,6 +58,7 @@ class TrainerRounds:
         self, name: str, plan: LoopPlan, epochs: int | None, steps: int | None, rewind: Rewind | None, anchor_step: int,
         **names: Sequence[str],
     ) -> None:  # fmt: skip
+        plan = checked_plan(name, plan)
         if callable(plan) and (epochs is None) == (steps is None):
             raise UserError(f"{name}: give epochs or steps, how long each round lasts")
         if not callable(plan) and (epochs, steps) != (None, None):
