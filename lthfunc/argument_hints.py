@@ -76,6 +76,8 @@ def hint(value: Any, annotation: str) -> str:
     wanted = {part.strip() for part in annotation.split("|")}
     if "Optimizer" in wanted:
         return _optimizer(value)
+    if wanted & {"LayerPruning", "BlockBudgets"}:
+        return f"call it: lf.{value.__name__}(…)" if any(uncalled(value, each) for each in wanted) else ""
     if wanted & {*_FUNCTIONS}:
         return _of_function(value, next(iter(wanted & {*_FUNCTIONS})))
     if "Model" in wanted:

@@ -228,6 +228,7 @@ KINDS: dict[str, ArgumentKind] = {
         _function("Augment", "inputs", "targets", "key"),
         _function("Augment", "inputs", "targets", "key", "first"),
     ),
+    "Callable[[str, Count], object]": _function("on_block", "block", "count"),
     "Observer": _function("Observer", "step", "point"),
     "Observers": _function("Observers", "step", "points"),
     "Announce": _function("Announce", "task"),

@@ -29,6 +29,10 @@ def updated(steps: tuple[int, ...]) -> Any:
     return lf.fit(trainer, START, seed=0, until=4, eval_every=4, updates=updates)
 
 
+def blockwise(**given: Any) -> Any:
+    return lf.prune_sequentially(MODEL, **{"inputs": [torch.ones(4, 1, 8, 8)], "density": 0.5, **given})
+
+
 #: What is typed, and what the one line says.
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "no weight left": (lambda: lf.prune(density=0.5)(NOTHING), "^density: no weight is left to prune$"),
@@ -61,6 +65,21 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: growing(lf.random_growth(0), drop_score={"1.weight": torch.ones(5, 64)}),
         "^drop: scores: '3.weight', which has a mask, is missing",
     ),
+    "blocks of another network": (
+        lambda: blockwise()(lf.init(lf.from_module(nn.Linear(3, 2)))),
+        "^prune_sequentially: state and the model Sequential are of different networks: ",
+    ),
+    "a batch of nothing": (
+        lambda: blockwise(inputs=[torch.ones(4, 1, 8, 8), torch.ones(0, 1, 8, 8)])(START),
+        r"^inputs: invalid value \[4, 0\] \(expected one batch or more, of one example or more\)$",
+    ),
+    "no blocks": (
+        lambda: lf.prune_sequentially(one := lf.from_module(nn.Linear(3, 2)), [torch.ones(2, 3)], 0.5)(lf.init(one)),
+        "^blocks: no prunable weight of Linear lies within a module that is a block$",
+    ),
+    "pruning that is not called": (lambda: blockwise(pruning=lf.wanda_pruning), r"; call it: lf.wanda_pruning\(…\)$"),
+    "budgets that are not called": (lambda: blockwise(budgets=lf.owl), r"not the function owl; call it: lf.owl\(…\)$"),
+    "on_block": (lambda: blockwise(on_block=3), r"on_block must be a function of \(block, count\), not 3"),
     "updates backwards": (
         lambda: updated((3, 1)), r"^updates: steps: invalid value \(3, 1\) \(expected steps that increase\)$",
     ),

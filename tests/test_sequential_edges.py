@@ -187,7 +187,7 @@ def test_what_cannot_work_is_refused_in_one_line() -> None:
         model, state = made(way=way)
         assert words in refused(model, state)
     model, state = made()
-    assert "invalid value [] (expected one batch or more)" in refused(model, state, inputs=[])
+    assert "invalid value [] (expected one batch or more, of one e" in refused(model, state, inputs=[])
     assert "blocks: invalid value 'blocks.9'" in refused(model, state, blocks=["blocks.9"])
     assert "blocks: blocks.0.up is within blocks.0" in refused(model, state, blocks=["blocks.0", "blocks.0.up"])
     assert "density: invalid value 1.5" in refused(model, state, density=1.5)

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from lthfunc.arguments import public
+from lthfunc.arguments import check_state_fits, public
 from lthfunc.errors import UserError, invalid
 from lthfunc.sparsify.activations import Moments, MomentSums, wanda
 from lthfunc.sparsify.allocation import fixed_counts, fraction_to
@@ -124,12 +124,15 @@ def prune_sequentially(
     pruning, budgets = pruning or sparsegpt_pruning(), budgets or same_density()
 
     def transformation(state: TrainState) -> TrainState:
-        if not inputs:
-            raise invalid("inputs", inputs, "one batch or more")
+        check_state_fits("prune_sequentially", model, state)
+        if not inputs or not all(map(len, inputs)):
+            raise invalid("inputs", [len(each) for each in inputs], "one batch or more, of one example or more")
         check_patterns("exempt", pruning.exempt, state.masks)
         # A network may write into what it is called with.
         params, buffers = clone((apply_masks(state.params, state.masks), state.buffers))
         masks, layers = dict(state.masks), block_layers(model, blocks)
+        if not any(layers.values()):
+            raise UserError(f"blocks: no prunable weight of {model.name} lies within a module that is a block")
         _check_groups(pruning.groups, masks, layers)
         started = partial(BlockWalk, model, params, buffers, inputs, tuple(layers))
         measures = _measures(model, params, masks, layers, budgets, started)
