@@ -16,6 +16,7 @@ lf: Any = lthfunc  # What is passed is wrong on purpose.
 NET = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10))
 MODEL = lf.from_module(NET)
 START = lf.init(MODEL)
+GROUPS = lf.dependency_groups(MODEL, (1, 8, 8))
 NOTHING = START._replace(masks=lf.tree_map(torch.zeros_like, START.masks))
 
 
@@ -80,6 +81,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "pruning that is not called": (lambda: blockwise(pruning=lf.wanda_pruning), r"; call it: lf.wanda_pruning\(…\)$"),
     "budgets that are not called": (lambda: blockwise(budgets=lf.owl), r"not the function owl; call it: lf.owl\(…\)$"),
     "on_block": (lambda: blockwise(on_block=3), r"on_block must be a function of \(block, count\), not 3"),
+    "no groups": (
+        lambda: lf.prune_groups((), density=0.5)(START),
+        r"^prune_groups: groups: invalid value \[\] \(expected one group or more\)$",
+    ),
+    "costs below zero": (
+        lambda: lf.prune_groups(GROUPS, density=0.5, costs={"1.weight": 1.0, "3.weight": -0.5}),
+        r"^prune_groups: costs: 3.weight: invalid value -0.5 \(expected a number of at least 0\)$",
+    ),
     "updates backwards": (
         lambda: updated((3, 1)), r"^updates: steps: invalid value \(3, 1\) \(expected steps that increase\)$",
     ),

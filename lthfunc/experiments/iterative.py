@@ -264,7 +264,7 @@ def _next_start(plan: Plan, seed: int, number: int, trained: TrainState, anchor:
         pruned = plan.tidy(pruned)
     _check_state("tidy", pruned)
     if not count(pruned.masks).kept:
-        raise UserError(f"rounds: no weight is left in round {number} at this rate; use fewer rounds")
+        raise UserError(f"rounds: no weight is left in round {number}; a higher density, or fewer rounds, leaves some")
     return _made("rewind", plan.rewind, pruned, now)
 
 

@@ -92,7 +92,8 @@ def prune_groups(
 
     fraction: of the remaining weights to prune, in [0, 1); or density: of all prunable weights to keep, in (0, 1]. With
     `costs`, of one weight of each layer, both are shares of the sum of costs: of FLOPs, for example, where they are
-    those of `lf.cost`, layer by layer. score: of weights. groups, reduce, normalize, multiple: as of `whole_groups`.
+    those of `lf.cost`, layer by layer, none below 0. score: of weights. groups, reduce, normalize, multiple: as of
+    `whole_groups`.
 
     Returns a transformation; the density comes as close as whole groups can. Raises UserError where not exactly one of
     fraction and density is given, for a multiple below 1, for groups of another network, and for fewer weights than are
@@ -107,9 +108,14 @@ def prune_groups(
         raise UserError("prune_groups: give either fraction or density")
     if reduce not in REDUCTIONS:
         raise invalid("reduce", reduce, " or ".join(REDUCTIONS))
+    negative = next((name for name, cost in (costs or {}).items() if cost < 0), None)
+    if costs is not None and negative is not None:
+        raise invalid(f"prune_groups: costs: {negative}", costs[negative], "a number of at least 0")
 
     def transformation(state: TrainState) -> TrainState:
         masks = state.masks
+        if not groups:
+            raise invalid("prune_groups: groups", [*groups], "one group or more")
         check_groups(groups, masks)
         if costs is not None and (missing := [name for name in masks if name not in costs]):
             raise UserError(f"prune_groups: costs: {missing[0]!r}, which has a mask, is missing")
