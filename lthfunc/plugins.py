@@ -16,7 +16,7 @@ from typing import Any
 
 from lthfunc.errors import UserError, did_you_mean, invalid, unknown
 from lthfunc.printable import a_or_an
-from lthfunc.tracebacks import call_user_function, first_line, user_location
+from lthfunc.tracebacks import call_user_function, first_line, is_library_function, user_location
 
 #: Pattern of the name of a user's own function.
 OWN = r"^(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"
@@ -73,35 +73,36 @@ def parameters_of(option: str, name: str, function: Callable[..., Any]) -> Mappi
 
 
 def called(
-    option: str, name: str, function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, str]
+    option: str, name: str, function: Callable[..., Any], offered: Mapping[str, Any], given: Mapping[str, str] | None
 ) -> Any:
     """Call a user's function with those of the `offered` arguments that its signature has, and with what the user gave.
 
-    given: name -> text, read as a Python literal if it is one. Raises UserError for a given argument that the function
-    doesn't have, for one that it needs but isn't offered, and for whatever it raises, with the line in the user's code.
+    given: name -> text, read as a Python literal if it is one; None where nothing can be given. Raises UserError for a
+    given argument that the function doesn't have, for one that it needs but isn't offered, and for whatever it raises,
+    with the line in the user's code.
     """
     parameters = parameters_of(option, name, function).values()
     named = {each.name: each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
     anything = any(each.kind is each.VAR_KEYWORD for each in parameters)
     options = f"{option}-option" if option.startswith("--") else f"{option}_option"
-    for key in given:
+    for key in given or ():
         if key not in named and not anything:
             mine = [each for each in named if each not in offered]
             if not mine:
                 raise invalid(options, key, f"nothing with {name}")
             raise unknown(options, key, mine)
     arguments = {key: offered[key] for key in named if key in offered}
-    arguments |= {key: _literal(text) for key, text in given.items()}
+    arguments |= {key: _literal(text) for key, text in (given or {}).items()}
     missing = [key for key, each in named.items() if each.default is each.empty and key not in arguments]
     if missing:
-        raise UserError(
-            f"{option}: {name!r} needs {', '.join(missing)}; it is offered {', '.join(offered)}, and what "
-            f"{options} {missing[0]}=VALUE gives"
-        )
+        more = f", and options such as {missing[0]}=VALUE" if given is not None else ""
+        raise UserError(f"{option}: {name!r} needs {', '.join(missing)}; it is offered {', '.join(offered)}{more}")
     try:
         return function(**arguments)
-    except UserError:
-        raise
+    except UserError as error:
+        if is_library_function(function) or str(error).startswith(f"{option}:"):
+            raise
+        raise type(error)(f"{option}: {name!r}: {error}") from error
     except (Exception, SystemExit) as error:
         what = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(

@@ -194,9 +194,9 @@ class Registry(UserDict[str, E]):
         """
         function, found = self.load(name), self.find(name)
         if found is None:
-            made = function if taken(function, offered) is None else called(self.option, name, function, offered, {})
+            made = function if taken(function, offered) is None else called(self.option, name, function, offered, None)
             if fits and not (kind := importlib.import_module("lthfunc.argument_kinds").KINDS[fits]).fits(made):
-                more = f", or one that makes it of {', '.join(offered)}" if made is function and offered else ""
+                more = f", or what makes it of {', '.join(offered)}" if made is function and offered else ""
                 raise invalid(self.option, name, kind.words + more)
             return made if returns is None else guarded(self.option, name, made, returns)
         entry, parts = found

@@ -31,7 +31,7 @@ BAD = {
     "prune --rate much": "--rate: invalid value 'much' (expected a number)",
     "breakeven 1e-3+8e-5/5 0+1e-4/5 --plot x.pdf": "--plot: invalid value 'x.pdf' (expected a name that ends in .png",
     "prune --schedule json:loads": "--schedule: invalid value 'json:loads' (expected a table of rates",
-    "prune --score json:loads": "'json:loads' (expected a function of (params, masks), or one that makes it of seed",
+    "prune --score json:loads": "'json:loads' (expected a function of (params, masks), or what makes it of seed",
     "prune --rounds -1": "--rounds: invalid value -1 (expected a whole number from 0 to 10,000",
     "prune --rounds 1.5": "--rounds: invalid value '1.5' (expected a whole number)",
     "prune --arch lenet5": "'lenet5' needs images of at least 12×12, these are 8×8",

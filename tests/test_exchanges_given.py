@@ -86,7 +86,7 @@ def test_growth_of_ones_own_has_no_anchor_and_is_tried_before_a_training(tmp_pat
     (tmp_path / "own.py").write_text(OWN)
     plan = plan_for("set", MODEL, images(), steps=8, eval_every=8, batch_size=8, density=0.4)
     check_growth(f"{tmp_path}/own.py:waves", plan, lf.constant(0.1))
-    made = r"\(expected a function of \(params, masks\), or one that makes it of .* lr, .* step\)"
+    made = r"\(expected a function of \(params, masks\), or what makes it of .* lr, .* step\)"
     for name, words in {"short": "^growth: ", "rewound": f"^--growth: .*rewound.*{made}"}.items():
         with pytest.raises(UserError, match=words):
             check_growth(f"{tmp_path}/own.py:{name}", plan, lf.constant(0.1))

@@ -57,7 +57,7 @@ def loss_of_name(config: Config, data: Dataset) -> Loss:
     _check_targets(LOSSES, name, data)
     if config.label_smoothing and "label_smoothing" not in LOSSES.takes(name):
         raise invalid("--label-smoothing", config.label_smoothing, f"0 with --loss {name}")
-    made: Loss = LOSSES.make(name, {"label_smoothing": config.label_smoothing})
+    made: Loss = LOSSES.make(name, {"label_smoothing": config.label_smoothing}, fits="Loss")
     return made
 
 
@@ -83,7 +83,7 @@ def metric_of_name(config: Config, data: Dataset) -> Metric:
     found = METRICS.find(name)
     if found is not None and found[1].get("count", 0) >= (data.classes or math.inf):
         raise invalid("--metric", name, f"top-K with K below {data.classes}, the number of classes")
-    made: Metric = METRICS.make(name, variance)
+    made: Metric = METRICS.make(name, variance, fits="Metric")
     return made
 
 
@@ -208,7 +208,7 @@ def _without_parts(config: Config, steps: int) -> Optimizer:
     function = OPTIMIZERS.load(name)
     if decays is not None and "decays" not in (taken(function, offered) or []):
         raise UserError(f"--no-decay: {name!r} takes no argument decays, by which it would learn of it")
-    own = called("--optimizer", name, function, offered, {})
+    own = called("--optimizer", name, function, offered, None)
     if isinstance(own, tuple) and not isinstance(own, Optimizer) and len(own) == 2 and all(map(callable, own)):
         return Optimizer(*own, mixes=True)  # it may mix weights, so the step masks them after it
     if not isinstance(own, Optimizer):

@@ -27,7 +27,7 @@ def make_engine(name: Making, work: Work) -> Engine:
             "only the engine eager can run; draw with torch instead"
         )
     with failing_as_options({ENGINES.option: "engine"}):
-        making = ENGINES.make(name, {}) if isinstance(name, str) else name
+        making = ENGINES.make(name, {}, fits="Making") if isinstance(name, str) else name
     shown = name if isinstance(name, str) else function_name(name)
     if is_library_function(making):
         made: Any = making(work)
