@@ -21,10 +21,11 @@ from lthfunc.sparse.lowerings.interface import (
     lowers,
     value_at,
 )  # fmt: skip
+from lthfunc.sparse.lowerings.made_rows import NormalisedGradientRows, NormalisedRows
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import placed
 from lthfunc.sparse.lowerings.token_norm import tokens_norm
-from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer_of_kind
+from lthfunc.sparse.tile_buffers import Local, TileBuffer
 from lthfunc.sparse.views import WriteRows
 
 _VALUE_SUMS, _GRADIENT_SUMS = CONSTANTS["VALUE_SUMS"], CONSTANTS["GRADIENT_SUMS"]
@@ -60,20 +61,12 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             b.emit_first(statistics)
             return
 
-        def write_rows(into: TileBuffer, first: int, other: TileBuffer | None = None) -> None:
-            b.emit(lambda: ("normalise", BY_TILES, buffer.channels, {
-                **buffer.rows(first, into.height).columns_of_kind("in"), **into.columns_of_kind("out"),
-                **into.sides, "saved": saved,
-                **(no_buffer_of_kind("b") if other is None else other.rows(first, into.height).columns_of_kind("b")),
-                "relu": int(out.rectified),
-            }))  # fmt: skip
-
         def write(other: Value | None) -> None:
-            added = None if other is None else other.buffer
-            if _read_first_in_bands(b, out):
-                out.own_rows = lambda into, first: write_rows(into, first, added)
+            rows = NormalisedRows(b, out, buffer, saved, None if other is None else other.buffer)
+            if _read_first_in_rows(b, out):
+                out.own_rows = rows
             else:
-                write_rows(out.buffer, 0, added)
+                rows(out.buffer, 0)
 
         plain = FusedStep.ADD not in operation.fused
         if b.training:
@@ -82,8 +75,8 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             b.backward.append(lambda: gradient(normalised))
             if plain and _read_once(b, out):  # it takes less time to write it again than to keep it
                 out.buffer.local = Local.VALUE
-                if _takes_bands(next(each for each in b.operations if out in each.inputs)):
-                    out.write_rows = write_rows
+                if _takes_rows(next(each for each in b.operations if out in each.inputs)):
+                    out.write_rows = NormalisedRows(b, out, buffer, saved)
                 else:
                     out.rewrite = lambda: write(None)
 
@@ -103,33 +96,26 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             }))  # fmt: skip
             if not x.needs:
                 b.release(out)
-            elif _takes_local(b, x) and _takes_bands(next(each for each in b.operations if each.out is x)):
+            elif _takes_local(b, x) and _takes_rows(next(each for each in b.operations if each.out is x)):
                 x.gradient_rows = gradient_rows
             elif _takes_local(b, x):
                 x.pending_gradient = lambda: write_gradient(TileBuffer(*x.buffer.layout, local=Local.GRADIENT))
             else:
                 write_gradient()
 
-        def write_gradient_rows(into: TileBuffer, first: int, target: GradientTarget | None = None) -> None:
-            grad = b.gradient_of(out)
-            b.emit(lambda: ("normalise_gradient", BY_TILES, buffer.channels, {
-                **buffer.rows(first, into.height).columns_of_kind("in"),
-                **grad.rows(first, into.height).columns_of_kind("grad"), **into.columns("into"), **into.sides,
-                "saved": saved, **({"accumulate": 0, "gate": -1} if target is None else target.columns),
-            }))  # fmt: skip
-
         def gradient_rows() -> WriteRows:
+            rows = NormalisedGradientRows(b, buffer, b.gradient_of(out), saved)
             # What is written next into their memory, row by row, follows what is read.
             b.release(out)
             b.forget(out)
             b.forget(x)
-            return write_gradient_rows
+            return rows
 
         def write_gradient(room: TileBuffer | None = None) -> None:
             if room is not None:
                 x.grad = b.hold(room)
             target = b.target(x)
-            write_gradient_rows(target.buffer, 0, target)
+            NormalisedGradientRows(b, buffer, b.gradient_of(out), saved)(target.buffer, 0, target)
             b.release(out)
             b.forget(out)
             if room is not None:
@@ -173,15 +159,16 @@ def _read_once(b: Builder, value: Value) -> bool:
     return b.local and len(readers) == 1 and readers[0].reads_local and value not in b.outputs
 
 
-def _read_first_in_bands(b: Builder, value: Value) -> bool:
-    """Whether what reads a value first is a layer that may have it written in bands; nothing else reads it unasked."""
+def _read_first_in_rows(b: Builder, value: Value) -> bool:
+    """Whether what reads a value first is a layer that may have some rows of it written at a time; nothing else reads
+    it unasked."""
     readers = [operation for operation in b.operations if value in operation.inputs]
     asked = all(each.host is None or each.host.deferred for each in readers)
-    return b.local and b.training and asked and bool(readers) and _takes_bands(readers[0]) and value not in b.outputs
+    return b.local and b.training and asked and bool(readers) and _takes_rows(readers[0]) and value not in b.outputs
 
 
-def _takes_bands(operation: Operation) -> bool:
-    return operation.in_bands and not operation.fused
+def _takes_rows(operation: Operation) -> bool:
+    return operation.in_rows and not operation.fused
 
 
 def _takes_local(b: Builder, value: Value) -> bool:
