@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lthfunc as lf
+from lthfunc.sparse import rolling
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.lowerings import dense
@@ -26,6 +27,18 @@ TOLERANCE = 2e-5
 @pytest.fixture(scope="module", autouse=True)
 def kernels() -> None:
     build.load_kernels()
+
+
+@pytest.fixture
+def rows_roll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images' rows roll wherever they can, also where that would not pay."""
+    monkeypatch.setattr(rolling, "have_avx512", lambda: True)
+
+
+@pytest.fixture
+def no_rows_roll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image's rows do, so that whole images or bands of them are taken."""
+    monkeypatch.setattr(rolling, "have_avx512", lambda: False)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sparse_programs import (
     Head,
     check,
     kernels,  # noqa: F401
+    no_rows_roll,  # noqa: F401
 )
 from torch import Tensor, nn
 
@@ -21,7 +22,10 @@ from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import BY_TILES, OPCODES, SUMS, column_of
 from lthfunc.sparse.program import Program
 
-pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+pytestmark = [
+    pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels())),
+    pytest.mark.usefixtures("no_rows_roll"),
+]
 
 Convolution = Callable[[], nn.Module]
 

@@ -27,6 +27,7 @@ from half_networks import (
 from sparse_programs import (
     TOLERANCE,
     kernels,  # noqa: F401
+    no_rows_roll,  # noqa: F401
 )
 from torch import Tensor, nn
 
@@ -58,6 +59,7 @@ def test_gradients_are_those_of_a_network_that_rounds_alike(channels: int, least
         assert more < max(leaves.values()) < 0.5
 
 
+@pytest.mark.usefixtures("no_rows_roll")
 def test_what_is_held_in_half_and_what_is_not() -> None:
     program, *_ = made_of(Residual(), SHAPE, BATCH)
     products = [row for row in instructions(program, "products") if not row["across"]]
@@ -180,6 +182,7 @@ def test_any_number_of_threads_has_the_same_bits_past_the_caches_or_not() -> Non
         ("products", "out", "local", "out reaches outside"),
     ],
 )
+@pytest.mark.usefixtures("no_rows_roll")
 def test_places_outside_are_refused(name: str, column: str, value: int | str, said: str) -> None:
     program, *_ = made_of(Residual(), SHAPE, BATCH)
     rows = program.code.rows.clone()

@@ -27,7 +27,7 @@ from verified_networks import SHAPE, Attended, Held, Mixed, Plain
 
 import lthfunc as lf
 from lthfunc.models.transformers import CharTransformer
-from lthfunc.sparse import bands
+from lthfunc.sparse import bands, rolling
 from lthfunc.sparse.capture import captured
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
@@ -86,7 +86,7 @@ def programs() -> tuple[Parts, ...]:
     found = []
     cases: tuple[tuple[nn.Module, float, int], ...] = (
         (Plain(), math.inf, 20), (Plain(), 0.5, 70), (Mixed(), 0.5, 20), (Mixed(), 0.5, 1), (Attended(), 0.5, 20),
-        (Held(), math.inf, 20),
+        (Held(), math.inf, 20), (Held(bias=False), math.inf, 20),
     )  # fmt: skip
     for module, share, batch in cases:
         tokens, halves = isinstance(module, Attended), isinstance(module, Held)
@@ -98,6 +98,7 @@ def programs() -> tuple[Parts, ...]:
             with pytest.MonkeyPatch.context() as patch:
                 for name in ("GRADIENTS_FROM", "PRODUCTS_FROM", "CONVOLUTIONS_FROM"):
                     patch.setattr(dense, name, share)
+                patch.setattr(rolling, "have_avx512", lambda: True)
                 if halves:
                     patch.setattr(bands, "_BAND_BYTES", 1)
                 program = program_of(

@@ -11,6 +11,7 @@ from sparse_programs import (
     Head,
     check,
     kernels,  # noqa: F401
+    no_rows_roll,  # noqa: F401
     random_masks,
 )
 from torch import Tensor, nn
@@ -74,6 +75,7 @@ def test_a_shortcut_between_values_of_other_layouts() -> None:
     check(residual(last=1), SHAPE, 40)
 
 
+@pytest.mark.usefixtures("no_rows_roll")
 def test_memory_is_read_no_more_often_than_needed() -> None:
     """Sums are taken by products, a gradient that goes on as it is has no copy, and what one layer reads is local."""
     made, _ = program(residual(), 40)
@@ -159,6 +161,7 @@ def test_a_gradient_that_is_owed_is_paid_before_it_is_read() -> None:
     check(Head(Later(), SHAPE), SHAPE)
 
 
+@pytest.mark.usefixtures("no_rows_roll")
 def test_gradients_are_written_where_values_were_read_for_the_last_time() -> None:
     made, _ = program(residual(), 40)
     normalised = {row["in"] for row in columns(made, "normalise_gradient")}

@@ -10,6 +10,7 @@ import torch
 from sparse_programs import (
     Head,
     kernels,  # noqa: F401
+    no_rows_roll,  # noqa: F401
     random_masks,
 )
 from test_sparse_normalisation import SHAPE, program, residual
@@ -21,7 +22,10 @@ from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
 from lthfunc.sparse.program import Program
 from lthfunc.sparse.workspace import Workspace
 
-pytestmark = pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels()))
+pytestmark = [
+    pytest.mark.skipif(build.why_no_kernels() is not None, reason=str(build.why_no_kernels())),
+    pytest.mark.usefixtures("no_rows_roll"),
+]
 
 
 def with_columns(made: Program, where: torch.Tensor, **values: int) -> Program:

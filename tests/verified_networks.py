@@ -44,11 +44,11 @@ class Mixed(nn.Module):
 
 class Held(nn.Module):
     """Values and gradients that may be held in 16 bits, also of rows of several blocks, and one that may not; some of
-    them in bands of rows."""
+    them in bands of rows or, without biases, in rows that roll."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bias: bool = True) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(ins, 24, 3, padding=1) for ins in (2, 24, 24))
+        self.convs = nn.ModuleList(nn.Conv2d(ins, 24, 3, padding=1, bias=bias) for ins in (2, 24, 24))
         self.norms, self.head = nn.ModuleList(nn.BatchNorm2d(24) for _ in range(3)), nn.Linear(24, 3)
 
     def forward(self, x: Tensor) -> Tensor:

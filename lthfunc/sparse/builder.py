@@ -47,8 +47,8 @@ class Operation:
     writes_half, reads_half: it can write its value in 16 bits a number, and read its inputs so; gives_half, takes_half:
     and so it can write its input's gradient, and read its own. keeps_half: it can do both with a value that is kept in
     memory, also as it adds such a one to it; shares_half: it can read such a value, and add to its gradient. copies:
-    what it copies of each of its inputs, if it does nothing else. in_bands: what it reads tile by tile it takes in
-    bands (`bands.py`), unless anything is fused with it.
+    what it copies of each of its inputs, if it does nothing else. in_rows: what it reads tile by tile it takes some
+    rows at a time (`bands.py`, `rolling.py`), unless anything is fused with it.
     """
 
     inputs: list[Value]
@@ -69,7 +69,7 @@ class Operation:
     keeps_half: bool = False
     shares_half: bool = False
     copies: list[Places] = field(default_factory=list)
-    in_bands: bool = False
+    in_rows: bool = False
 
 
 class GradientTarget(NamedTuple):

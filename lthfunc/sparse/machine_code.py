@@ -98,6 +98,9 @@ def _work(name: str, tiles: int, lists: Tensor, rows: int, columns: dict[str, in
     if "entries" in columns:
         positions = columns.get("count", columns.get("ny", 1) * columns.get("nx", 1))
         return rows * columns["entries"] * positions * tiles
+    if name.startswith("rolling_"):  # gradients are of the weights and of the image
+        entries = int(lists[columns["starts"] + rows * columns["blocks"]])
+        return entries * (1 + ("which" in columns)) * columns["height"] * columns["width"] * tiles
     if "starts" in columns and "ny" in columns:
         entries = int(lists[columns["starts"] + rows * columns["blocks"]])
         positions = 1 if columns["across"] else columns["ny"] * columns["nx"]

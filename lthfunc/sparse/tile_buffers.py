@@ -17,14 +17,15 @@ VECTOR_BYTES = 4 * LANES
 
 
 class Local(IntEnum):
-    """What memory of one tile at a time holds: a value, or a gradient, or some rows of one (`bands.py`), or sums. Those
-    of one kind and layout share it."""
+    """What memory of one tile at a time holds: a value, or a gradient, or some rows of one (`bands.py`, `rolling.py`),
+    or sums. Those of one kind and layout share it."""
 
     VALUE = 1
     GRADIENT = 2
     VALUE_BAND = 3
     GRADIENT_BAND = 4
     SUMS = 5
+    ROLLING = 6
 
 
 @dataclass(eq=False)

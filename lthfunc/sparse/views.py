@@ -45,9 +45,9 @@ class Value:
     gives the memory of its gradient away once that was read. owed: parts of its gradient that others still write.
     half_gradient: its gradient is held in 16 bits a number. any_halo: whoever reads its gradient takes any halo.
 
-    write_rows: writes some rows of the value, which then has no memory of its own: whoever reads it takes it in bands
-    (`bands.py`). own_rows: the same of a value that has its own memory. gradient_rows: as `pending_gradient`, but gives
-    what writes some rows of the gradient into a band; it takes the buffer that stands for the gradient.
+    write_rows: writes some rows of the value, which then has no memory of its own: whoever reads it takes some of them
+    at a time (`bands.py`, `rolling.py`). own_rows: the same of a value that has its own memory. gradient_rows: as
+    `pending_gradient`, but gives what writes some rows of the gradient.
     """
 
     buffer: TileBuffer

@@ -54,6 +54,9 @@ void add_up(const i64* row, const Workspace& workspace) {
     const auto& op = *reinterpret_cast<const dense_convolution_gradients_row*>(row);
     add(op.gradients, workspace.lists[op.starts + op.rows]);
     if (op.bias >= 0) add(op.bias, op.rows);
+  } else if (head(row).opcode == op_rolling_gradients) {
+    const auto& op = *reinterpret_cast<const rolling_gradients_row*>(row);
+    add(op.gradients, workspace.lists[op.starts + op.rows * op.blocks]);
   } else if (head(row).opcode == op_token_normalise_gradient) {
     const auto& op = *reinterpret_cast<const token_normalise_gradient_row*>(row);
     if (op.weight_gradient >= 0) add(op.weight_gradient, op.channels);

@@ -69,6 +69,7 @@ bool can_split(i64 opcode, i64 split) {
     case op_weight_gradients: return split == split_by_rows || split == split_sums || split == split_by_tiles;
     case op_dense_convolution_gradients: return split == split_by_rows || split == split_sums;
     case op_group_normalise_gradient:
+    case op_rolling_gradients:
     case op_token_normalise_gradient: return split == split_sums;
     // Each row takes all tiles, or none.
     case op_dense_products:

@@ -62,16 +62,23 @@ class ConvolutionLists:
         # For few positions lists are slow, whatever they leave out.
         return self._windows.inside if self._windows is not None and self.sides[1].size >= _FEW else 1.0
 
+    def reads(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What weights read, by where they lie in the flattened leaf: each one's row, the image's channel, and how many
+        rows and columns behind the first place that is read."""
+        row, channel, ky, kx = self._split(positions)
+        down, right = self.sides
+        channel = row // (self.outs // self.groups) * self.ins + channel
+        return row, channel, ky * down.dilation, kx * right.dilation
+
     def of_image(self, image: TileBuffer, outputs: TileBuffer) -> Product:
         """The product that reads the image, which must have a halo of the padding."""
 
         def entries(positions: Tensor) -> tuple[Entries, Blocks | None]:
-            row, channel, ky, kx = self._split(positions)
-            down, right = self.sides
-            inputs = (row // (self.outs // self.groups) * self.ins + channel) * image.channel
-            inputs = inputs + ky * down.dilation * image.row + kx * right.dilation
+            row, channel, rows, columns = self.reads(positions)
+            right = self.sides[1]
+            inputs = channel * image.channel + rows * image.row + columns
             width = min(right.out, STRETCH) * right.stride + (self.kernel[1] - 1) * right.dilation
-            blocks = blocks_of(channel, self.ins, self.outs, self.kernel[0] * width * VECTOR_BYTES)
+            blocks = blocks_of(channel % self.ins, self.ins, self.outs, self.kernel[0] * width * VECTOR_BYTES)
             return Entries(self.outs, row, inputs), blocks
 
         return Product(self.padded(image), plain(outputs), entries)

@@ -9,12 +9,13 @@ from lthfunc.sparse.axes import Side
 from lthfunc.sparse.bands import bands_of
 from lthfunc.sparse.builder import Builder, Operation, Value, View, Weights
 from lthfunc.sparse.kernels.instructions import CONSTANTS
-from lthfunc.sparse.lowerings.banded import BandedProduct, InBands
+from lthfunc.sparse.lowerings.banded import InBands
 from lthfunc.sparse.lowerings.convolution_lists import STRETCH, ConvolutionLists
 from lthfunc.sparse.lowerings.interface import Param, Unsupported, argument, aten, check_real, lowers, pair
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import has_tokens_layout, plain_view
 from lthfunc.sparse.lowerings.product import Product, ProductLowering
+from lthfunc.sparse.lowerings.rolling_product import RollingProduct
 from lthfunc.sparse.lowerings.strides import NEAR_BYTES, ConvolutionAxis, flat
 from lthfunc.sparse.lowerings.tokens import tokens_linear
 from lthfunc.sparse.patterns import MatrixLists, matrix_lists
@@ -90,18 +91,19 @@ def convolved(
         raise Unsupported("whose kernel is larger than its padded input")
     # Two rows of outputs at once should find what they read in a near cache.
     near = ins * (kernel[0] + stride[0]) * (min(right.out, STRETCH) + kernel[1]) * VECTOR_BYTES <= NEAR_BYTES
-    product = BandedProduct(b, weight, bias, across=0, positions=down.out * right.out, groups=groups, poolable=near)
+    product = RollingProduct(b, weight, bias, across=0, positions=down.out * right.out, groups=groups, poolable=near)
     out = Value(TileBuffer(outs, down.out, right.out), needs=product.learns or view.value.needs)
     lists = ConvolutionLists((outs, ins, *kernel), (down, right), groups)
     bands = None
     if b.local and product.by_lists and lists.keeps_size and not lists.windowed:
         bands = bands_of(max(ins * groups, outs), down.size, right.size, padding[0])
+    in_rows = product.takes_rolling(view.value, lists) or bands is not None
 
     def emit(operation: Operation) -> None:
         source = read = operation.inputs[0].buffer
         source.halo = max(source.halo, *padding)
         in_bands = None if bands is None or operation.fused else InBands(bands, lists)
-        if source.half and in_bands is None:
+        if source.half and in_bands is None and not product.rolls(operation):
             read = product.widened(source)
         if operation.inputs[0].needs:
             out.buffer.halo = max(down.reach, right.reach)
@@ -111,7 +113,7 @@ def convolved(
         [view.value], out, emit, accepts=product.accepts, gradient_local=product.takes_local_gradient,
         reads_local=product.by_lists and stride == (1, 1), writes_half=product.by_lists and stride == (1, 1),
         gives_half=product.by_lists and stride == (1, 1) and not lists.windowed,
-        shares_half=product.by_lists and not lists.windowed, in_bands=bands is not None,
+        shares_half=product.by_lists and not lists.windowed, in_rows=in_rows,
     ))  # fmt: skip
     return View(out)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lthfunc.sparse.builder import Normalised
-from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer, no_buffer_of_kind
+from lthfunc.sparse.builder import Builder, Normalised
+from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer, no_buffer_of_kind
 
 #: Bytes of a value from which it goes past the caches to memory: more than a second-level cache holds.
 _STREAMED_BYTES = 1 << 20
@@ -36,3 +36,8 @@ def streamed_columns(columns: Mapping[str, int], size: int) -> dict[str, int]:
     normalised_next = columns["sums"] >= 0 and columns["norm"] < 0
     alone = not columns["relu"] and columns["b"] < 0 and columns["saved"] < 0
     return {"streamed": int(normalised_next and alone and size > _STREAMED_BYTES)}
+
+
+def goes_past_caches(b: Builder, value: TileBuffer) -> bool:
+    """Whether what is read again once all tiles are written is more than a second-level cache holds."""
+    return b.tiles * value.vectors * VECTOR_BYTES > _STREAMED_BYTES
