@@ -110,6 +110,10 @@ def _optimizer(value: Any) -> str:
     names = [each.__name__ for each in (value if isinstance(value, type) else type(value)).__mro__]
     if "Optimizer" in names and not is_a(value, "Optimizer"):
         return f"{_OPTIMIZERS.get(names[0], 'lf.sgd(lr), lf.adam(lr) and others')} takes its place"
+    if uncalled(value, "Part"):
+        return f"call it: lf.{value.__name__}(…)"
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return "give them one by one: lf.chain(*parts)"
     if uncalled(value, "Optimizer"):
         return f"call it: lf.{value.__name__}(lr)"
     if isinstance(value, str) and value.lower() in ("sgd", "adam", "adamw", "lion", "muon"):

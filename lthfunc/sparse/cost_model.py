@@ -164,14 +164,21 @@ def _weights_of(node: Node) -> list[Node]:
 
 def why_not_sparse(work: Work, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why this network cannot run on the sparse engine, in one line; None where it can. Nothing is computed."""
-    if work.optimizer.mixes:
-        return "engine: sparse updates surviving weights alone, and this optimiser mixes all of a layer's; use compile"
     try:
+        check_optimizer(work)
         for training in (True, False):
             check_mode(work, Stored(shape, dtype, work.scale), training=training)
     except UserError as error:
         return str(error)
     return None
+
+
+def check_optimizer(work: Work) -> None:
+    """Raise UserError for an optimiser that must see weights that are not there."""
+    if work.optimizer.mixes:
+        raise UserError(
+            "engine: sparse updates surviving weights alone, and this optimiser mixes all of a layer's; use compile"
+        )
 
 
 def check_mode(work: Work, stored: Stored, *, training: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lthfunc.errors import UserError, invalid
-from lthfunc.sparse.cost_model import check_mode
+from lthfunc.sparse.cost_model import check_mode, check_optimizer
 from lthfunc.sparse.evaluator import Evaluator
 from lthfunc.sparse.growth_gradients import GrowthGradients
 from lthfunc.sparse.kernels.build import why_no_kernels
@@ -39,6 +39,7 @@ def sparse_engine(work: Work) -> Engine:
     if work.collectives.world_size > 1:
         raise invalid("engine", "sparse", "eager or compile on several ranks")
     check_features(work)
+    check_optimizer(work)
     reason = why_no_kernels()
     if reason is not None:
         raise UserError(reason)

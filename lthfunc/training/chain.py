@@ -15,7 +15,7 @@ from lthfunc.arguments import public
 from lthfunc.errors import UserError
 from lthfunc.tracebacks import is_library_function
 from lthfunc.training.optimizers import Optimizer
-from lthfunc.training.user_functions import checked_optimizer, checked_part
+from lthfunc.training.user_functions import checked_optimizer, checked_part, checked_start
 from lthfunc.trees.types import Buffers, Masks, Params
 
 
@@ -42,11 +42,11 @@ class ChainContext(NamedTuple):
 class Part(NamedTuple):
     """A part of a `chain`: two pure functions.
 
-    init: (params, buffers) -> its state, ``()`` for none. update: (tree, state, context) -> (tree, state), where the
-    tree is the gradient or, with `follows`, the new weights; context: `ChainContext`. follows: whether it comes after
-    the optimiser. numbers: set by the parts of this library; it lets an engine replace `update` by faster code with the
-    same effect. mixes: whether what becomes of a weight depends on which others there are, so that the part must see
-    all of a layer (`Optimizer`).
+    init: (params, buffers) -> its state: tensors, in tuples and dicts; ``()`` for none. update: (tree, state, context)
+    -> (tree, state), where the tree is the gradient or, with `follows`, the new weights; context: `ChainContext`.
+    follows: whether it comes after the optimiser. numbers: set by the parts of this library; it lets an engine replace
+    `update` by faster code with the same effect. mixes: whether what becomes of a weight depends on which others there
+    are, so that the part must see all of a layer (`Optimizer`).
 
     >>> centred = lf.Part(  # gradients without their mean (Yong et al. 2020)
     ...     "centred",
@@ -88,11 +88,12 @@ def chain(*parts: Part | Optimizer) -> Optimizer:
     """
     flat = tuple(each for part in parts for each in (part.parts if isinstance(part, Optimizer) else ()) or (part,))
     _check_order(flat)
-    updates = [_checked(part) for part in flat]
+    starts, updates = [_start(part) for part in flat], [_checked(part) for part in flat]
 
     def init(params: Params, buffers: Buffers | None = None) -> ChainState:
         return ChainState(tuple(
-            part.init(params) if isinstance(part, Optimizer) else part.init(params, buffers or {}) for part in flat
+            start(params) if isinstance(part, Optimizer) else start(params, buffers or {})
+            for part, start in zip(flat, starts, strict=True)
         ))  # fmt: skip
 
     def update(
@@ -129,6 +130,13 @@ def is_library_optimizer(optimizer: Optimizer) -> bool:
 def numbers_of(optimizer: Optimizer) -> list[Any]:
     """What an optimiser's parts tell engines, in their order; None for a part that tells nothing."""
     return [part.numbers for part in optimizer.parts or (optimizer,)]
+
+
+def _start(part: Part | Optimizer) -> Callable[..., Any]:
+    """What gives a part's first state, held to its promises if it isn't this library's."""
+    if isinstance(part, Optimizer):
+        return checked_optimizer(part).init
+    return part.init if is_library_function(part.init) else checked_start(part)
 
 
 def _checked(part: Part | Optimizer) -> Callable[[Params, Any, ChainContext], tuple[Params, Any]]:

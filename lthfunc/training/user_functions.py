@@ -16,7 +16,7 @@ from lthfunc.training.losses import Loss
 from lthfunc.training.optimizers import Optimizer
 from lthfunc.trees.augmenting import Augment, changes_targets, is_library_augment
 from lthfunc.trees.ops import leaves
-from lthfunc.trees.types import Params
+from lthfunc.trees.types import Buffers, Params
 
 if TYPE_CHECKING:
     from lthfunc.training.chain import ChainContext, Part
@@ -91,9 +91,25 @@ def checked_optimizer(optimizer: Optimizer) -> Optimizer:
     def update(grads: Params, state: Any, params: Params, step: Tensor) -> tuple[Params, Any]:
         return _pair(name, lambda: optimizer.update(grads, state, params, step), params)
 
-    return optimizer._replace(update=update, init=lambda params: call_user_function(
-        "optimizer", function_name(optimizer.init), lambda: optimizer.init(params)
-    ))  # fmt: skip
+    first = function_name(optimizer.init)
+    return optimizer._replace(update=update, init=lambda params: _begun(first, lambda: optimizer.init(params)))
+
+
+def checked_start(part: Part) -> Callable[[Params, Buffers], Any]:
+    """The init of a user's part of a chain: tensors."""
+    return lambda params, buffers: _begun(part.name, lambda: part.init(params, buffers))
+
+
+def _begun(name: str, call: Callable[[], Any]) -> Any:
+    return _state(name, call_user_function("optimizer", name, call))
+
+
+def _state(name: str, state: Any) -> Any:
+    other = next((leaf for leaf in leaves(state) if not isinstance(leaf, Tensor)), None)
+    if other is not None:
+        what = a_or_an(type(other).__name__)
+        raise UserError(f"optimizer: {name!r} has {what} in its state (expected tensors, in tuples and dicts)")
+    return state
 
 
 def checked_part(part: Part) -> Callable[[Params, Any, ChainContext], tuple[Params, Any]]:
@@ -117,4 +133,4 @@ def _pair(name: str, call: Callable[[], Any], like: Params) -> tuple[Params, Any
         if not isinstance(leaf, Tensor) or (leaf.shape, leaf.dtype) != expected:
             found, before = dtype_and_shape(leaf), dtype_and_shape(like[key])
             raise UserError(f"optimizer: {name!r} returned {found} for {key}, not {before}")
-    return new, after
+    return new, _state(name, after)
