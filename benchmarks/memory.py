@@ -112,8 +112,8 @@ def _of_method(method: str) -> Found:
     with tempfile.TemporaryDirectory() as scratch:
         np.savez(file := Path(scratch) / "images.npz", **arrays)
         config = Config(
-            arch="benchmarks.memory:large", dataset=f"npz:{file}", method=method, densities="0.01", steps=60,
-            eval_every=20, engine="sparse", checkpoint_every="15", threads=1,
+            arch="benchmarks.memory:large", dataset=f"npz:{file}", method=method, steps=60, eval_every=20,
+            engine="sparse", checkpoint_every="15", threads=1, densities=None if method == "dense" else "0.01",
         )  # fmt: skip
         watching, prepared = _watched(config, Path(scratch))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -97,8 +97,15 @@ class Options(argparse.ArgumentParser):
         self.add("--json", metavar="FILE", help="write the records here")
 
     def parsed(self, arguments: Sequence[str] | None) -> dict[str, Any]:
-        """The options' values by name; of this process's arguments where none are given."""
-        return vars(self.parse_args(arguments))
+        """The options' values by name; of this process's arguments where none are given.
+
+        Raises UserError for records that could not be written in the end.
+        """
+        found = vars(self.parse_args(arguments))
+        path = found.get("json")
+        if path is not None and (Path(path).is_dir() or not Path(path).parent.is_dir()):
+            raise invalid("--json", path, "a file in a folder that exists")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""

@@ -38,7 +38,16 @@ def settings():
     parser.add_argument("--quick", action="store_true", help=f"other defaults: {QUICK}".replace("'", ""))
     if parser.parse_args().quick:
         parser.set_defaults(**QUICK)
-    return parser.parse_args()
+    given = parser.parse_args()
+    for name, least in {"width": 32, "steps": 1, "batch": 1, "most": 2, "lose": 0}.items():
+        if getattr(given, name) < least:
+            parser.error(f"--{name}: {getattr(given, name)} is less than {least}")
+    if Path(given.out).suffix not in (".svg", ".png", ".pdf"):
+        parser.error(f"--out: {given.out} is no .svg, .png or .pdf")
+    for path in (given.out, given.state or given.out):  # before a training of many minutes
+        if not Path(path).absolute().parent.is_dir():
+            parser.error(f"{path}: there is no such folder")
+    return given
 
 
 def text(length):
@@ -236,13 +245,20 @@ def main():
     kept = lf.count(circuit.masks).kept
     for name, each in (("network", state), ("circuit", circuit)):
         count, chosen, tested = lf.count(each.masks).kept, accuracy(each, task.val), accuracy(each, task.test)
-        print(
-            f"{name}: {count:,} weights choose between {' and '.join(CLOSING)}: {chosen:.1%} right, test {tested:.1%}"
-        )
+        choose = "weight chooses" if count == 1 else "weights choose"
+        print(f"{name}: {count:,} {choose} between {' and '.join(CLOSING)}: {chosen:.1%} right, test {tested:.1%}")
     found = edges(circuit, data.labels, given.layers)
-    draw(found, given.layers, f"{kept} weights that choose between {' and '.join(CLOSING)}", given.out)
+    draw(
+        found,
+        given.layers,
+        f"{kept} {'weight that chooses' if kept == 1 else 'weights that choose'} between {' and '.join(CLOSING)}",
+        given.out,
+    )
     print(f"the circuit: {given.out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except lf.UserError as error:
+        raise SystemExit(f"sparse_gpt.py: {error}") from None

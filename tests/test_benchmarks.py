@@ -91,6 +91,9 @@ def test_without_a_clone_one_line_says_what_is_missing(
     monkeypatch.chdir(ROOT)
     assert main(["benchmark", "memory", "--rounds", "x"]) == 2
     assert "--rounds: invalid value 'x' (expected a whole number)" in capsys.readouterr().err
+    for path in ("nowhere/memory.json", str(tmp_path)):  # told before anything is measured
+        assert main(["benchmark", "memory", "--rounds", "1", "--json", path]) == 2
+        assert f"--json: invalid value {path!r} (expected a file in a" in capsys.readouterr().err
 
 
 def test_the_floor_counts_every_product_of_a_step() -> None:

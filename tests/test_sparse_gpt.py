@@ -113,6 +113,28 @@ def test_each_weight_is_an_edge_from_what_it_reads_to_what_it_writes(script: dic
         assert edge == (start, to, float(state.params[name][place])), name
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    (["--out=nowhere/circuit.svg"], "nowhere/circuit.svg: there is no such folder"),
+    (["--state=nowhere/state"], "nowhere/state: there is no such folder"),
+    (["--out=circuit.txt"], "--out: circuit.txt is no .svg, .png or .pdf"),
+    (["--width=16"], "--width: 16 is less than 32"),
+    (["--lose=-0.1"], "--lose: -0.1 is less than 0"),
+    (["--layers=0"], "sparse_gpt.py: arch_option: invalid value 'layers=0' (expected a whole number of at least 1)"),
+    (["--width=100"], "sparse_gpt.py: arch_option: invalid value 'width=100' (expected a multiple of the 3 heads)"),
+])  # fmt: skip
+def test_mistakes_are_told_in_a_line_before_training(
+    options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After 25 minutes, a folder that wasn't there ended the script without its network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sparse_gpt.py", *options])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    told = capsys.readouterr()
+    assert words in (told.err.splitlines()[-1] if told.err else str(caught.value))
+    assert not told.out
+
+
 @needs_kernels
 def test_the_script_trains_prunes_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -56,6 +56,7 @@ def under_grad() -> Any:
         (lambda: sparse(NORMED).set_masks(None, None), "^set_masks: masks must be a dict of bool tensors, not None"),  # type: ignore[arg-type]
         (under_grad, r"takes gradients by backward\(\), and cannot be called under torch.func"),
         (lambda: torch.vmap(sparse(NORMED))(X[:, None]), "cannot be called under torch.func"),
+        (lambda: torch.export.export(sparse(NORMED), (X,)), r"cannot be exported; dense\(\) gives a module that can"),
     ],
 )  # fmt: skip
 def test_calls_that_cannot_be_are_refused_in_one_line(

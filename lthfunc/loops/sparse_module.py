@@ -113,6 +113,8 @@ class SparseModule(nn.Module):
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch._C._functorch.maybe_current_level() is not None:
             raise UserError("sparse_module: takes gradients by backward(), and cannot be called under torch.func")
+        if torch.compiler.is_exporting():
+            raise UserError("sparse_module: cannot be exported; dense() gives a module that can")
         arguments = taken_apart(args, kwargs)
         tensors, gradients = arguments.tensors, torch.is_grad_enabled()
         examples = next((len(each) for each in tensors if each.ndim), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lthfunc.errors import UserError, invalid
+from lthfunc.errors import UserError
 
 
 class UNet(nn.Module):
@@ -18,8 +18,6 @@ class UNet(nn.Module):
     def __init__(self, shape: tuple[int, ...], classes: int, *, width: int = 16, depth: int = 3) -> None:
         super().__init__()
         channels, height, side = shape
-        if depth < 1:
-            raise invalid("arch_option", f"depth={depth}", "1 or more")
         if height % 2**depth or side % 2**depth:
             raise UserError(f"arch: 'unet' halves images {depth} times (option depth=N), and these are {height}×{side}")
         widths = [width * 2**level for level in range(depth + 1)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -97,6 +99,7 @@ def made(
         offered = {"shape": shape, "classes": classes}
         if name in NETWORKS:
             function, offered = NETWORKS.load(name), {**offered, **NETWORKS[name].arguments}
+            _check_sizes(function, options)
         else:
             zoo = ZOOS.find(name)
             with failing_as_options({NETWORKS.option: "arch"}):
@@ -111,6 +114,24 @@ def made(
     if not isinstance(module, nn.Module):
         raise UserError(f"arch: {name!r} returned {a_or_an(type(module).__name__)}, not an nn.Module")
     return module
+
+
+def _check_sizes(function: Callable[..., nn.Module], options: Mapping[str, str]) -> None:
+    """Raise UserError where an option of a network of the catalogue that counts something, or how many times as wide
+    it is, is no such number."""
+    for name, each in inspect.signature(function).parameters.items():
+        given = str(options.get(name, 1))
+        if each.annotation == "int" and not (given.isdecimal() and int(given) > 0):
+            raise invalid("arch_option", f"{name}={given}", "a whole number of at least 1")
+        if each.annotation == "float" and name == "width" and not _is_positive(given):
+            raise invalid("arch_option", f"{name}={given}", "a number above 0")
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def check_fit(name: str, shape: Shape, inputs: str) -> None:
