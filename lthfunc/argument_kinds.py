@@ -203,6 +203,10 @@ KINDS: dict[str, ArgumentKind] = {
     "Mapping[str, int]": _dict_of("a dict of whole numbers", is_whole),
     "Mapping[str, Tensor | int]": _dict_of("a dict of whole numbers", is_whole),
     "Mapping[str, Cut]": ArgumentKind("the cuts of what lf.compact gives", lambda value: isinstance(value, Mapping)),
+    "Mapping[str, tuple[int, ...]]": _dict_of(
+        "a dict of shapes, such as (8, 6, 6)",
+        lambda value: isinstance(value, (tuple, list)) and all(map(is_whole, value)),
+    ),
     "Mapping[str, str]": _dict_of("a dict of names", lambda value: isinstance(value, str)),
     "Mapping[str, Any]": ArgumentKind("a dict", lambda value: isinstance(value, Mapping)),
     "Mapping[str, Tensor]": ArgumentKind("a dict of tensors", _is_tree),

@@ -99,6 +99,7 @@ def test_what_does_not_fit_is_told() -> None:
     variables, _ = lf.to_flax(state, layout)
     params = variables["params"]
     wrong = {**params, "out": {"kernel": np.zeros((4, 7))}}
+    whole = {**params, "out": {**params["out"], "kernel": np.zeros((7, 4), dtype=np.int64)}}
     there = {**variables, "params": {**params, "head": params["fc"]}}
     layouts: list[tuple[dict[str, Any], str]] = [
         ({"names": {"Conv_0": "conv"}}, "names: unknown name 'Conv_0'; did you mean 'conv'"),
@@ -109,6 +110,9 @@ def test_what_does_not_fit_is_told() -> None:
     for given, words in layouts:
         with pytest.raises(UserError, match=f"^flax_layout: {words}"):
             lf.flax_layout(model, **given)
+    unshaped: Any = {"fc": 500}
+    with pytest.raises(UserError, match=r"^flax_layout: flattened must be a dict of shapes, such as \(8, 6, 6\), not"):
+        lf.flax_layout(model, flattened=unshaped)
     with pytest.raises(UserError, match=r"^flax_layout: Flax builds LSTM in another way"):
         lf.flax_layout(lf.from_module(nn.LSTM(2, 3)))
     trees: list[tuple[Any, str]] = [
@@ -116,6 +120,7 @@ def test_what_does_not_fit_is_told() -> None:
         ((params, layout), "from_flax: variables: batch_stats/norm/mean is missing"),
         ((there, layout), "variables: the layout has no place for params/head/kernel"),
         (({**variables, "params": wrong}, layout), r"variables: params/out/kernel has shape \(4, 7\) .expected \(7, 4"),
+        (({**variables, "params": whole}, layout), r"from_flax: variables: out/kernel is int64 .expected floats.$"),
         ((variables, layout, {"out": {"kernel": np.ones((7, 4))}}), "from_flax: masks: out.weight has one, but Net"),
         ((variables, layout, {"fc": {"kernel": np.full((500, 7), 2)}}), "masks: fc/kernel is no mask: it holds other"),
         ((variables, layout, {"fc": {"kernel": "x"}}), "masks: fc/kernel is a str, not an array of numbers"),
@@ -125,6 +130,8 @@ def test_what_does_not_fit_is_told() -> None:
             lf.from_flax(*arguments)
     with pytest.raises(UserError, match=r"^to_flax_tree: tree: 'conv' is not a parameter"):
         lf.to_flax_tree({"conv": torch.ones(1)}, layout)
+    with pytest.raises(UserError, match=r"^to_flax_tree: tree: 'fc.weight' has shape \(3,\) \(expected \(7, 500\)\)$"):
+        lf.to_flax_tree({"fc.weight": torch.ones(3)}, layout)
 
 
 def test_flax_computes_the_same() -> None:

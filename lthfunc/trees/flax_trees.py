@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lthfunc.arguments import public
 from lthfunc.errors import UserError
-from lthfunc.printable import first_few
+from lthfunc.printable import dtype_name, first_few
 from lthfunc.trees.flax_layout import PARAMS, STATISTICS, FlaxLayout
 from lthfunc.trees.ops import apply_masks, full_masks
 from lthfunc.trees.types import Ticket, TrainState
@@ -53,16 +53,21 @@ def to_flax_tree(tree: Mapping[str, Tensor], layout: FlaxLayout) -> dict[str, An
     """A tree of leaves by parameter name, such as gradients, moments or masks, as Flax's nested dictionary.
 
     tree: whose leaves have the parameters' shapes. layout: of the network (`flax_layout`). Returns NumPy arrays, bool
-    as uint8; None for parameters that the tree lacks. Raises UserError for a name that is no parameter.
+    as uint8; None for parameters that the tree lacks. Raises UserError for a name that is no parameter, and
+    for a leaf of another shape.
 
     >>> model = lf.from_module(nn.Linear(4, 2))
     >>> lf.to_flax_tree({"weight": torch.ones(2, 4)}, lf.flax_layout(model))["kernel"].shape
     (4, 2)
     """
     places = {name: place for name, place in layout.places.items() if place.collection == PARAMS}
-    for name in tree:
+    params = dict(layout.model.evaluating.named_parameters())
+    for name, leaf in tree.items():
         if name not in places:
             raise UserError(f"to_flax_tree: tree: {name!r} is not a parameter ({first_few(list(places))})")
+        if leaf.shape != params[name].shape:
+            shapes = f"{tuple(leaf.shape)} (expected {tuple(params[name].shape)})"
+            raise UserError(f"to_flax_tree: tree: {name!r} has shape {shapes}")
     found: dict[str, Any] = {}
     for name, place in places.items():
         _put(found, place.path, _array(place.to(tree[name])) if name in tree else None)
@@ -77,7 +82,7 @@ def from_flax(variables: Mapping[str, Any], layout: FlaxLayout, masks: Mapping[s
     here (`flax_layout`). masks: of jaxpruner: 1 where a weight remains, None for leaves that are not pruned, packed to
     bits or not; without them nothing is pruned. Buffers that Flax doesn't have, such as the number of batches, are the
     model's own. Returns the ticket, whose pruned weights are zero. Raises UserError for leaves that are missing, of
-    another shape or not the layout's, and for a mask of a parameter that the model doesn't prune.
+    another shape, whole numbers or not the layout's, and for a mask of a parameter that the model doesn't prune.
 
     >>> model = lf.from_module(nn.Linear(4, 2))
     >>> layout, state = lf.flax_layout(model), lf.prune(density=0.5)(lf.init(model))
@@ -93,6 +98,10 @@ def from_flax(variables: Mapping[str, Any], layout: FlaxLayout, masks: Mapping[s
     if missing:
         place = layout.places[missing[0]]
         raise UserError(f"from_flax: variables: {'/'.join((place.collection, *place.path))} is missing")
+    for name, leaf in params.items():
+        if leaf.is_floating_point() and not found[name].is_floating_point():
+            where = "/".join(layout.places[name].path)
+            raise UserError(f"from_flax: variables: {where} is {dtype_name(found[name].dtype)} (expected floats)")
     kept = full_masks(params, model.prunable)
     if masks is not None:
         given = _leaves("masks", {PARAMS: masks}, layout, (PARAMS,), masked=True)
