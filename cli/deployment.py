@@ -174,7 +174,7 @@ def export(
     if not path.parent.is_dir():
         raise invalid("--out", str(path), f"a file in an existing folder, which {str(path.parent)!r} is not")
     subject = exportable_of(found.model, found.ticket, found.data.shape)
-    with busy(f"writing {path.name}"):
+    with busy(f"writing {path.name}"), failing_as_options({"export": "--to"}):
         written = exporter(subject, path)
         others = written.beside if isinstance(written, Exported) else list(written or ())
         rows = [*dense_sizes(found.ticket), (f"{path.name} ({to})", _size(path, others))]

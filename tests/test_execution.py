@@ -150,6 +150,8 @@ def test_a_format_that_cannot_be_had_says_why(format: str, words: str) -> None:
     ticket = lf.ticket(lf.prune(density=0.9)(lf.init(model)))
     with pytest.raises(UserError, match=words):
         lf.specialize(ticket, model, torch.randn(2, 1, 8, 8), format=format)
+    with pytest.raises(UserError, match=r"^sample: invalid value \(0, 1, 8, 8\) \(expected one example or more\)$"):
+        lf.specialize(ticket, model, torch.randn(0, 1, 8, 8))
 
 
 def test_where_compacting_fails_other_forms_stay() -> None:

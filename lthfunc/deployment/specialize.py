@@ -66,6 +66,8 @@ def specialize(
     with failing_as_options({FORMATS.option: "format"}):
         FORMATS.check(format)
     check_device(device)
+    if not len(sample):
+        raise invalid("sample", tuple(sample.shape), "one example or more")
     m = prepared(model, ticket, sample.to(device))
     with taking_inputs(model.name, m.x.shape[1:], model.evaluating), torch.no_grad():
         m.whole(m.x.clone())

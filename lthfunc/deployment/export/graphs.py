@@ -37,7 +37,7 @@ def torch_export(subject: Exportable, path: Path) -> Exported:
 def aoti(subject: Exportable, path: Path) -> Exported:
     """An AOTInductor package (.pt2): machine code for this kind of processor that runs without Python."""
     if reason := why_not("cpu"):
-        raise UserError(f"--to: aoti compiles, and {reason}")
+        raise UserError(f"export: aoti compiles, and {reason}")
     program = _exported(subject)
     with _whole(path) as part:
         _quietly(lambda: torch._inductor.aoti_compile_and_package(program, package_path=str(part)))
@@ -51,7 +51,7 @@ def onnx(subject: Exportable, path: Path) -> Exported:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  # which the exporter needs
     except ImportError as error:
-        raise UserError(f"--to: onnx needs {error.name} (pip install 'lthfunc[export]')") from error
+        raise UserError(f"export: onnx needs {error.name} (pip install 'lthfunc[export]')") from error
     batch = torch.export.Dim("batch")
 
     def exported() -> Any:
@@ -63,7 +63,7 @@ def onnx(subject: Exportable, path: Path) -> Exported:
     try:
         proto = _quietly(exported).model_proto
     except Exception as error:
-        raise UserError(f"--to: {subject.model.name} cannot become ONNX: {first_line(error)}") from error
+        raise UserError(f"export: {subject.model.name} cannot become ONNX: {first_line(error)}") from error
     _make_sparse(proto.graph, format_of)
     with _whole(path) as part:
         part.write_bytes(proto.SerializeToString())
@@ -114,7 +114,7 @@ def _exported(subject: Exportable) -> Any:
     try:
         return torch.export.export(subject.plain_network, (subject.inputs(_TRACED),), dynamic_shapes=({0: batch},))
     except Exception as error:
-        raise UserError(f"--to: {subject.model.name} cannot be exported: {first_line(error)}") from error
+        raise UserError(f"export: {subject.model.name} cannot be exported: {first_line(error)}") from error
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Network(nn.Module):
 def module(subject: Exportable, path: Path) -> Exported:
     """The compacted network as a plain ``nn.Module``: a Python file and a safetensors file of weights beside it."""
     if subject.compacted is None:
-        raise UserError(f"--to: module takes a compacted network, and {subject.why_not_compacted}")
+        raise UserError(f"export: module takes a compacted network, and {subject.why_not_compacted}")
     network = _flat(subject.compacted.model.evaluating)
     weights = path.with_suffix(".safetensors")
     state = {name: leaf.detach().contiguous() for name, leaf in network.state_dict().items()}
