@@ -265,7 +265,18 @@ def test_what_cannot_train_packed_is_refused() -> None:
             lambda: training(adam, updates=SET._replace(exchange=a_number))(start),
         ),
         ("state must be a PackedState, as .* give it, not a TrainState", lambda: training(adam)(dense)),
-        ("does not fit", lambda: training(adam)(lf.init_packed(nn.Linear(72, 3), density=0.5))),
+        (
+            r"fit the module: weight is missing in the state and \(3, 72\) in the module$",
+            lambda: lf.packed_accuracy(nn.Linear(72, 3), lf.init_packed(nn.Sequential(nn.Linear(72, 3)), 0.5), DATA),
+        ),
+        (
+            r"weight is \(3, 72\) in the state and \(3, 71\) in the module$",
+            lambda: lf.packed_accuracy(nn.Linear(71, 3), lf.init_packed(nn.Linear(72, 3), 0.5), DATA),
+        ),
+        (
+            "running_mean is missing in the state and a buffer in the module$",
+            lambda: lf.packed_accuracy(nn.BatchNorm1d(3), lf.init_packed(nn.LayerNorm(3), 0.5), DATA),
+        ),
         ("Own: cannot be compared", lambda: lf.train_packed(own, DATA, optimizer=adam, steps=2)(of_own)),
         ("density: invalid value 1.5", lambda: lf.init_packed(NET, density=1.5)),
         ("value of 1.0 is not known", lambda: lf.init_packed(nn.Sequential(nn.Linear(2, 2), other), density=0.5)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -232,12 +233,15 @@ def _of_shape(leaf: Tensor) -> Tensor:
 
 def _check_fits(module: nn.Module, state: PackedState) -> None:
     """Raise UserError where a state is another module's."""
-    ours = {name: tuple(leaf.shape) for name, leaf in module.named_parameters()}
+    ours: dict[str, Any] = {name: tuple(leaf.shape) for name, leaf in module.named_parameters()}
     masked = {name: tuple(shape.tolist()) for name, shape in state.shapes.items()}
-    theirs = {name: masked.get(name, tuple(leaf.shape)) for name, leaf in state.params.items()}
-    if ours != theirs or {*state.buffers} != {name for name, _ in module.named_buffers()}:
-        name = next((each for each in {**ours, **theirs} if ours.get(each) != theirs.get(each)), "a buffer")
-        raise UserError(f"state: does not fit the module, whose {name} is another or missing")
+    theirs: dict[str, Any] = {name: masked.get(name, tuple(leaf.shape)) for name, leaf in state.params.items()}
+    ours |= dict.fromkeys((name for name, _ in module.named_buffers()), "a buffer")
+    theirs |= dict.fromkeys(state.buffers, "a buffer")
+    for name in {**ours, **theirs}:
+        here, there = (each.get(name, "missing") for each in (theirs, ours))
+        if here != there:
+            raise UserError(f"state: does not fit the module: {name} is {here} in the state and {there} in the module")
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:
