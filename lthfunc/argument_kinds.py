@@ -188,7 +188,7 @@ KINDS: dict[str, ArgumentKind] = {
         "a Scale of finite numbers, none of unit and std zero, with as many means as stds", _is_scale
     ),
     "torch.device": _DEVICE,
-    "Collectives": _instance("Collectives", "an Collectives (lf.collectives)"),
+    "Collectives": _instance("Collectives", "Collectives (lf.collectives)"),
     "Costs": _instance("Costs", "Costs"),
     "Optimizer": _instance("Optimizer", "an lthfunc optimiser, such as lf.adam(1.2e-3)"),
     "Part": _instance("Part", "a part of a chain, such as lf.clip_by_global_norm(1.0)"),

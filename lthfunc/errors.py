@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from lthfunc.printable import a_or_an
+
 #: The most characters of a value to show; of a longer one the type is shown.
 _LONGEST_SHOWN = 160
 
@@ -54,7 +56,7 @@ def invalid(option: str, value: object, accepted: str) -> UserError:
     """An error for a value that an option does not accept."""
     shown = f" {value!r}"
     if "\n" in shown or len(shown) > _LONGEST_SHOWN:
-        shown = f": a {type(value).__name__}"
+        shown = f": {a_or_an(type(value).__name__)}"
     return UserError(f"{option}: invalid value{shown} (expected {accepted})")
 
 

@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "its own generator": (lambda: streamed(loader(Own())), "train: gives other batches each time it is read, so no"),
     "ragged batches": (lambda: streamed([(X, Y), (X[:, :2], Y)]), "train: batch 1 of epoch 0 has inputs of float32"),
     "no batches": (lambda: streamed([]), "train: no batches"),
-    "a number": (lambda: streamed(7), "train: invalid value: a int (expected a DataLoader or an iterable of batches)"),
+    "a number": (lambda: streamed(7), "train: invalid value: an int (expected a DataLoader or an iterable of batches)"),
     "its file": (lambda: lf.data.save_mapped("x.safetensors", streamed()), "x.safetensors: the training examples of"),
     "its size": (lambda: lf.make_trainer(MODEL, streamed(), optimizer=lf.sgd(0.1), batch_size=60),
                  "batch_size: invalid value 60 (expected a whole number from 1 to 22, the training examples)"),

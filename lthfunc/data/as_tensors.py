@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lthfunc.errors import UserError
+from lthfunc.printable import a_or_an
 from lthfunc.tracebacks import first_line
 from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.multi_input import InputSpec, pack_inputs
@@ -42,7 +43,7 @@ def tensor_of(value: Any, name: str) -> Tensor:
     """A tensor of numbers. Raises UserError for anything else, and for numbers that don't fit in float32."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(_plain(value, name))
     if tensor.ndim == 0:
-        raise UserError(f"{name}: invalid value: a {describe_data(value)} (expected tensors of (examples, …))")
+        raise UserError(f"{name}: invalid value: {a_or_an(describe_data(value))} (expected tensors of (examples, …))")
     return tensor
 
 
@@ -74,7 +75,7 @@ def _plain(value: Any, name: str) -> Any:
         raise UserError(f"{name}: a masked array has missing values; fill them in, or drop those examples")
     if not isinstance(value, (np.ndarray, list, tuple)) and not hasattr(value, "__array__"):
         raise UserError(
-            f"{name}: invalid value: a {describe_data(value)} (expected a tensor, an array or lists of numbers)"
+            f"{name}: invalid value: {a_or_an(describe_data(value))} (expected a tensor, an array or lists of numbers)"
         )
     try:
         array = np.asarray(value)

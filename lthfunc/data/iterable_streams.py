@@ -14,6 +14,7 @@ from lthfunc.data.content_checks import check_classes
 from lthfunc.data.examples import Example, Pair, batch_of, check_alike, check_repeats, is_read_once
 from lthfunc.data.fresh_loaders import fresh
 from lthfunc.errors import UserError
+from lthfunc.printable import a_or_an
 from lthfunc.tracebacks import first_line, user_location
 from lthfunc.trees.global_rng import preserved_cpu_generators, seed_cpu_generators
 from lthfunc.trees.rng import key
@@ -34,7 +35,8 @@ class IterableStream:
         self._classes: int | None = None
         if not callable(source) and not isinstance(source, Iterable):
             raise UserError(
-                f"train: invalid value: a {type(source).__name__} (expected a DataLoader or an iterable of batches)"
+                f"train: invalid value: {a_or_an(type(source).__name__)} (expected a DataLoader or an iterable of "
+                "batches)"
             )
         if not callable(source) and is_read_once(source):
             raise UserError(

@@ -16,6 +16,7 @@ from lthfunc.data.examples import Example, Make, Reader, has_numbers, is_read_on
 from lthfunc.data.images import Observe
 from lthfunc.data.spool import spooled
 from lthfunc.errors import UserError
+from lthfunc.printable import a_or_an
 from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.types import Dataset
 
@@ -44,7 +45,7 @@ def source_of(part: str, data: Any, make: Make, folder: Path, stack: ExitStack, 
     Raises UserError for what holds no examples, or other ones each time.
     """
     if not has_examples(data):
-        raise UserError(f"{part}: invalid value: a {describe_data(data)} (expected a data set of examples)")
+        raise UserError(f"{part}: invalid value: {a_or_an(describe_data(data))} (expected a data set of examples)")
     if has_numbers(data):
         return _map_style(part, data, make)
 

@@ -13,6 +13,7 @@ from lthfunc.data.as_tensors import Inputs, inputs_of, targets_of
 from lthfunc.data.content_checks import NamedSplit, check_pairs
 from lthfunc.data.data_warnings import with_warnings
 from lthfunc.errors import UserError, invalid
+from lthfunc.printable import a_or_an
 from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.rng import permutation
 from lthfunc.trees.types import Dataset, Scale, Split
@@ -108,7 +109,7 @@ def _pair(value: Any, part: str) -> tuple[Any, Any]:
     sized = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     map_style = sized and not hasattr(value, "dtype") and not isinstance(value, (tuple, list))
     how = "; lf.data.from_dataset takes a data set of examples" if map_style else ""
-    raise UserError(f"{part}: invalid value: a {describe_data(value)} (expected a pair (inputs, targets){how})")
+    raise UserError(f"{part}: invalid value: {a_or_an(describe_data(value))} (expected a pair (inputs, targets){how})")
 
 
 def scale_of(x: Tensor) -> Scale:

@@ -17,6 +17,7 @@ from lthfunc.data.images import Observe
 from lthfunc.data.sources import source_of
 from lthfunc.errors import UserError, invalid
 from lthfunc.hardware import cache_home
+from lthfunc.printable import a_or_an
 from lthfunc.trees.dataset_checks import describe_data
 from lthfunc.trees.types import Dataset, Scale
 
@@ -61,7 +62,7 @@ def from_dataset(
     given = {"train": train, "val": val, "test": test}
     held = {part: held_out(part, value) for part, value in given.items() if isinstance(value, (int, float))}
     if "train" in held:
-        raise UserError(f"train: invalid value: a {describe_data(train)} (expected a data set of examples)")
+        raise UserError(f"train: invalid value: {a_or_an(describe_data(train))} (expected a data set of examples)")
     with ExitStack() as stack:
         make = partial(example_of, pair=pair)
         sources = {
