@@ -230,7 +230,7 @@ def held(network: Network, tally: Tally, among: Sequence[str] = USUAL, *, inferr
             reason = str(error).split(" (line")[0].replace(f"network{network.seed}", "Net")
             tally.refused.setdefault(name, Counter())[reason] += 1
             of_line = f" of network{network.seed}" in str(error) or not name.startswith("sparse")
-            if "\n" in str(error) or not str(error).startswith("--") or not of_line:
+            if "\n" in str(error) or not str(error).startswith(("engine: ", "compact: ")) or not of_line:
                 faults.append(f"{name}: refused as {error}")
         except Exception:
             faults.append(f"{name}: {traceback.format_exc()}")

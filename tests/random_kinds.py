@@ -1,10 +1,12 @@
-"""Kinds of random networks beside those of images: of tokens, recurrent, of pixels. Each writes a network's body."""
+"""Kinds of random networks beside those of images: of tokens, recurrent, of pixels, of normalised convolutions. Each
+writes a network's body."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import normalised_steps
 import pixel_steps
 import sequence_steps
 import token_steps
@@ -79,6 +81,14 @@ def pixels(pen: Pen) -> Body:
     return _classified(pen, pixel_steps.flattened(pen, x), shape, 0, classes)
 
 
+def normalised(pen: Pen) -> Body:
+    """A network of convolutions beside batch normalisations, of images of any width and height."""
+    shape = (pen.rng.randint(1, 3), pen.rng.randint(3, 14), pen.rng.randint(3, 20))
+    pen.shapes["x"] = shape
+    x = normalised_steps.built(pen, normalised_steps.layer(pen, "x"))
+    return _classified(pen, pixel_steps.flattened(pen, x), shape, 0, pen.rng.randint(2, 4))
+
+
 def _classified(pen: Pen, x: str, shape: Shape, vocabulary: int, classes: int) -> Body:
     """Layers of features, the last of which gives the classes of an example."""
     for _ in range(pen.rng.randint(0, 2)):
@@ -88,4 +98,6 @@ def _classified(pen: Pen, x: str, shape: Shape, vocabulary: int, classes: int) -
 
 
 #: By the names of the command's option.
-KINDS: dict[str, Callable[[Pen], Body]] = {"tokens": tokens, "recurrent": recurrent, "pixels": pixels}
+KINDS: dict[str, Callable[[Pen], Body]] = {
+    "tokens": tokens, "recurrent": recurrent, "pixels": pixels, "normalised": normalised,
+}  # fmt: skip

@@ -24,7 +24,7 @@ LEAST = {
     "sparse": 0.7, "sparse inference": 0.6, "compact": 0.95, "compact inference": 0.95, "compile, interpreted": 0.95,
 }  # fmt: skip
 #: Networks of each other kind, by as many tests, and the share of them that the sparse engine runs at least.
-OF_KIND, LEAST_OF_KIND = 48, {"tokens": 0.8, "recurrent": 0.8, "pixels": 0.7}
+OF_KIND, LEAST_OF_KIND = 48, {"tokens": 0.8, "recurrent": 0.8, "pixels": 0.7, "normalised": 0.8}
 #: What the sparse engine is beside, in turn; tracing takes longest.
 OTHERS = ("compact", "compile, interpreted")
 #: Compiled by Inductor; they view as rows what it lays out channels last.
@@ -68,7 +68,8 @@ def test_every_engine_computes_what_the_eager_one_does(part: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("part", parts(1))
 def test_networks_of_other_kinds(kind: str, part: int) -> None:
-    """Tokens, recurrent layers, and what is done to pixels; every third is evaluated and takes two threads as well."""
+    """Tokens, recurrent layers, what is done to pixels, normalised convolutions; one of a part is evaluated and takes
+    two threads as well."""
     mine = Tally()
     for number, seed in enumerate(range(part, OF_KIND, PARTS)):
         network = drawn(seed, kind)
