@@ -25,7 +25,7 @@ from lthfunc.sparse import rolling
 from lthfunc.sparse.kernels import build
 from lthfunc.sparse.kernels.instructions import BY_TILES, OPCODES, column_of
 from lthfunc.sparse.program import Program
-from lthfunc.sparse.tile_buffers import VECTOR_BYTES
+from lthfunc.sparse.tile_buffers import LANES, VECTOR_BYTES
 from lthfunc.sparse.workspace import Workspace
 
 pytestmark = [
@@ -153,6 +153,24 @@ def test_gradients_may_be_written_where_values_were_read_for_the_last_time() -> 
     program = program_for(Residual())
     behind = instructions(program, "rolling_gradients")
     assert any(row["out"] == row["in"] or row["out"] == row["grad"] for row in behind)
+
+
+def test_what_lay_where_rows_roll_is_not_read() -> None:
+    """Nor where lanes are added up: the same bits as of memory that is zero."""
+    x, y = batch_of(SHAPE, 40)
+    found = []
+    for before in (0.0, float("nan")):
+        program, workspace, _ = made_of(Residual(), SHAPE, 40, precision="fp32")
+        memory = workspace.activations.view(-1, LANES)
+        for row in (*instructions(program, "rolling_products"), *instructions(program, "rolling_gradients")):
+            height, width = 2 * row["halo"] + 1, row["width"] + 2 * row["halo"]
+            memory[row["room"] :][: row["channels"] * height * width] = before
+            if "lanes" in row:
+                memory[row["lanes"]] = before
+        workspace.run(x[None], y[None])
+        found.append(workspace.gradients.clone())
+    assert torch.isfinite(found[1]).all()
+    assert torch.equal(*found)
 
 
 def test_what_does_not_fit_into_a_cache_goes_past_it() -> None:
