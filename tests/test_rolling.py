@@ -113,6 +113,17 @@ def test_which_rows_roll(body: list[nn.Module], expected: list[int]) -> None:
     check(module, shape, 40)
 
 
+def test_a_bias_that_does_not_learn_is_added() -> None:
+    """No normalisation behind it takes it away again."""
+    convolution = nn.Conv2d(4, 6, 3, padding=1)
+    assert convolution.bias is not None
+    convolution.bias.requires_grad_(False)
+    first = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+    module = Head(nn.Sequential(*first, convolution, nn.AvgPool2d(2)), (3, 18, 18))
+    assert rolls(program_for(module, (3, 18, 18))) == [1, 1]
+    check(module, (3, 18, 18), 40)
+
+
 def test_gradients_of_residual_networks() -> None:
     program = program_for(Residual())
     assert rolls(program) == [3, 3]
@@ -156,7 +167,7 @@ def test_gradients_may_be_written_where_values_were_read_for_the_last_time() -> 
 
 
 def test_what_lay_where_rows_roll_is_not_read() -> None:
-    """Nor where lanes are added up: the same bits as of memory that is zero."""
+    """Nor where sums and lanes are added up: the same bits as of memory that is zero."""
     x, y = batch_of(SHAPE, 40)
     found = []
     for before in (0.0, float("nan")):
@@ -165,8 +176,7 @@ def test_what_lay_where_rows_roll_is_not_read() -> None:
         for row in (*instructions(program, "rolling_products"), *instructions(program, "rolling_gradients")):
             height, width = 2 * row["halo"] + 1, row["width"] + 2 * row["halo"]
             memory[row["room"] :][: row["channels"] * height * width] = before
-            if "lanes" in row:
-                memory[row["lanes"]] = before
+            memory[[row[name] for name in ("sums", "lanes") if row.get(name, -1) >= 0]] = before
         workspace.run(x[None], y[None])
         found.append(workspace.gradients.clone())
     assert torch.isfinite(found[1]).all()
