@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 import lthfunc as lf
 from lthfunc.sparse.capture import captured
-from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES
+from lthfunc.sparse.kernels.instructions import COLUMNS, OPCODES, column_of
+from lthfunc.sparse.machine_code import MachineCode
 from lthfunc.sparse.program import Epilogue, Program, Stored, builder_for, program_of
 from lthfunc.sparse.workspace import Workspace
 
@@ -92,6 +94,32 @@ def batch_of(shape: tuple[int, ...], batch: int, seed: int = 0) -> tuple[Tensor,
 def instructions(program: Program, name: str) -> list[dict[str, int]]:
     rows = program.code.rows[program.code.rows[:, 0] == OPCODES[name]]
     return [dict(zip(COLUMNS[name], row[4:], strict=False)) for row in rows.tolist()]
+
+
+def changed(program: Program, name: str, columns: dict[str, Any], *, behind: bool = False) -> MachineCode:
+    """The code with other columns of the first such instruction; "end": the last vector. behind: of the first that goes
+    on from the rows before."""
+    rows = program.code.rows.clone()
+    found = rows[:, 0] == OPCODES[name]
+    if behind:
+        found &= rows[:, column_of(name, "goes_on")] == 1
+    row = rows[int(found.nonzero()[0])]
+    for column, value in columns.items():
+        at = 1 if column == "split" else column_of(name, column)
+        row[at] = program.code.vectors - 1 if value == "end" else value
+    return dataclasses.replace(program.code, rows=rows)
+
+
+def on_threads(run: Callable[[], Tensor]) -> list[Tensor]:
+    """What it gives on one thread, and on two."""
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    return found
 
 
 def differences(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from half_networks import SHAPE, Residual, batch_of, instructions, made_of
+from half_networks import SHAPE, Residual, batch_of, changed, instructions, made_of, on_threads
 from sparse_programs import (
     Head,
     check,
@@ -99,16 +98,14 @@ def test_bands_change_no_bit_but_those_of_sums_over_rows(precision: Any, monkeyp
 
 def test_any_number_of_threads_has_the_same_bits(narrow: None) -> None:
     x, y = batch_of((3, 24, 24), 40)
-    found, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            program, workspace, _ = made_of(Residual(8), (3, 24, 24), 40)
-            workspace.run(x[None], y[None])
-            assert parts(program, "weight_gradients")
-            found.append(workspace.gradients)
-    finally:
-        torch.set_num_threads(threads)
+
+    def gradients() -> Tensor:
+        program, workspace, _ = made_of(Residual(8), (3, 24, 24), 40)
+        workspace.run(x[None], y[None])
+        assert parts(program, "weight_gradients")
+        return workspace.gradients
+
+    found = on_threads(gradients)
     assert float(found[0].abs().max()) > 0
     assert torch.equal(*found)
 
@@ -141,7 +138,7 @@ def test_bands_have_every_row_once(height: int, halo: int, size: int, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "said"),
+    ("name", "columns", "said"),
     [
         ("products", {"goes_on": 2}, "goes_on: 0 or 1"),
         ("weight_gradients", {"goes_on": 2}, "goes_on and unfinished"),
@@ -152,16 +149,11 @@ def test_bands_have_every_row_once(height: int, halo: int, size: int, monkeypatc
         ("weight_gradients", {"across": 1}, "goes_on and unfinished"),
     ],
 )
-def test_parts_that_go_on_nowhere_are_refused(name: str, changed: dict[str, Any], said: str, narrow: None) -> None:
+def test_parts_that_go_on_nowhere_are_refused(name: str, columns: dict[str, Any], said: str, narrow: None) -> None:
     program, *_ = made_of(Residual(), SHAPE, 40)
     assert program.code.verified
-    rows = program.code.rows.clone()
-    row = next(row for row in rows if row[0] == OPCODES[name] and row[column_of(name, "goes_on")] == 1)
-    for column, value in changed.items():
-        at = 1 if column == "split" else column_of(name, column)
-        row[at] = program.code.vectors - 1 if value == "end" else value
     with pytest.raises(ValueError, match=said):
-        _ = dataclasses.replace(program.code, rows=rows).verified
+        _ = changed(program, name, columns, behind=True).verified
 
 
 def test_gradients_are_written_with_the_last_rows_alone(narrow: None) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from mistakes import assert_told_in_one_line
 from torch import nn
 
 import lthfunc
-from lthfunc.errors import UserError
 
 lf: Any = lthfunc  # What is passed is wrong on purpose.
 MODEL = lf.from_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
@@ -51,10 +51,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told_in_one_line(name: str) -> None:
-    typed, words = MISTAKES[name]
-    with pytest.raises(UserError, match=words) as told:
-        typed()
-    assert "\n" not in str(told.value)
+    assert_told_in_one_line(*MISTAKES[name])
 
 
 def test_states_of_tensors_none_and_nothing_are_right() -> None:
