@@ -46,6 +46,11 @@ def screen() -> Console:
     return console if console.is_terminal else _Plain(width=200, markup=False, emoji=False)
 
 
+def page() -> Console:
+    """stdout for help, as wide as the terminal or `COLUMNS` says, also in files and pipes."""
+    return _Plain(markup=False, emoji=False, highlight=False)
+
+
 def aside() -> Console:
     """stderr, for progress and notes, without markup; also where a library is kept from writing there meanwhile."""
     return _Plain(file=sys.stderr, stderr=True, markup=False, emoji=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
+
+from .console import page
 
 #: Columns below which Typer's tables cut long words off.
 _LEAST = 80
@@ -18,7 +19,7 @@ def fit_narrow(command: Any) -> None:
     wide = command.format_help
 
     def format_help(context: Any, formatter: Any) -> None:
-        console = Console(emoji=False, highlight=False)
+        console = page()
         if console.width >= _LEAST:
             wide(context, formatter)
             return

@@ -12,6 +12,7 @@ from half_networks import Round, as_it_is, batch_of, differences, instructions, 
 from sparse_programs import (
     TOLERANCE,
     kernels,  # noqa: F401
+    no_rows_roll,  # noqa: F401
 )
 from torch import Tensor, nn
 
@@ -80,6 +81,7 @@ def test_gradients_are_those_of_a_network_that_rounds_alike(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["padded", "joined", "projected"])
+@pytest.mark.usefixtures("no_rows_roll")
 def test_shortcuts_are_held_in_half(kind: str) -> None:
     program, *_ = made_of(Shortcut(kind), SHAPE, 20)
     # All blocks' values but the last one's, and what is added: its mean is taken, which reads whole numbers alone.
@@ -95,6 +97,7 @@ def test_shortcuts_are_held_in_half(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["padded", "projected"])
+@pytest.mark.usefixtures("no_rows_roll")
 def test_bands_read_what_is_held_in_half(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     x, y = batch_of(SHAPE, 20)

@@ -47,7 +47,7 @@ def sparsegpt(
     block as far as their remaining weights allow; or how many weights each of these layers keeps. choose: which weights
     of a block stay, by default the best. block: columns at a time. damping: added to the Hessian's diagonal, relative
     to its mean, so that it can be inverted. Returns a transformation. Raises UserError for an argument out of range or,
-    when it is applied, a density above that of the layers.
+    when it is applied, moments of no layer or a density above that of the layers.
 
     >>> model = lf.from_module(nn.Linear(4, 2))
     >>> state = lf.init(model)
