@@ -32,11 +32,9 @@ Beside<Kind, Value> beside(const products_row& op, const Region& region, const N
 template <typename Kind, typename Value>
 void add_in_turn(const products_row& op, const Workspace& m, const vec* sums, i64 count, const Beside<Kind, Value>& at,
                  const Beside<Kind, Value>& later, const Norm& norm, i64 row) {
-  const float* const saved = at.value ? m.constants + op.norm_saved + row * SAVED : nullptr;
-  const float mean = saved ? saved[mean_of] : 0.0f;
-  const float factor = saved && op.norm_relu ? saved[factor_of] : 0.0f;
-  const float summand = saved && op.norm_relu ? saved[summand_of] : 1.0f;
-  vec* const total = saved ? norm.sums + row * GRADIENT_SUMS : nullptr;
+  BehindNorm behind_norm;
+  if (at.value) behind_norm = BehindNorm(m.constants + op.norm_saved + row * SAVED, op.norm_relu);
+  vec* const total = at.value ? norm.sums + row * GRADIENT_SUMS : nullptr;
   GradientSums added;
   if (total && !norm.first) added.read(total);
   for (i64 s = 0; s < count; ++s) {
@@ -50,9 +48,7 @@ void add_in_turn(const products_row& op, const Workspace& m, const vec* sums, i6
     sum = as_held<Kind>(sum);
     if (at.value) {
       fetch(later.value + s);
-      const vec value = read(at.value[s]);
-      sum = passing(sum, value * factor + summand);
-      added.add(sum, value - mean, s);
+      sum = behind_norm.add(sum, read(at.value[s]), s, added);
     }
     write(at.out[place], sum);
   }

@@ -48,6 +48,26 @@ struct GradientSums {
   }
 };
 
+// What a gradient meets behind a batch normalisation, of constants from `saved` on: ReLU, and the sums of what passes.
+// Without ReLU all gradients pass, since 1 is above zero (and NaN, of endless values, not below): a branch at each
+// place would double what is compiled.
+struct BehindNorm {
+  float mean = 0.0f, factor = 0.0f, summand = 1.0f;
+
+  BehindNorm() = default;
+  BehindNorm(const float* saved, bool relu) : mean(saved[mean_of]) {
+    if (!relu) return;
+    factor = saved[factor_of];
+    summand = saved[summand_of];
+  }
+  // What passes of a gradient at a place where this was normalised.
+  LTHFUNC_INLINE vec add(vec gradient, vec value, i64 place, GradientSums& sums) const {
+    const vec passed = passing(gradient, value * factor + summand);
+    sums.add(passed, value - mean, place);
+    return passed;
+  }
+};
+
 // What batch normalisation wants of a stretch of outputs: their tile's sums, of all channels; where the stretch is the
 // tile's first; and, of a gradient, what was normalised, at the first channel.
 struct Norm {
@@ -91,20 +111,12 @@ LTHFUNC_INLINE void finish(vec (&sum)[Sums], const products_row& op, const Works
   LTHFUNC_UNROLL
   for (int s = 0; s < Sums; ++s) sum[s] = as_held<Kind>(sum[s]);
   vec* const at = norm.sums + row * GRADIENT_SUMS;
-  const float* const saved = m.constants + op.norm_saved + row * SAVED;
-  const float mean = saved[mean_of];
-  // Without ReLU all gradients pass, since 1 is above zero (and NaN, of endless values, not below): a branch at each
-  // place would double what is compiled.
-  const float factor = op.norm_relu ? saved[factor_of] : 0.0f, summand = op.norm_relu ? saved[summand_of] : 1.0f;
+  const BehindNorm behind_norm(m.constants + op.norm_saved + row * SAVED, op.norm_relu);
   GradientSums sums;
   if (!norm.first) sums.read(at);
   const auto add = [&](const auto* normalised) {
     LTHFUNC_UNROLL
-    for (int s = 0; s < Sums; ++s) {
-      const vec value = lthfunc::read(normalised[s]);
-      sum[s] = passing(sum[s], value * factor + summand);
-      sums.add(sum[s], value - mean, s);
-    }
+    for (int s = 0; s < Sums; ++s) sum[s] = behind_norm.add(sum[s], lthfunc::read(normalised[s]), s, sums);
   };
   if (norm.half)
     add(norm.half + row * op.norm_channel);

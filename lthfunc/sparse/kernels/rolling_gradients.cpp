@@ -87,18 +87,13 @@ void gradients_of_columns(const rolling_gradients_row& op, const Workspace& m, c
     }
     if (sums) {
       const auto norm = LTHFUNC_PLACES(norm);
-      const float* const saved = m.constants + op.norm_saved + channel * SAVED;
-      const float mean = saved[mean_of];
-      const float factor = op.norm_relu ? saved[factor_of] : 0.0f, summand = op.norm_relu ? saved[summand_of] : 1.0f;
+      const BehindNorm behind_norm(m.constants + op.norm_saved + channel * SAVED, op.norm_relu);
       GradientSums added;
       if (!first) added.read(sums + channel * GRADIENT_SUMS);
       fetch_later<Columns>(norm, 1);
       read_places(norm, beside);
       LTHFUNC_UNROLL
-      for (int s = 0; s < Columns; ++s) {
-        sum[s] = passing(sum[s], beside[s] * factor + summand);
-        added.add(sum[s], beside[s] - mean, s);
-      }
+      for (int s = 0; s < Columns; ++s) sum[s] = behind_norm.add(sum[s], beside[s], s, added);
       added.write(sums + channel * GRADIENT_SUMS);
     }
     write_places(out, sum, false);

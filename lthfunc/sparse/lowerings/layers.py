@@ -94,10 +94,10 @@ def convolved(
     product = RollingProduct(b, weight, bias, across=0, positions=down.out * right.out, groups=groups, poolable=near)
     out = Value(TileBuffer(outs, down.out, right.out), needs=product.learns or view.value.needs)
     lists = ConvolutionLists((outs, ins, *kernel), (down, right), groups)
-    bands = None
+    bands, in_rows = None, False
     if b.local and product.by_lists and lists.keeps_size and not lists.windowed:
         bands = bands_of(max(ins * groups, outs), down.size, right.size, padding[0])
-    in_rows = product.takes_rolling(view.value, lists) or bands is not None
+        in_rows = product.takes_rolling(view.value, lists) or bands is not None
 
     def emit(operation: Operation) -> None:
         source = read = operation.inputs[0].buffer

@@ -24,6 +24,7 @@ from lthfunc.sparse.lowerings.interface import (
 from lthfunc.sparse.lowerings.made_rows import NormalisedGradientRows, NormalisedRows
 from lthfunc.sparse.lowerings.parameters import as_view
 from lthfunc.sparse.lowerings.placing import placed
+from lthfunc.sparse.lowerings.product_columns import sums_at
 from lthfunc.sparse.lowerings.token_norm import tokens_norm
 from lthfunc.sparse.tile_buffers import Local, TileBuffer
 from lthfunc.sparse.views import WriteRows
@@ -51,7 +52,7 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
 
         def statistics() -> Any:
             return "batch_statistics", BY_ROWS, buffer.channels, {
-                **_sums_columns(x.sums if training else None), "places": buffer.height * buffer.width, "saved": saved,
+                **sums_at(x.sums if training else None), "places": buffer.height * buffer.width, "saved": saved,
                 "running_mean": b.statistics[mean.name], "running_variance": b.statistics[variance.name],
                 "momentum": settings, "epsilon": settings + 1, "training": int(training),
                 "weight": value_at(b, weight), "bias": value_at(b, bias),
@@ -87,10 +88,10 @@ def batch_norm(b: Builder, args: list[Any], kwargs: dict[str, Any]) -> View:
             if not normalised.summed:
                 b.emit(lambda: ("gradient_sums", BY_TILES, buffer.channels, {
                     **buffer.columns_of_kind("in"), **grad.columns_of_kind("grad"), **buffer.sides, "saved": saved,
-                    **_sums_columns(normalised.sums),
+                    **sums_at(normalised.sums),
                 }))  # fmt: skip
             b.emit(lambda: ("gradient_means", BY_ROWS, buffer.channels, {
-                **_sums_columns(normalised.sums), "places": buffer.height * buffer.width, "saved": saved,
+                **sums_at(normalised.sums), "places": buffer.height * buffer.width, "saved": saved,
                 "training": int(training), "weight_gradient": gradient_at(b, weight),
                 "bias_gradient": gradient_at(b, bias),
             }))  # fmt: skip
@@ -145,12 +146,8 @@ def _sum_up(b: Builder, x: Value) -> None:
     sums = x.sums = b.allocate(_VALUE_SUMS * x.buffer.channels)
     if not x.summable:
         b.emit(lambda: ("value_sums", BY_TILES, x.buffer.channels, {
-            **x.buffer.columns("in"), **x.buffer.sides, **_sums_columns(sums),
+            **x.buffer.columns("in"), **x.buffer.sides, **sums_at(sums),
         }))  # fmt: skip
-
-
-def _sums_columns(sums: TileBuffer | None) -> dict[str, int]:
-    return {"sums": -1, "sums_tile": 0} if sums is None else {"sums": sums.first, "sums_tile": sums.tile}
 
 
 def _read_once(b: Builder, value: Value) -> bool:

@@ -17,7 +17,7 @@ from lthfunc.sparse.lowerings.product_columns import UNFUSED, norm_columns, stre
 from lthfunc.sparse.lowerings.strides import StridedRegion, TokensRegion, moved, plain
 from lthfunc.sparse.lowerings.whole_layers import gradients_of_rows
 from lthfunc.sparse.patterns import Blocks, Entries, MatrixLists, lists_of
-from lthfunc.sparse.tile_buffers import VECTOR_BYTES, TileBuffer, no_buffer
+from lthfunc.sparse.tile_buffers import TileBuffer, no_buffer
 
 #: From weights, by where they lie in the flattened leaf, to what a product's rows read.
 EntriesOf = Callable[[Tensor], tuple[Entries, "Blocks | None"]]
@@ -175,7 +175,7 @@ class ProductLowering:
         return "products", BY_ROWS if self.across else BY_TILES, rows, {
             **region_in.columns("in"), **region_out.columns("out"), "ny": region_out.ny, "nx": region_out.nx,
             "values": self.b.leaves[self.weight].first, "across": self.across, **columns, "out_half": region_out.half,
-            **streamed_columns(columns, self.b.tiles * self.out.buffer.vectors * VECTOR_BYTES),
+            **streamed_columns(columns, self.b, self.out.buffer),
         }  # fmt: skip
 
     def _lists(self, product: Product, *, in_blocks: bool = True) -> tuple[int, dict[str, int]]:

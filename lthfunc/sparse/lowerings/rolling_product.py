@@ -13,7 +13,7 @@ from lthfunc.sparse.lowerings.banded import BandedProduct, InBands
 from lthfunc.sparse.lowerings.convolution_lists import ConvolutionLists
 from lthfunc.sparse.lowerings.made_rows import NormalisedGradientRows, NormalisedRows
 from lthfunc.sparse.lowerings.product import Product, ProductLowering
-from lthfunc.sparse.lowerings.product_columns import goes_past_caches, norm_columns
+from lthfunc.sparse.lowerings.product_columns import goes_past_caches, norm_columns, sums_at
 from lthfunc.sparse.rolling import Rolling, rolling_of
 from lthfunc.sparse.tile_buffers import Local, TileBuffer, no_buffer_of_kind
 from lthfunc.sparse.views import Value
@@ -27,10 +27,11 @@ class RollingProduct(BandedProduct):
     _image_rolls = False
 
     def takes_rolling(self, x: Value, lists: ConvolutionLists) -> bool:
-        """Whether rows may roll: where the gradients of the weights and of the image are wanted, and no bias's."""
+        """Whether rows may roll, of an image that may be taken some rows at a time: where the gradients of the weights
+        and of the image are wanted, and no bias's."""
         self._weights, (down, right) = lists, lists.sides
         learns = self.b.training and self.weight not in self.b.frozen and self._bias_gradient < 0
-        if learns and x.needs and self.b.local and self.by_lists and lists.keeps_size and not lists.windowed:
+        if learns and x.needs:
             channels = max(lists.ins * lists.groups, lists.outs)
             self._rolling = rolling_of(channels, down.size, right.size, down.padding)
         return self._rolling is not None
@@ -68,8 +69,7 @@ class RollingProduct(BandedProduct):
                 **(image.columns_of_kind("copy") if kept else no_buffer_of_kind("copy")),
                 "copy_streamed": int(kept and goes_past_caches(b, image)), **room(), **self._lists_of_outputs(rolling),
                 "values": b.leaves[self.weight].first, "bias": self._bias_at,
-                **out.columns_of_kind("out"), "sums": -1 if sums is None else sums.first,
-                "sums_tile": 0 if sums is None else sums.tile,
+                **out.columns_of_kind("out"), **sums_at(sums),
                 "streamed": int(sums is not None and goes_past_caches(b, out)),
             }  # fmt: skip
 
@@ -112,7 +112,7 @@ class RollingProduct(BandedProduct):
 
         def late() -> Any:
             sums = {name: at for name, at in norm_columns(norm).items() if name != "goes_on"}
-            gated = target.gate is not None and not (norm is not None and norm.gates)
+            gate = None if norm is not None and norm.gates else target.gate
             return "rolling_gradients", SUMS, x.buffer.channels, {
                 **(no_buffer_of_kind("in") if rows is None else rows.source.columns_of_kind("in")),
                 "saved": -1 if rows is None else rows.saved, **read.columns_of_kind("grad"), **room(),
@@ -120,7 +120,7 @@ class RollingProduct(BandedProduct):
                 "image_relu": int(made is not None and x.rectified), **self._lists_of_image(rolling),
                 "values": b.leaves[self.weight].first, "gradients": b.leaves[self.weight].first, "lanes": lanes.first,
                 "lanes_tile": lanes.tile, **target.buffer.columns_of_kind("out"), "accumulate": int(target.accumulate),
-                "gate": target.gate.first if target.gate is not None and gated else -1, **sums,
+                "gate": -1 if gate is None else gate.first, **sums,
             }  # fmt: skip
 
         b.emit(late)
